@@ -1,0 +1,168 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class InstanceState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    INSTANCE_STATE_UNSPECIFIED: _ClassVar[InstanceState]
+    INSTANCE_STATE_STARTING: _ClassVar[InstanceState]
+    INSTANCE_STATE_SERVING: _ClassVar[InstanceState]
+    INSTANCE_STATE_DRAINING: _ClassVar[InstanceState]
+    INSTANCE_STATE_LOST: _ClassVar[InstanceState]
+
+class MoveMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MOVE_MODE_UNSPECIFIED: _ClassVar[MoveMode]
+    MOVE_MODE_LIVE: _ClassVar[MoveMode]
+    MOVE_MODE_BLOCKING: _ClassVar[MoveMode]
+    MOVE_MODE_RECOMPUTE: _ClassVar[MoveMode]
+INSTANCE_STATE_UNSPECIFIED: InstanceState
+INSTANCE_STATE_STARTING: InstanceState
+INSTANCE_STATE_SERVING: InstanceState
+INSTANCE_STATE_DRAINING: InstanceState
+INSTANCE_STATE_LOST: InstanceState
+MOVE_MODE_UNSPECIFIED: MoveMode
+MOVE_MODE_LIVE: MoveMode
+MOVE_MODE_BLOCKING: MoveMode
+MOVE_MODE_RECOMPUTE: MoveMode
+
+class GetClusterRequest(_message.Message):
+    __slots__ = ("sessions",)
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    sessions: bool
+    def __init__(self, sessions: _Optional[bool] = ...) -> None: ...
+
+class GetClusterResponse(_message.Message):
+    __slots__ = ("cluster", "model", "instances", "routers", "sessions")
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    ROUTERS_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    cluster: str
+    model: str
+    instances: _containers.RepeatedCompositeFieldContainer[Instance]
+    routers: _containers.RepeatedCompositeFieldContainer[Router]
+    sessions: _containers.RepeatedCompositeFieldContainer[Session]
+    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[Router, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ...) -> None: ...
+
+class Instance(_message.Message):
+    __slots__ = ("name", "life", "pool", "state", "address", "pid", "role", "blocks", "waiting", "running", "heartbeat_age_s", "restarts", "rss_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LIFE_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    life: int
+    pool: str
+    state: InstanceState
+    address: str
+    pid: int
+    role: Role
+    blocks: Blocks
+    waiting: int
+    running: int
+    heartbeat_age_s: float
+    restarts: int
+    rss_bytes: int
+    def __init__(self, name: _Optional[str] = ..., life: _Optional[int] = ..., pool: _Optional[str] = ..., state: _Optional[_Union[InstanceState, str]] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., role: _Optional[_Union[Role, _Mapping]] = ..., blocks: _Optional[_Union[Blocks, _Mapping]] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., heartbeat_age_s: _Optional[float] = ..., restarts: _Optional[int] = ..., rss_bytes: _Optional[int] = ...) -> None: ...
+
+class Role(_message.Message):
+    __slots__ = ("prefill_tokens", "decode_slots")
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    prefill_tokens: int
+    decode_slots: int
+    def __init__(self, prefill_tokens: _Optional[int] = ..., decode_slots: _Optional[int] = ...) -> None: ...
+
+class Blocks(_message.Message):
+    __slots__ = ("total", "free", "cached", "held", "leased", "quarantined")
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    LEASED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    total: int
+    free: int
+    cached: int
+    held: int
+    leased: int
+    quarantined: int
+    def __init__(self, total: _Optional[int] = ..., free: _Optional[int] = ..., cached: _Optional[int] = ..., held: _Optional[int] = ..., leased: _Optional[int] = ..., quarantined: _Optional[int] = ...) -> None: ...
+
+class Router(_message.Message):
+    __slots__ = ("name", "address", "pid", "sessions")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    address: str
+    pid: int
+    sessions: int
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., sessions: _Optional[int] = ...) -> None: ...
+
+class Session(_message.Message):
+    __slots__ = ("request_id", "choice", "router", "owner", "prompt_tokens", "emitted_tokens")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EMITTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    choice: int
+    router: str
+    owner: str
+    prompt_tokens: int
+    emitted_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., choice: _Optional[int] = ..., router: _Optional[str] = ..., owner: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., emitted_tokens: _Optional[int] = ...) -> None: ...
+
+class MigrateRequestRequest(_message.Message):
+    __slots__ = ("request_id", "choice", "destination", "mode")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    choice: int
+    destination: str
+    mode: MoveMode
+    def __init__(self, request_id: _Optional[str] = ..., choice: _Optional[int] = ..., destination: _Optional[str] = ..., mode: _Optional[_Union[MoveMode, str]] = ...) -> None: ...
+
+class MigrateRequestResponse(_message.Message):
+    __slots__ = ("moves",)
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    moves: _containers.RepeatedCompositeFieldContainer[Move]
+    def __init__(self, moves: _Optional[_Iterable[_Union[Move, _Mapping]]] = ...) -> None: ...
+
+class Move(_message.Message):
+    __slots__ = ("choice", "source", "destination", "done", "reason", "seconds")
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    choice: int
+    source: str
+    destination: str
+    done: bool
+    reason: str
+    seconds: float
+    def __init__(self, choice: _Optional[int] = ..., source: _Optional[str] = ..., destination: _Optional[str] = ..., done: _Optional[bool] = ..., reason: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...

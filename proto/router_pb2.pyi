@@ -1,0 +1,137 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class MoveMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MOVE_MODE_UNSPECIFIED: _ClassVar[MoveMode]
+    MOVE_MODE_LIVE: _ClassVar[MoveMode]
+    MOVE_MODE_BLOCKING: _ClassVar[MoveMode]
+    MOVE_MODE_RECOMPUTE: _ClassVar[MoveMode]
+MOVE_MODE_UNSPECIFIED: MoveMode
+MOVE_MODE_LIVE: MoveMode
+MOVE_MODE_BLOCKING: MoveMode
+MOVE_MODE_RECOMPUTE: MoveMode
+
+class AttachRequest(_message.Message):
+    __slots__ = ("hello", "sessions", "moved", "lost")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    hello: RouterHello
+    sessions: SessionsHeld
+    moved: Moved
+    lost: LostInstance
+    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., sessions: _Optional[_Union[SessionsHeld, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., lost: _Optional[_Union[LostInstance, _Mapping]] = ...) -> None: ...
+
+class RouterHello(_message.Message):
+    __slots__ = ("name", "address", "pid")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    address: str
+    pid: int
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class SessionsHeld(_message.Message):
+    __slots__ = ("sessions",)
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    sessions: _containers.RepeatedCompositeFieldContainer[HeldSession]
+    def __init__(self, sessions: _Optional[_Iterable[_Union[HeldSession, _Mapping]]] = ...) -> None: ...
+
+class HeldSession(_message.Message):
+    __slots__ = ("session", "request_id", "choice", "owner", "prompt_tokens", "emitted_tokens")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EMITTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    request_id: str
+    choice: int
+    owner: str
+    prompt_tokens: int
+    emitted_tokens: int
+    def __init__(self, session: _Optional[str] = ..., request_id: _Optional[str] = ..., choice: _Optional[int] = ..., owner: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., emitted_tokens: _Optional[int] = ...) -> None: ...
+
+class Moved(_message.Message):
+    __slots__ = ("ask", "done", "reason", "seconds", "source")
+    ASK_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ask: int
+    done: bool
+    reason: str
+    seconds: float
+    source: str
+    def __init__(self, ask: _Optional[int] = ..., done: _Optional[bool] = ..., reason: _Optional[str] = ..., seconds: _Optional[float] = ..., source: _Optional[str] = ...) -> None: ...
+
+class LostInstance(_message.Message):
+    __slots__ = ("name", "life", "condemned")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LIFE_FIELD_NUMBER: _ClassVar[int]
+    CONDEMNED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    life: int
+    condemned: bool
+    def __init__(self, name: _Optional[str] = ..., life: _Optional[int] = ..., condemned: _Optional[bool] = ...) -> None: ...
+
+class AttachResponse(_message.Message):
+    __slots__ = ("instances", "ask_move")
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    ASK_MOVE_FIELD_NUMBER: _ClassVar[int]
+    instances: Instances
+    ask_move: AskMove
+    def __init__(self, instances: _Optional[_Union[Instances, _Mapping]] = ..., ask_move: _Optional[_Union[AskMove, _Mapping]] = ...) -> None: ...
+
+class Instances(_message.Message):
+    __slots__ = ("cluster", "model", "instances")
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    cluster: str
+    model: str
+    instances: _containers.RepeatedCompositeFieldContainer[InstanceInfo]
+    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[InstanceInfo, _Mapping]]] = ...) -> None: ...
+
+class InstanceInfo(_message.Message):
+    __slots__ = ("name", "life", "address", "pool", "prefill_tokens", "decode_slots", "draining")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LIFE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    life: int
+    address: str
+    pool: str
+    prefill_tokens: int
+    decode_slots: int
+    draining: bool
+    def __init__(self, name: _Optional[str] = ..., life: _Optional[int] = ..., address: _Optional[str] = ..., pool: _Optional[str] = ..., prefill_tokens: _Optional[int] = ..., decode_slots: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
+
+class AskMove(_message.Message):
+    __slots__ = ("ask", "session", "destination", "reason", "mode")
+    ASK_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    ask: int
+    session: str
+    destination: str
+    reason: str
+    mode: MoveMode
+    def __init__(self, ask: _Optional[int] = ..., session: _Optional[str] = ..., destination: _Optional[str] = ..., reason: _Optional[str] = ..., mode: _Optional[_Union[MoveMode, str]] = ...) -> None: ...
