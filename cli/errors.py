@@ -1,0 +1,86 @@
+"""How commands fail: one clear line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+logger = logging.getLogger(__name__)
+
+FAILED_CHECK = 1
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+class CheckFailed(Exception):
+    """A command ran to its end and found what it checks to be wrong (exit code 1); its text says what."""
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Run `command` and give its exit code: its own if it returns an int, else 0, or that of its error.
+
+    The user's error is written as one line on stderr; what is not the user's propagates with its traceback.
+    """
+    try:
+        result = command()
+        return result if isinstance(result, int) else 0
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return USER_ERROR
+    except BrokenPipeError:
+        # The reader of our output has gone; keep the interpreter's last flush from complaining about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED_CHECK
+    except Exception as error:  # noqa: BLE001  the task ends here
+        line = describe(error)
+        if line is None:
+            raise
+        logger.debug("the command failed", exc_info=True)
+        click.echo(f"penstock: {line}", err=True)
+        return FAILED_CHECK if isinstance(error, CheckFailed) else USER_ERROR
+
+
+def describe(error: Exception) -> str | None:
+    """The line that tells a person about `error`; None where it is a defect of ours."""
+    if isinstance(error, click.UsageError) and error.ctx:
+        text = f"{error.format_message()} Try `{error.ctx.command_path} --help`."
+    elif isinstance(error, click.ClickException):
+        text = error.format_message()
+    elif isinstance(error, OSError):
+        text = _describe_os_error(error)
+    elif isinstance(error, ModuleNotFoundError):
+        text = _describe_missing(error)
+    elif isinstance(error, (ValueError, CheckFailed)):
+        text = str(error)
+    else:
+        text = _describe_rpc_error(error)
+    return text and " ".join(text.split())
+
+
+def _describe_os_error(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def _describe_missing(error: ModuleNotFoundError) -> str | None:
+    """A missing package of ours is a defect; a missing dependency is an extra not installed."""
+    if not error.name or error.name.startswith("penstock"):
+        return None
+    return f"this command needs the Python package {error.name}: pip install 'penstock[all]'"
+
+
+def _describe_rpc_error(error: Exception) -> str | None:
+    grpc = sys.modules.get("grpc")  # help must not wait for its import; without it nothing raised an RpcError
+    if grpc is None or not isinstance(error, grpc.RpcError) or not hasattr(error, "code"):
+        return None
+    call: Any = error  # sync and aio errors share code() and details(), but no public type that has them
+    if call.code() is grpc.StatusCode.UNAVAILABLE:
+        return f"no cluster answers (is it up? `penstock up` starts one): {call.details()}"
+    return f"{call.details() or 'the call failed'} ({call.code().name})"

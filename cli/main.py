@@ -1,0 +1,50 @@
+"""The command `penstock`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from .. import __version__
+from .errors import exit_code
+from .lazy import LazyGroup
+
+COMMANDS = {
+    "up": ("penstock.cli.up", "Start a cluster on this machine and serve until Ctrl-C."),
+    "generate": ("penstock.cli.generate", "Stream a completion to the terminal."),
+    "status": ("penstock.cli.status", "Show instances, their load and running requests."),
+    "migrate": ("penstock.cli.migrate", "Move a running request to another instance."),
+    "down": ("penstock.cli.down", "Stop the cluster, and reap what a killed one left."),
+    "verify": ("penstock.cli.verify", "Compare a cluster's tokens with transformers, under moves."),
+    "bench": ("penstock.cli.bench", "Measure one thing: migration, transfer."),
+}
+
+HELP = """Serve language models from separate prefill and decode pools, and move requests while they run.
+
+\b
+Try:
+  penstock up                                in one terminal
+  penstock generate "Return the"             in another
+  penstock status
+  penstock migrate REQUEST_ID decode-1
+
+Commands find the cluster by --address, else PENSTOCK_ADDRESS, else the last `penstock up` on this machine.
+Each takes --json for programs; `penstock COMMAND --help` tells more."""
+
+penstock = LazyGroup(
+    "penstock",
+    table=COMMANDS,
+    help=HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+click.version_option(__version__, prog_name="penstock")(penstock)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 a failed check, 2 the user's error, 130 after Ctrl-C."""
+    sys.exit(exit_code(lambda: penstock.main(prog_name="penstock", standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()
