@@ -21,7 +21,7 @@ setup: $(STAMP) ## make .venv and install Penstock with its development tools
 # The constraints must stand in the same command as the install: a bare `torch` takes the newest, gigabytes of CUDA.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Penstock needs Python 3.11 or newer: make PYTHON=..." >&2; exit 2; }
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv" >&2; exit 2; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv" >&2; exit 2; }
 	$(PY) -m pip install --quiet -c constraints.txt setuptools
 	$(PY) -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[all,dev]'
 	@touch $@
