@@ -1,0 +1,243 @@
+"""What a checkpoint folder says of its model, without reading the weights into memory. Free of torch."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .layout import CacheLayout
+from .rope import Rope, read_rope
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+
+# What `transformers` assumes where config.json is silent.
+_FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048, "eos_token_id": 2},
+    "mistral": {
+        "max_position_embeddings": 131072,
+        "eos_token_id": 2,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "sliding_window": 4096,
+        "head_dim": 128,
+    },
+}
+_SAMPLES_PER_FILE = 64
+_SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The architecture of one dense decoder, equal for all families once read."""
+
+    family: str
+    vocab: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    max_positions: int
+    """Longest context in tokens, prompt and output together."""
+    norm_eps: float
+    rope: Rope
+    tied: bool
+    """The output projection is the embedding table."""
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    windows: tuple[int | None, ...]
+    """For each layer how many tokens back a query sees, itself included; None sees all."""
+    eos: frozenset[int]
+    fingerprint: str
+    """Equal for equal architecture and weights; both ends of a handover compare it."""
+
+    def cache_layout(self, blocks: int, block_size: int, dtype: str) -> CacheLayout:
+        """The KV cache of this model with `blocks` blocks of `block_size` tokens."""
+        return CacheLayout(
+            layers=self.layers,
+            blocks=blocks,
+            block_size=block_size,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            dtype=dtype,
+        )
+
+    def block_bytes(self, block_size: int, dtype: str) -> int:
+        """KV bytes of one block of `block_size` tokens in all layers."""
+        return self.cache_layout(1, block_size, dtype).block_bytes
+
+
+def read_checkpoint(folder: Path) -> ModelSpec:
+    """Reads config.json and generation_config.json of `folder` and fingerprints its weights.
+
+    Raises ValueError, in one sentence for a person, for a folder or model that cannot be served.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no checkpoint folder at {folder}")
+    config = _read_json(folder / "config.json")
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(f"model family {family!r} is not supported; supported: {', '.join(FAMILIES)}")
+    config = {**_FAMILY_DEFAULTS[family], **config}
+    architecture = _architecture(family, config)
+    eos = _end_tokens(folder, config)
+    return ModelSpec(**architecture, eos=eos, fingerprint=_fingerprint(architecture, weight_files(folder)))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, sorted; ValueError where one is missing or cut short."""
+    index = folder / INDEX_FILE
+    if index.is_file():
+        names = _read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise ValueError(f"{index} has no weight_map")
+        files = sorted({folder / str(name) for name in names.values()})
+    else:
+        files = [folder / SINGLE_FILE]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(
+                f"{file} is missing; a checkpoint needs {SINGLE_FILE} or {INDEX_FILE} with its shards"
+            )
+        _check_complete(file)
+    return files
+
+
+def _architecture(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    if config.get("quantization_config"):
+        raise ValueError("config.json: quantized checkpoints are not supported")
+    if config.get("hidden_act", "silu") != "silu":
+        raise ValueError(
+            f"config.json: hidden_act {config['hidden_act']!r} is not supported; supported: silu"
+        )
+    heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
+    kv_heads = _count(config, "num_key_value_heads", heads)
+    head_dim = _count(config, "head_dim", hidden // heads)
+    if heads % kv_heads:
+        raise ValueError(
+            f"config.json: {heads} attention heads are no multiple of {kv_heads} key-value heads"
+        )
+    if head_dim % 2:
+        raise ValueError(f"config.json: head_dim must be even, got {head_dim}")
+    layers = _count(config, "num_hidden_layers")
+    max_positions = _count(config, "max_position_embeddings")
+    attention_bias = family in ("llama", "qwen3") and bool(config.get("attention_bias", False))
+    return {
+        "family": family,
+        "vocab": _count(config, "vocab_size"),
+        "hidden": hidden,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "intermediate": _count(config, "intermediate_size"),
+        "max_positions": max_positions,
+        "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
+        "rope": read_rope(config, max_positions),
+        "tied": bool(config.get("tie_word_embeddings", False)),
+        "qkv_bias": attention_bias or family == "qwen2",
+        "output_bias": attention_bias,
+        "mlp_bias": family == "llama" and bool(config.get("mlp_bias", False)),
+        "qk_norm": family == "qwen3",
+        "windows": _windows(family, config, layers),
+    }
+
+
+def _windows(family: str, config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+    """Mistral windows every layer; Qwen those that `layer_types` names, else those from `max_window_layers` on."""
+    window = config.get("sliding_window")
+    if family == "llama" or window is None:
+        return (None,) * layers
+    if family == "mistral":
+        return (_count(config, "sliding_window"),) * layers
+    if not config.get("use_sliding_window", False):
+        return (None,) * layers
+    kinds = config.get("layer_types")
+    if kinds is None:
+        first = config.get("max_window_layers", 28)
+        kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    unknown = set(kinds) - {"sliding_attention", "full_attention"}
+    if unknown or len(kinds) != layers:
+        raise ValueError(
+            f"config.json: layer_types must name full_attention or sliding_attention for each of {layers} layers"
+        )
+    window = _count(config, "sliding_window")
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _end_tokens(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
+    generation = folder / "generation_config.json"
+    eos = _read_json(generation).get("eos_token_id") if generation.is_file() else None
+    if eos is None:
+        eos = config.get("eos_token_id")
+    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    if not all(isinstance(token, int) for token in ids):
+        raise ValueError(f"eos_token_id must be a token id or a list of them, got {eos!r}")
+    return frozenset(ids)
+
+
+def _count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"config.json: {key} must be a positive integer, got {value!r}")
+    return value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return value
+
+
+def _read_header(file: Path) -> bytes:
+    """A safetensors file is an 8-byte length, a JSON header of that length, then the tensors' bytes."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return stream.read(length) if length <= file.stat().st_size else b""
+
+
+def _check_complete(file: Path) -> None:
+    try:
+        header = json.loads(_read_header(file))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        raise ValueError(f"{file} is truncated or not a safetensors file") from None
+    expected = 8 + len(_read_header(file)) + max(ends, default=0)
+    size = file.stat().st_size
+    if size != expected:
+        raise ValueError(f"{file} is truncated or damaged: {size} bytes where its header says {expected}")
+
+
+def _fingerprint(architecture: Mapping[str, Any], files: list[Path]) -> str:
+    """Hashes the architecture and, of each file, name, size, header and evenly spread samples of the weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    plain = {**architecture, "rope": asdict(architecture["rope"])}
+    digest.update(json.dumps(plain, sort_keys=True).encode())
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode() + _read_header(file))
+        with file.open("rb") as stream:
+            for sample in range(_SAMPLES_PER_FILE):
+                stream.seek(sample * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES_PER_FILE - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

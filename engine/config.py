@@ -1,0 +1,78 @@
+"""The engine's part of the configuration."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+EMBEDDED = "embedded"
+DTYPES = ("auto", "float32", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
+TRANSPORTS = ("auto", "local", "gloo", "nccl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How one instance runs its model. Bad values are refused when it is made."""
+
+    model: str = EMBEDDED
+    """Folder of a Hugging Face checkpoint (config.json, safetensors, tokenizer), or `embedded`."""
+
+    dtype: str = "auto"
+    """Type of weights and KV: `float32`, `bfloat16`, or `auto` (float32 on CPUs, bfloat16 on GPUs)."""
+
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto` (a GPU where there is one)."""
+
+    block_size: int = 16
+    """Tokens per KV block."""
+
+    kv_blocks: int = 0
+    """KV blocks of an instance; 0 takes as many as fit into `kv_bytes`."""
+
+    kv_bytes: int = 128 << 20
+    """Memory of an instance's KV cache in bytes, where `kv_blocks` is 0."""
+
+    prefill_chunk: int = 512
+    """Tokens that one step may prefill; longer prompts are fed in chunks."""
+
+    max_running: int = 64
+    """Sequences that may run in one step."""
+
+    threads: int = 1
+    """CPU threads within one operator."""
+
+    transport: str = "auto"
+    """How KV leaves: `local` (same host, in place), `gloo`, `nccl`, or `auto` (the best for each pair)."""
+
+    def __post_init__(self) -> None:
+        _require_one_of("dtype", self.dtype, DTYPES)
+        _require_one_of("device", self.device, DEVICES)
+        _require_one_of("transport", self.transport, TRANSPORTS)
+        for name in ("block_size", "kv_bytes", "prefill_chunk", "max_running", "threads"):
+            _require_at_least(name, getattr(self, name), 1)
+        _require_at_least("kv_blocks", self.kv_blocks, 0)
+        if not isinstance(self.model, str) or not self.model:
+            raise ValueError(f"engine.model must be a folder or `{EMBEDDED}`, got {self.model!r}")
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's folder."""
+        if self.model == EMBEDDED:
+            return Path(__file__).with_name("embedded")
+        return Path(self.model).expanduser()
+
+    def block_count(self, block_bytes: int) -> int:
+        """KV blocks of an instance whose blocks have `block_bytes` each."""
+        count = self.kv_blocks or self.kv_bytes // block_bytes
+        if count < 1:
+            raise ValueError(f"engine.kv_bytes={self.kv_bytes} holds no block of {block_bytes} bytes")
+        return count
+
+
+def _require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"engine.{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _require_at_least(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"engine.{name} must be an integer of at least {least}, got {value!r}")

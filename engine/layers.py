@@ -1,0 +1,119 @@
+"""The parts of a decoder layer, as functions of weights and a step's inputs."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ..kernels.attention import paged_decode_attention, paged_prefill_attention
+from ..kernels.paged import PagedBatch
+from ..kernels.rms_norm import rms_norm
+from ..kernels.rope import apply_rope
+from ..kernels.silu_mul import silu_mul
+from ..kernels.store_kv import store_kv
+from .checkpoint import ModelSpec
+from .rope import Rope
+from .weights import LayerWeights
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """A flattened batch of `n` tokens: first one for each decoding sequence, then the chunks."""
+
+    tokens: torch.Tensor
+    """[n] ids"""
+    rotations: torch.Tensor
+    """[n, head_dim / 2] complex"""
+    slots: torch.Tensor
+    """[n] where each token's KV goes"""
+    decodes: Mapping[int | None, PagedBatch]
+    """The decoding sequences as layers with each window see them."""
+    chunks: Mapping[int | None, PagedBatch]
+
+
+def attention(
+    x: torch.Tensor,
+    weights: LayerWeights,
+    spec: ModelSpec,
+    inputs: StepInputs,
+    kv: torch.Tensor,
+    window: int | None,
+) -> torch.Tensor:
+    """Self-attention of `x` [n, hidden]; stores the new keys and values in the layer's cache `kv`."""
+    rotated = spec.heads + spec.kv_heads
+    qkv = F.linear(x, weights.qkv, weights.qkv_bias).view(len(x), -1, spec.head_dim)
+    qk, v = qkv[:, :rotated], qkv[:, rotated:]
+    if weights.qk_norm is not None:
+        qk = rms_norm(qk, weights.qk_norm, spec.norm_eps)
+    q, k = apply_rope(qk, inputs.rotations).split((spec.heads, spec.kv_heads), dim=1)
+    store_kv(k, v, kv, inputs.slots)
+    decodes, chunks = inputs.decodes[window], inputs.chunks[window]
+    border = len(decodes.tables)
+    outs = []
+    if decodes.tables:
+        outs.append(paged_decode_attention(q[:border], kv, decodes))
+    if chunks.tables:
+        outs.append(paged_prefill_attention(q[border:], k[border:], v[border:], kv, chunks))
+    mixed = outs[0] if len(outs) == 1 else torch.cat(outs)
+    return F.linear(mixed.reshape(len(x), -1), weights.output, weights.output_bias)
+
+
+def feed_forward(x: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
+    """The gated feed-forward block of `x` [n, hidden]."""
+    gate_up = F.linear(x, weights.gate_up, weights.gate_up_bias)
+    return F.linear(silu_mul(gate_up), weights.down, weights.down_bias)
+
+
+def rotations(positions: torch.Tensor, frequencies: torch.Tensor, scale: float) -> torch.Tensor:
+    """The turns of rope at `positions` [n], as complex numbers of length `scale`: [n, head_dim / 2]."""
+    angles = positions.unsqueeze(1).float() * frequencies
+    return torch.complex(angles.cos() * scale, angles.sin() * scale)
+
+
+def rope_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:
+    """Radians per position of each pair of dimensions, float32 [head_dim / 2], as `transformers` computes them.
+
+    `dynamic` equals `default` here: it differs beyond the model's positions only, and no context goes there.
+    """
+    powers = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    frequencies = 1.0 / (rope.theta**powers)
+    if rope.kind == "linear":
+        return frequencies / rope.factor
+    if rope.kind == "llama3":
+        return _llama3_frequencies(rope, frequencies)
+    if rope.kind == "yarn":
+        return _yarn_frequencies(rope, head_dim, rope.theta**powers)
+    return frequencies
+
+
+def _llama3_frequencies(rope: Rope, frequencies: torch.Tensor) -> torch.Tensor:
+    """Long wavelengths are stretched by `factor`, short ones kept, those between interpolated."""
+    wavelengths = 2 * math.pi / frequencies
+    longest_kept = rope.original_max_positions / rope.high_freq_factor
+    shortest_stretched = rope.original_max_positions / rope.low_freq_factor
+    smooth = (rope.original_max_positions / wavelengths - rope.low_freq_factor) / (
+        rope.high_freq_factor - rope.low_freq_factor
+    )
+    between = (1 - smooth) * frequencies / rope.factor + smooth * frequencies
+    stretched = torch.where(wavelengths > shortest_stretched, frequencies / rope.factor, between)
+    return torch.where(wavelengths < longest_kept, frequencies, stretched)
+
+
+def _yarn_frequencies(rope: Rope, head_dim: int, periods: torch.Tensor) -> torch.Tensor:
+    """Section 3.2 of https://arxiv.org/abs/2309.00071: a ramp between stretched and kept frequencies."""
+
+    def dimension(turns: float) -> float:
+        span = rope.original_max_positions / (turns * 2 * math.pi)
+        return head_dim * math.log(span) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    kept = 1 - ramp
+    return 1.0 / (rope.factor * periods) * (1 - kept) + 1.0 / periods * kept

@@ -1,0 +1,32 @@
+"""The forward pass of a dense decoder, one for all families."""
+
+import torch
+import torch.nn.functional as F
+
+from ..kernels.rms_norm import rms_norm
+from .cache import KVCache
+from .checkpoint import ModelSpec
+from .layers import StepInputs, attention, feed_forward
+from .weights import ModelWeights
+
+
+class Model:
+    """A decoder over a paged KV cache; it keeps no state between steps."""
+
+    def __init__(self, spec: ModelSpec, weights: ModelWeights) -> None:
+        self.spec = spec
+        self.weights = weights
+
+    def forward(self, inputs: StepInputs, cache: KVCache) -> torch.Tensor:
+        """Feeds `inputs`, stores their keys and values, and returns the last layer's output [n, hidden]."""
+        hidden = F.embedding(inputs.tokens, self.weights.embedding)
+        eps = self.spec.norm_eps
+        for layer, kv, window in zip(self.weights.layers, cache.layers, self.spec.windows, strict=True):
+            normed = rms_norm(hidden, layer.input_norm, eps)
+            hidden = hidden + attention(normed, layer, self.spec, inputs, kv, window)
+            hidden = hidden + feed_forward(rms_norm(hidden, layer.post_norm, eps), layer)
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Next-token logits [rows, vocab] of some rows of `forward`'s output."""
+        return F.linear(rms_norm(hidden, self.weights.norm, self.spec.norm_eps), self.weights.head)

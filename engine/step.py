@@ -1,0 +1,31 @@
+"""What one forward pass is asked to do. Free of torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSpec:
+    """How the token after an item's last one is chosen."""
+
+    temperature: float
+    """0 is greedy."""
+    seed: int
+    choice: int
+    """Index among the request's `n` choices."""
+    position: int
+    """Index of the token to be generated, from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepItem:
+    """One sequence's share of a step: a chunk of its prompt, or its last token."""
+
+    tokens: Sequence[int]
+    """The ids to feed, at least one."""
+    start: int
+    """Position of the first of them; the KV of all positions before it is in the cache already."""
+    block_table: Sequence[int]
+    """Block ids that cover every position up to the last one fed."""
+    sample: SampleSpec | None = None
+    """None where the next token is known or not wanted."""

@@ -1,0 +1,147 @@
+"""Weights of a checkpoint, fused for the forward pass."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .checkpoint import ModelSpec, weight_files
+
+# Buffers that older checkpoints saved beside the weights.
+_IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One decoder layer. Matrices are `[out, in]`; what a family lacks is None.
+
+    Rows of queries and keys are reordered so that the two dimensions which rope turns together are neighbours.
+    """
+
+    input_norm: torch.Tensor
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    qk_norm: torch.Tensor | None
+    """[heads + kv_heads, head_dim]"""
+    output: torch.Tensor
+    output_bias: torch.Tensor | None
+    post_norm: torch.Tensor
+    gate_up: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWeights:
+    embedding: torch.Tensor
+    layers: tuple[LayerWeights, ...]
+    norm: torch.Tensor
+    head: torch.Tensor
+
+
+def load_weights(folder: Path, spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> ModelWeights:
+    """Reads the safetensors files of `folder` as `dtype` onto `device`.
+
+    Raises ValueError, naming the file or the tensor, where one is missing, damaged, unexpected or of another shape.
+    """
+    with ExitStack() as stack:
+        shards = _Shards(weight_files(folder), dtype, device, stack)
+        weights = _read_model(shards, spec)
+        shards.refuse_unread(ignored=("lm_head.weight",) if spec.tied else ())
+    return weights
+
+
+class _Shards:
+    """All tensors of a checkpoint by name, each read once."""
+
+    def __init__(
+        self, files: Iterable[Path], dtype: torch.dtype, device: torch.device, stack: ExitStack
+    ) -> None:
+        self._dtype = dtype
+        self._device = device
+        self._sources: dict[str, tuple[Path, Any]] = {}
+        self._read: set[str] = set()
+        for file in files:
+            try:
+                shard = stack.enter_context(safe_open(file, framework="pt"))
+            except SafetensorError as error:
+                raise ValueError(f"{file} is no readable safetensors file: {error}") from None
+            self._sources.update((name, (file, shard)) for name in shard.keys())
+
+    def read(self, name: str, *shape: int) -> torch.Tensor:
+        if name not in self._sources:
+            raise ValueError(f"the checkpoint lacks tensor {name} of shape {list(shape)}")
+        file, shard = self._sources[name]
+        found = shard.get_slice(name).get_shape()
+        if found != list(shape):
+            raise ValueError(f"{file}: tensor {name} has shape {found}, expected {list(shape)}")
+        self._read.add(name)
+        return shard.get_tensor(name).to(device=self._device, dtype=self._dtype)
+
+    def refuse_unread(self, ignored: tuple[str, ...]) -> None:
+        unread = self._sources.keys() - self._read - set(ignored)
+        unexpected = sorted(name for name in unread if not name.endswith(_IGNORED_SUFFIXES))
+        if unexpected:
+            file, _ = self._sources[unexpected[0]]
+            more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
+            raise ValueError(f"{file}: unexpected tensor {unexpected[0]}{more}")
+
+
+def _read_model(shards: _Shards, spec: ModelSpec) -> ModelWeights:
+    embedding = shards.read("model.embed_tokens.weight", spec.vocab, spec.hidden)
+    return ModelWeights(
+        embedding=embedding,
+        layers=tuple(_read_layer(shards, spec, f"model.layers.{index}") for index in range(spec.layers)),
+        norm=shards.read("model.norm.weight", spec.hidden),
+        head=embedding if spec.tied else shards.read("lm_head.weight", spec.vocab, spec.hidden),
+    )
+
+
+def _read_layer(shards: _Shards, spec: ModelSpec, prefix: str) -> LayerWeights:
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    heads_out = spec.heads * spec.head_dim
+    return LayerWeights(
+        input_norm=shards.read(f"{prefix}.input_layernorm.weight", spec.hidden),
+        qkv=_read_qkv(shards, spec, attention, "weight", spec.hidden),
+        qkv_bias=_read_qkv(shards, spec, attention, "bias") if spec.qkv_bias else None,
+        qk_norm=_read_qk_norm(shards, spec, attention) if spec.qk_norm else None,
+        output=shards.read(f"{attention}.o_proj.weight", spec.hidden, heads_out),
+        output_bias=shards.read(f"{attention}.o_proj.bias", spec.hidden) if spec.output_bias else None,
+        post_norm=shards.read(f"{prefix}.post_attention_layernorm.weight", spec.hidden),
+        gate_up=_read_gate_up(shards, spec, mlp, "weight", spec.hidden),
+        gate_up_bias=_read_gate_up(shards, spec, mlp, "bias") if spec.mlp_bias else None,
+        down=shards.read(f"{mlp}.down_proj.weight", spec.hidden, spec.intermediate),
+        down_bias=shards.read(f"{mlp}.down_proj.bias", spec.hidden) if spec.mlp_bias else None,
+    )
+
+
+def _read_qkv(shards: _Shards, spec: ModelSpec, prefix: str, part: str, *columns: int) -> torch.Tensor:
+    rows, kv_rows = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    q = shards.read(f"{prefix}.q_proj.{part}", rows, *columns)
+    k = shards.read(f"{prefix}.k_proj.{part}", kv_rows, *columns)
+    v = shards.read(f"{prefix}.v_proj.{part}", kv_rows, *columns)
+    return torch.cat([_interleave(q, spec.head_dim), _interleave(k, spec.head_dim), v])
+
+
+def _read_qk_norm(shards: _Shards, spec: ModelSpec, prefix: str) -> torch.Tensor:
+    q, k = (
+        _interleave(shards.read(f"{prefix}.{name}_norm.weight", spec.head_dim), spec.head_dim)
+        for name in ("q", "k")
+    )
+    return torch.cat([q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1)])
+
+
+def _read_gate_up(shards: _Shards, spec: ModelSpec, prefix: str, part: str, *columns: int) -> torch.Tensor:
+    gate = shards.read(f"{prefix}.gate_proj.{part}", spec.intermediate, *columns)
+    return torch.cat([gate, shards.read(f"{prefix}.up_proj.{part}", spec.intermediate, *columns)])
+
+
+def _interleave(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Checkpoints pair dimension i of a head with i + D/2; afterwards pair i stands at 2i and 2i + 1."""
+    pairs = rows.view(-1, 2, head_dim // 2, *rows.shape[1:])
+    return pairs.transpose(1, 2).reshape(rows.shape)

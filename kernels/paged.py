@@ -1,0 +1,146 @@
+"""Where the KV of a step's sequences lies in the paged cache.
+
+Legend of shapes in this folder: `n` tokens or sequences of the batch, `H` query heads, `K` key-value heads, `D` the
+head's dimension, `B` blocks, `S` tokens a block. A layer's cache is `[2, B, S, K, D]`: keys, then values. A *slot* is a
+token's place in it, `block * S + offset`, so that consecutive blocks are consecutive slots.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+# A run of blocks shorter than this is gathered: an attention call of its own costs more than copying it.
+VIEW_TOKENS = 128
+# Queries of a chunk that share one mask: it bounds the mask's memory to TILE x context.
+TILE_TOKENS = 512
+
+
+class Reads(NamedTuple):
+    """Cached tokens that one sequence attends to, in no particular order."""
+
+    spans: list[tuple[int, int]]
+    """(first slot, tokens) of runs long enough to be read in place."""
+    slots: torch.Tensor | None
+    """Slots of all other tokens, to be gathered."""
+
+
+class Tile(NamedTuple):
+    """Some queries of a chunk with all that they see."""
+
+    first_row: int
+    rows: int
+    reads: Reads
+    mask: torch.Tensor
+    """[rows, keys], true where the key is visible; keys are in the order of positions."""
+
+
+@dataclass(frozen=True)
+class PagedBatch:
+    """Sequences of one step and their block tables, shared by all layers that have the same window.
+
+    Sequence `i` feeds `counts[i]` tokens at positions from `starts[i]` on; its KV up to them lies, or will lie when
+    attention runs, in the blocks `tables[i]`. A query at position `p` sees the keys in `(p - window, p]`.
+    """
+
+    tables: list[np.ndarray]
+    starts: list[int]
+    counts: list[int]
+    block_size: int
+    window: int | None
+    device: torch.device
+
+    @cached_property
+    def contexts(self) -> list[Reads]:
+        """For each sequence all that its last token sees, itself included: what a decode step reads."""
+        return [
+            self._locate(table, self._first_visible(start + count - 1), start + count, in_place=self._on_cpu)
+            for table, start, count in self._sequences()
+        ]
+
+    @cached_property
+    def prefixes(self) -> list[Reads | None]:
+        """For each sequence the tokens before its chunk; None where a window hides some of them from some query."""
+        return [
+            self._locate(table, 0, start, in_place=True) if self._sees_all(start + count) else None
+            for table, start, count in self._sequences()
+        ]
+
+    @cached_property
+    def tiles(self) -> list[list[Tile]]:
+        """For each sequence its queries in tiles of bounded size."""
+        return [list(self._tiles_of(*sequence)) for sequence in self._sequences()]
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    def _sequences(self) -> Iterator[tuple[np.ndarray, int, int]]:
+        return zip(self.tables, self.starts, self.counts, strict=True)
+
+    def _sees_all(self, end: int) -> bool:
+        return self._on_cpu and (self.window is None or end <= self.window)
+
+    def _first_visible(self, position: int) -> int:
+        return 0 if self.window is None else max(0, position - self.window + 1)
+
+    def _tiles_of(self, table: np.ndarray, start: int, count: int) -> Iterator[Tile]:
+        for first_row in range(0, count, TILE_TOKENS):
+            rows = min(TILE_TOKENS, count - first_row)
+            position = start + first_row
+            first_key = self._first_visible(position)
+            reads = self._locate(table, first_key, position + rows, in_place=False)
+            queries = torch.arange(position, position + rows, device=self.device).unsqueeze(1)
+            keys = torch.arange(first_key, position + rows, device=self.device)
+            mask = keys <= queries
+            if self.window is not None:
+                mask &= keys > queries - self.window
+            yield Tile(first_row, rows, reads, mask)
+
+    def _locate(self, table: np.ndarray, first: int, last: int, in_place: bool) -> Reads:
+        return locate(table, self.block_size, first, last, in_place).to(self.device)
+
+
+class _HostReads(NamedTuple):
+    spans: list[tuple[int, int]]
+    slots: np.ndarray | None
+
+    def to(self, device: torch.device) -> Reads:
+        slots = None if self.slots is None else torch.from_numpy(self.slots).to(device)
+        return Reads(self.spans, slots)
+
+
+def locate(table: np.ndarray, block_size: int, first: int, last: int, in_place: bool) -> _HostReads:
+    """Splits the positions `[first, last)` of a sequence into runs of consecutive slots.
+
+    A single run is one span. Of several, long ones are spans and the others slots where `in_place`; else all are
+    slots, in the order of positions.
+    """
+    if first >= last:
+        return _HostReads([], None)
+    skipped = first // block_size
+    blocks = table[skipped : (last - 1) // block_size + 1]
+    breaks = np.flatnonzero(blocks[1:] != blocks[:-1] + 1) + 1
+    offset = first - skipped * block_size
+    if not breaks.size:
+        return _HostReads([(int(blocks[0]) * block_size + offset, last - first)], None)
+    edges = np.concatenate(([0], breaks, [len(blocks)]))
+    slots = blocks[edges[:-1]] * block_size
+    tokens = np.diff(edges) * block_size
+    slots[0] += offset
+    tokens[0] -= offset
+    tokens[-1] -= (skipped + len(blocks)) * block_size - last
+    views = tokens >= VIEW_TOKENS if in_place else np.zeros(len(tokens), dtype=bool)
+    spans = list(zip(slots[views].tolist(), tokens[views].tolist(), strict=True))
+    return _HostReads(spans, _expand(slots[~views], tokens[~views]))
+
+
+def _expand(firsts: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
+    """The slots of runs given by first slot and length, one after the other."""
+    if not firsts.size:
+        return None
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1]) + np.repeat(firsts - (ends - counts), counts)
