@@ -493,11 +493,23 @@ class PairOffer(_message.Message):
     def __init__(self, pair: _Optional[str] = ..., host: _Optional[str] = ..., port: _Optional[int] = ..., backend: _Optional[str] = ...) -> None: ...
 
 class Turn(_message.Message):
-    __slots__ = ("pair", "sequence", "granted")
+    __slots__ = ("pair", "sequence", "kind")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[Turn.Kind]
+        KIND_ASK: _ClassVar[Turn.Kind]
+        KIND_GRANT: _ClassVar[Turn.Kind]
+        KIND_DENY: _ClassVar[Turn.Kind]
+        KIND_RELEASE: _ClassVar[Turn.Kind]
+    KIND_UNSPECIFIED: Turn.Kind
+    KIND_ASK: Turn.Kind
+    KIND_GRANT: Turn.Kind
+    KIND_DENY: Turn.Kind
+    KIND_RELEASE: Turn.Kind
     PAIR_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
-    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     pair: str
     sequence: int
-    granted: bool
-    def __init__(self, pair: _Optional[str] = ..., sequence: _Optional[int] = ..., granted: _Optional[bool] = ...) -> None: ...
+    kind: Turn.Kind
+    def __init__(self, pair: _Optional[str] = ..., sequence: _Optional[int] = ..., kind: _Optional[_Union[Turn.Kind, str]] = ...) -> None: ...

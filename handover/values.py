@@ -1,0 +1,295 @@
+"""Values of the handover protocol: who, under which epoch, and what they say to each other.
+
+Everything here is frozen and compared by value, so that a message can be doubled, delayed or hashed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+FOREVER = 2**31 - 1
+"""The n of a bound that voids a whole attempt."""
+
+
+class Epoch(NamedTuple):
+    """A right to own a session. The client raises `attempt` at each resume, the router `n`; compared in that order."""
+
+    attempt: int
+    n: int
+
+
+class Incarnation(NamedTuple):
+    """One life of an instance."""
+
+    instance: str
+    life: int
+
+
+class LeaseKey(NamedTuple):
+    """Names a lease: an instance leases an epoch of a session at most once."""
+
+    session: str
+    epoch: Epoch
+
+
+class End(IntEnum):
+    """Why a sequence ended."""
+
+    STOP = 1
+    LENGTH = 2
+
+
+class MoveMode(IntEnum):
+    """How a move copies: beside the running steps, or with the sequence paused throughout."""
+
+    LIVE = 1
+    BLOCKING = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """One generated token; `end` is set on the last one of a sequence."""
+
+    id: int
+    end: End | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the tokens of one choice are drawn.
+
+    `temperature` 0 is greedy; otherwise the draw is keyed by (seed, choice, position).
+    """
+
+    temperature: float = 0.0
+    seed: int = 0
+    choice: int = 0
+    max_tokens: int = 1
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Everything of a sequence that grows: what was asked, and what was answered so far."""
+
+    prompt: tuple[int, ...]
+    emitted: tuple[int, ...] = ()
+    params: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An incarnation and where it listens (host:port)."""
+
+    incarnation: Incarnation
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Shape of a block of KV; a destination refuses what differs from its own."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Where another process on the same host finds an instance's KV memory."""
+
+    host: str
+    pid: int
+    fd: int
+    size_bytes: int
+    blocks: int
+
+
+# ---- router to instance
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Prefill `context` and own the session under `epoch`; hand it over to `destination` where one is named."""
+
+    session: str
+    epoch: Epoch
+    context: Context
+    destination: Address | None = None
+    next_epoch: Epoch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Hand the session over to `destination`, which will own it under `next_epoch`."""
+
+    session: str
+    epoch: Epoch
+    next_epoch: Epoch
+    destination: Address
+    mode: MoveMode = MoveMode.LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The commit sent under `asked` never took effect: run on under `epoch`."""
+
+    session: str
+    asked: Epoch
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """Every epoch of the session up to `bound` is void."""
+
+    session: str
+    bound: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The router expects `next_index` next; what lies before it need not be told again."""
+
+    session: str
+    attempt: int
+    next_index: int
+
+
+# ---- instance to router
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What one step brought for one session; without records: it lives (it waits or prefills)."""
+
+    session: str
+    epoch: Epoch
+    first_index: int
+    records: tuple[TokenRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unmoved:
+    """The move to `next_epoch` will not happen; the source owns on under `epoch`."""
+
+    session: str
+    epoch: Epoch
+    next_epoch: Epoch
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A commit sent under `epoch` has not been acknowledged: who owns the session?"""
+
+    session: str
+    epoch: Epoch
+
+
+# ---- instance to instance; all name both incarnations, since a restart forgets
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    lease: LeaseKey
+    source: Incarnation
+    destination: Incarnation
+    fingerprint: str
+    layout: Layout
+    blocks: int
+    context: Context
+    router: str
+    one_sided: bool
+    hashes: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """`have` leading blocks are at the destination already; `block_ids` and `window` are for a one-sided writer."""
+
+    lease: LeaseKey
+    source: Incarnation
+    destination: Incarnation
+    lease_s: float
+    have: int = 0
+    block_ids: tuple[int, ...] = ()
+    window: Window | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """No room yet; the reservation stays open."""
+
+    lease: LeaseKey
+    source: Incarnation
+    destination: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    lease: LeaseKey
+    source: Incarnation
+    destination: Incarnation
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Token records from the router's acknowledged index on, and how many tokens' KV was copied in all."""
+
+    first_index: int
+    records: tuple[TokenRecord, ...]
+    computed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Header of one message of blocks, `count` of them from position `first` of the block table; the last has the commit.
+
+    Two-sided transports: before the blocks. One-sided: after they were written.
+    """
+
+    lease: LeaseKey
+    source: Incarnation
+    destination: Incarnation
+    first: int
+    count: int
+    size_bytes: int = 0
+    commit: Commit | None = None
+    pair: str = ""
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    lease: LeaseKey
+    source: Incarnation
+    destination: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Abandon the lease. From a destination: write no more. From a source: I shall write no more."""
+
+    lease: LeaseKey
+    source: Incarnation
+    destination: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """No write under the lease can follow."""
+
+    lease: LeaseKey
+    source: Incarnation
+    destination: Incarnation
+
+
+RouterMessage = Start | Move | Resume | Revoke | Seen
+InstanceMessage = News | Unmoved | Ask
+PeerMessage = Reserve | Grant | Wait | Refuse | Stage | Committed | Stop | Stopped
