@@ -63,7 +63,21 @@ TORCH_FREE = (
     "cli/*",
     "cluster/config",
     "cluster/simulator",
-    "engine/config",
+    "cluster/workload",
+    *(
+        f"engine/{noun}"
+        for noun in (
+            "blocks",
+            "config",
+            "draw",
+            "layout",
+            "leases",
+            "ledger",
+            "pool",
+            "scheduler",
+            "sequence",
+        )
+    ),
     "benchmarks/figures",
 )
 HEAVY = ("torch", "ray", "transformers")
