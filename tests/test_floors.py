@@ -55,30 +55,28 @@ MAY_IMPORT = {"ray": {"cluster/launcher.py", "cluster/controller.py"}}
 
 # Modules that must come without torch, ray and transformers, however far down their imports go.
 TORCH_FREE = (
-    "policy/*",
-    "handover/*",
-    "proto/*",
-    "client/*",
-    "router/*",
+    "benchmarks/figures",
     "cli/*",
+    "client/*",
     "cluster/config",
     "cluster/simulator",
     "cluster/workload",
-    *(
-        f"engine/{noun}"
-        for noun in (
-            "blocks",
-            "config",
-            "draw",
-            "layout",
-            "leases",
-            "ledger",
-            "pool",
-            "scheduler",
-            "sequence",
-        )
-    ),
-    "benchmarks/figures",
+    "engine/blocks",
+    "engine/checkpoint",
+    "engine/config",
+    "engine/draw",
+    "engine/layout",
+    "engine/leases",
+    "engine/ledger",
+    "engine/pool",
+    "engine/rope",
+    "engine/scheduler",
+    "engine/sequence",
+    "engine/step",
+    "handover/*",
+    "policy/*",
+    "proto/*",
+    "router/*",
 )
 HEAVY = ("torch", "ray", "transformers")
 
