@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from ..kernels.attention import paged_decode_attention, paged_prefill_attention
+from ..kernels.linear import linear
 from ..kernels.paged import PagedBatch
 from ..kernels.rms_norm import rms_norm
 from ..kernels.rope import apply_rope
@@ -43,7 +43,7 @@ def attention(
 ) -> torch.Tensor:
     """Self-attention of `x` [n, hidden]; stores the new keys and values in the layer's cache `kv`."""
     rotated = spec.heads + spec.kv_heads
-    qkv = F.linear(x, weights.qkv, weights.qkv_bias).view(len(x), -1, spec.head_dim)
+    qkv = linear(x, weights.qkv, weights.qkv_bias).view(len(x), -1, spec.head_dim)
     qk, v = qkv[:, :rotated], qkv[:, rotated:]
     if weights.qk_norm is not None:
         qk = rms_norm(qk, weights.qk_norm, spec.norm_eps)
@@ -57,13 +57,13 @@ def attention(
     if chunks.tables:
         outs.append(paged_prefill_attention(q[border:], k[border:], v[border:], kv, chunks))
     mixed = outs[0] if len(outs) == 1 else torch.cat(outs)
-    return F.linear(mixed.reshape(len(x), -1), weights.output, weights.output_bias)
+    return linear(mixed.reshape(len(x), -1), weights.output, weights.output_bias)
 
 
 def feed_forward(x: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
     """The gated feed-forward block of `x` [n, hidden]."""
-    gate_up = F.linear(x, weights.gate_up, weights.gate_up_bias)
-    return F.linear(silu_mul(gate_up), weights.down, weights.down_bias)
+    gate_up = linear(x, weights.gate_up, weights.gate_up_bias)
+    return linear(silu_mul(gate_up), weights.down, weights.down_bias)
 
 
 def rotations(positions: torch.Tensor, frequencies: torch.Tensor, scale: float) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from ..kernels.linear import linear
 from ..kernels.rms_norm import rms_norm
 from .cache import KVCache
 from .checkpoint import ModelSpec
@@ -29,4 +30,4 @@ class Model:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Next-token logits [rows, vocab] of some rows of `forward`'s output."""
-        return F.linear(rms_norm(hidden, self.weights.norm, self.spec.norm_eps), self.weights.head)
+        return linear(rms_norm(hidden, self.weights.norm, self.spec.norm_eps), self.weights.head)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 # A run of blocks shorter than this is gathered: an attention call of its own costs more than copying it.
-VIEW_TOKENS = 128
+VIEW_TOKENS = 256
 # Queries of a chunk that share one mask: it bounds the mask's memory to TILE x context.
 TILE_TOKENS = 512
 

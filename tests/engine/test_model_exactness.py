@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from penstock.benchmarks.checkpoints import make_checkpoint
 from penstock.engine.config import EngineConfig
 from penstock.engine.runner import Runner, SampleSpec, StepItem

@@ -1,0 +1,19 @@
+"""Multiplication by a weight matrix."""
+
+import torch
+import torch.nn.functional as F
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`x` [n, in] times `weight` [out, in] transposed, plus `bias` [out].
+
+    A CPU without bfloat16 arithmetic multiplies bfloat16 matrices 5 to 9 times slower than float32 ones; there, all but
+    single rows go through float32.
+    """
+    if x.is_cpu and x.dtype == torch.bfloat16 and len(x) > 1 and not _multiplies_bfloat16():
+        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).bfloat16()
+    return F.linear(x, weight, bias)
+
+
+def _multiplies_bfloat16() -> bool:
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
