@@ -31,3 +31,47 @@ class LoadView:
     """Mean time of recent steps."""
     idle_s: float = 0.0
     """Time since the step thread's last sign of life."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceView:
+    """An instance as its observer knows it. The role is data: what `load` says that it may take."""
+
+    name: str
+    life: int
+    address: str = ""
+    pool: str = ""
+    load: LoadView = LoadView()
+    seen_at: float = 0.0
+    """When `load` arrived, on the observer's clock."""
+    alive: bool = True
+    draining: bool = False
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.name, self.life
+
+    @property
+    def may_prefill(self) -> bool:
+        return self.alive and not self.draining and self.load.prefill_tokens > 0
+
+    @property
+    def may_decode(self) -> bool:
+        return self.alive and not self.draining and self.load.decode_slots > 0
+
+    def holds(self, tokens: int) -> bool:
+        """Whether a sequence of that many tokens fits when nothing else is there."""
+        return blocks_for(tokens, self.load.block_size) <= self.load.total_blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestShape:
+    """What a policy may know of a request: its size. `prompt_tokens` counts output that must be prefilled again."""
+
+    prompt_tokens: int
+    max_new_tokens: int = 1
+
+
+def blocks_for(tokens: int, block_size: int) -> int:
+    """Blocks that hold that many tokens; `block_size` 0 means that it is not known, and nothing is counted."""
+    return -(-tokens // block_size) if block_size else 0
