@@ -1,0 +1,93 @@
+"""Weights are read once, checked by name and shape, and refused in one sentence."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from penstock.benchmarks.checkpoints import make_checkpoint
+from penstock.engine.checkpoint import read_checkpoint
+from penstock.engine.weights import ModelWeights, load_weights
+
+CPU = torch.device("cpu")
+GATE = "model.layers.1.mlp.gate_proj.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path, "qwen3", seed=1)
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> ModelWeights:
+    return load_weights(folder, read_checkpoint(folder), dtype, CPU)
+
+
+def rewrite(folder: Path, changed: dict[str, torch.Tensor | None]) -> None:
+    """Changes, adds or (None) removes tensors of the only file."""
+    tensors = {**load_file(folder / "model.safetensors"), **changed}
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / "model.safetensors"
+    )
+
+
+def test_shards_hold_the_same_weights_as_one_file(tmp_path: Path, folder: Path) -> None:
+    sharded = make_checkpoint(tmp_path / "sharded", "qwen3", seed=1, shard_size="700KB")
+    assert len(list(sharded.glob("model-*.safetensors"))) > 1
+    one, many = load(folder), load(sharded)
+    assert torch.equal(one.embedding, many.embedding)
+    assert all(
+        torch.equal(a.qkv, b.qkv) and torch.equal(a.down, b.down)
+        for a, b in zip(one.layers, many.layers, strict=True)
+    )
+
+
+def test_weights_take_the_asked_dtype(folder: Path) -> None:
+    weights = load(folder, torch.bfloat16)
+    layer = weights.layers[0]
+    assert layer.qk_norm is not None
+    assert {weights.head.dtype, layer.qkv.dtype, layer.qk_norm.dtype} == {torch.bfloat16}
+
+
+def test_tied_embeddings_are_held_once(folder: Path) -> None:
+    weights = load(folder)
+    assert weights.head is weights.embedding
+
+
+def test_a_tied_model_may_carry_its_copy_of_the_head(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    rewrite(folder, {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
+    assert load(folder).head.shape == (4096, 128)
+
+
+def test_a_missing_tensor_is_named_with_its_shape(folder: Path) -> None:
+    rewrite(folder, {GATE: None})
+    with pytest.raises(ValueError, match=rf"lacks tensor {GATE} of shape \[256, 128\]"):
+        load(folder)
+
+
+def test_a_wrong_shape_is_named_with_the_right_one(folder: Path) -> None:
+    rewrite(folder, {GATE: torch.zeros(256, 127)})
+    with pytest.raises(
+        ValueError, match=rf"model.safetensors: tensor {GATE} has shape \[256, 127\], expected \[256, 128\]"
+    ):
+        load(folder)
+
+
+def test_an_unexpected_tensor_is_refused(folder: Path) -> None:
+    rewrite(folder, {"model.layers.0.self_attn.q_proj.bias": torch.zeros(128), "x": torch.zeros(1)})
+    with pytest.raises(ValueError, match="unexpected tensor model.layers.0.self_attn.q_proj.bias and 1 more"):
+        load(folder)
+
+
+def test_buffers_of_old_checkpoints_are_passed_over(folder: Path) -> None:
+    rewrite(folder, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(16)})
+    load(folder)
+
+
+def test_a_file_whose_header_lies_is_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b'"dtype":"F32"', b'"dtype":"X32"', 1))
+    with pytest.raises(ValueError, match=r"model.safetensors is no readable safetensors file"):
+        load(folder)
