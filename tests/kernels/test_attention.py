@@ -70,7 +70,7 @@ def test_prefill_equals_plain_attention(
     window: int | None, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paged, "TILE_TOKENS", tile)
-    case = Paged([0, 0, 3, 600, 1100, 1000, 15], [1, 40, 33, 20, 16, 300, 2], window)
+    case = Paged([0, 0, 3, 600, 1100, 1000, 15, 280], [1, 40, 33, 20, 16, 300, 2, 23], window)
     out = attention.paged_prefill_attention(case.q, case.k, case.v, case.kv, case.batch)
     torch.testing.assert_close(out, case.expected, atol=2e-6, rtol=1e-5)
 
