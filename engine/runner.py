@@ -16,7 +16,7 @@ from .sampler import sample
 from .step import SampleSpec, StepItem
 from .weights import load_weights
 
-__all__ = ["Runner", "SampleSpec", "StepItem", "choose_device", "choose_dtype"]
+__all__ = ["Runner", "SampleSpec", "StepItem", "choose_device", "choose_dtype", "choose_layout"]
 
 
 def choose_device(config: EngineConfig) -> torch.device:
