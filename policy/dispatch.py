@@ -55,17 +55,26 @@ class Memory:
 
 
 def dispatch(
-    request: RequestShape, views: Sequence[InstanceView], now: float, seed: int, memory: Memory
+    request: RequestShape,
+    views: Sequence[InstanceView],
+    now: float,
+    seed: int,
+    memory: Memory,
+    wanted: str = "",
 ) -> tuple[Assignment | NoInstance, Memory]:
     """Pick the instance with the fewest prompt tokens queued, and the one with the most blocks free.
 
     One that is best at both keeps the request. `now` is on the clock of the views' `seen_at`; `seed` breaks ties.
+    Where an instance is `wanted` by name, it decodes, and prefills if it may.
     """
     memory = unseen(memory, views, now)
-    prefills = [view for view in views if view.may_prefill]
-    decodes = [view for view in views if view.may_decode]
-    if not prefills or not decodes:
-        return NoInstance(f"no instance {'prefills' if not prefills else 'decodes'}"), memory
+    decodes = [view for view in views if view.may_decode and wanted in ("", view.name)]
+    if not decodes:
+        return NoInstance(f"no instance named {wanted} decodes" if wanted else "no instance decodes"), memory
+    there = [view for view in decodes if wanted and view.may_prefill]
+    prefills = there or [view for view in views if view.may_prefill]
+    if not prefills:
+        return NoInstance("no instance prefills"), memory
     tokens = request.prompt_tokens + 1
     prefills = [view for view in prefills if view.holds(tokens)]
     decodes = [view for view in decodes if view.holds(tokens)]
@@ -84,13 +93,16 @@ def redirect(
     now: float,
     seed: int,
     memory: Memory,
+    wanted: str = "",
 ) -> tuple[InstanceView | NoInstance, Memory]:
-    """Pick another instance to decode a request that is prefilled already, none of `avoid`."""
+    """Pick another instance to decode a request that is prefilled already, none of `avoid`; `wanted` one by name."""
     memory = unseen(memory, views, now)
-    tokens = request.prompt_tokens + 1
-    decodes = [view for view in views if view.may_decode and view.key not in avoid and view.holds(tokens)]
+    others = [view for view in views if view.key not in avoid and wanted in ("", view.name)]
+    decodes = [view for view in others if view.may_decode and view.holds(request.prompt_tokens + 1)]
     if not decodes:
-        return NoInstance("no other instance decodes"), memory
+        return NoInstance(
+            f"no instance named {wanted} decodes" if wanted else "no other instance decodes"
+        ), memory
     decode = _least(decodes, lambda view: _decode_load(view, memory), seed)
     blocks = blocks_for(request.prompt_tokens, decode.load.block_size)
     return decode, Memory((*memory.claims, Claim(decode.key, 0, blocks, now + SETTLE_S)))

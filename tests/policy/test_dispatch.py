@@ -130,6 +130,21 @@ def test_another_destination_is_none_that_is_avoided():
     assert isinstance(none, NoInstance)
 
 
+def test_a_wanted_instance_decodes_and_prefills_if_it_may():
+    views = [view("p", 512), view("d", 0, 8), view("e", 0, 8, free=1), view("m", 512, 8, queued=9, free=1)]
+    shape = RequestShape(prompt_tokens=10)
+    found, _ = dispatch(shape, views, 0.0, 0, Memory(), wanted="e")
+    assert isinstance(found, Assignment) and found.decode is not None
+    assert (found.prefill.name, found.decode.name) == ("p", "e")
+    found, _ = dispatch(shape, views, 0.0, 0, Memory(), wanted="m")
+    assert isinstance(found, Assignment) and found.prefill.name == "m" and found.decode is None
+    there, _ = redirect(shape, views, frozenset({("d", 1)}), 0.0, 0, Memory(), wanted="e")
+    assert isinstance(there, InstanceView) and there.name == "e"
+    for name in ("p", "nobody"):
+        assert isinstance(dispatch(shape, views, 0.0, 0, Memory(), wanted=name)[0], NoInstance)
+        assert isinstance(redirect(shape, views, frozenset(), 0.0, 0, Memory(), wanted=name)[0], NoInstance)
+
+
 @given(st.integers(0, 10**6), st.integers(1, 128))
 def test_blocks_hold_their_tokens_and_not_a_block_more(tokens, size):
     assert (blocks_for(tokens, size) - 1) * size < tokens <= blocks_for(tokens, size) * size or tokens == 0

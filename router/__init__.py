@@ -1,0 +1,1 @@
+"""The gRPC front of a cluster: tokenizes, dispatches, keeps sessions over the loss of instances. Needs no torch."""

@@ -1,0 +1,146 @@
+"""The router's stream to the controller: instances and wanted moves come, sessions held and results go.
+
+While the controller is away the router serves on with what it heard last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from ..policy.state import InstanceView, LoadView
+from ..proto import router_pb2 as pb
+from ..proto.router_pb2_grpc import RouterServiceStub
+from .links import CHANNEL
+from .router import Router
+from .session import Mode, MoveWanted
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+CONNECT_S = 5.0
+
+MODES = {
+    pb.MOVE_MODE_UNSPECIFIED: Mode.LIVE,
+    pb.MOVE_MODE_LIVE: Mode.LIVE,
+    pb.MOVE_MODE_BLOCKING: Mode.BLOCKING,
+    pb.MOVE_MODE_RECOMPUTE: Mode.RECOMPUTE,
+}
+
+
+async def attach(router: Router, controller: str, address: str) -> None:
+    """Keep the router attached to the controller at `controller` until cancelled; `address` is the router's own."""
+    attached = True
+    while True:
+        try:
+            await _attached(router, controller, address)
+            reason = "the controller ended the stream"
+            attached = True
+        except (grpc.RpcError, TimeoutError, asyncio.InvalidStateError) as error:
+            reason = str(error) or type(error).__name__
+        if attached:
+            logger.warning("detached from the controller at %s: %s", controller, reason)
+        attached = False
+        await asyncio.sleep(RETRY_S)
+
+
+async def _attached(router: Router, controller: str, address: str) -> None:
+    async with grpc.aio.insecure_channel(controller, options=CHANNEL) as channel:
+        call = RouterServiceStub(channel).Attach()
+        hello = pb.RouterHello(name=router.name, address=address, pid=os.getpid())
+        async with asyncio.timeout(CONNECT_S):
+            await call.write(pb.AttachRequest(hello=hello))
+        ends = [asyncio.create_task(_listen(router, call)), asyncio.create_task(_report(router, call))]
+        try:
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            done.pop().result()
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+            call.cancel()
+
+
+async def _listen(router: Router, call: Any) -> None:
+    async for response in call:
+        _take(router, response)
+
+
+def _take(router: Router, response: pb.AttachResponse) -> None:
+    match response.WhichOneof("message"):
+        case "instances":
+            router.set_instances([_listed(info) for info in response.instances.instances])
+        case "ask_move":
+            ask = response.ask_move
+            mode = MODES.get(ask.mode, Mode.LIVE)
+            router.want_move(MoveWanted(ask.ask, ask.session, ask.destination, mode, ask.reason))
+
+
+def _listed(info: pb.InstanceInfo) -> InstanceView:
+    load = LoadView(prefill_tokens=info.prefill_tokens, decode_slots=info.decode_slots)
+    return InstanceView(
+        name=info.name,
+        life=info.life,
+        address=info.address,
+        pool=info.pool,
+        load=load,
+        draining=info.draining,
+    )
+
+
+async def _report(router: Router, call: Any) -> None:
+    """Every heartbeat, what has changed."""
+    last = None
+    while True:
+        held = _held(router)
+        if held != last:
+            last = held
+            await _write(router, call, pb.AttachRequest(sessions=held))
+        for request in _due(router):
+            await _write(router, call, request)
+        await asyncio.sleep(router.handover.heartbeat_s)
+
+
+async def _write(router: Router, call: Any, request: pb.AttachRequest) -> None:
+    async with asyncio.timeout(CONNECT_S):
+        await call.write(request)
+
+
+def _held(router: Router) -> pb.SessionsHeld:
+    return pb.SessionsHeld(
+        sessions=[
+            pb.HeldSession(
+                session=session.key,
+                request_id=session.call.request_id,
+                choice=session.call.params.choice,
+                owner=session.owner,
+                prompt_tokens=len(session.call.prompt),
+                emitted_tokens=len(session.emitted),
+            )
+            for session in router.sessions.values()
+            if not session.closed
+        ]
+    )
+
+
+def _due(router: Router) -> Iterator[pb.AttachRequest]:
+    """Results of moves and lost instances, each told once."""
+    while router.moves:
+        result = router.moves.popleft()
+        moved = pb.Moved(
+            ask=result.ask,
+            done=result.done,
+            reason=result.reason,
+            seconds=result.seconds,
+            source=result.source,
+        )
+        yield pb.AttachRequest(moved=moved)
+    while router.lost_instances:
+        (name, life), condemned = router.lost_instances.popleft()
+        yield pb.AttachRequest(lost=pb.LostInstance(name=name, life=life, condemned=condemned))

@@ -1,0 +1,67 @@
+"""The router's part of the configuration, and what it must know of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """Where the router listens, and its bounds. Times in seconds."""
+
+    host: str = "127.0.0.1"
+    """The interface to listen on."""
+
+    port: int = 50051
+    """The port to listen on; 0 takes a free one."""
+
+    max_sessions: int = 1024
+    """Most sessions at once; a request above it is refused with RESOURCE_EXHAUSTED."""
+
+    session_queue: int = 1024
+    """Most messages that wait for a slow client of one session; above it the request ends with RESOURCE_EXHAUSTED."""
+
+    link_queue: int = 4096
+    """Most messages that wait for one instance; above it the stream is broken and made anew."""
+
+    dispatch_wait_s: float = 15.0
+    """How long a session waits for an instance that can take it, at its start and when it is recovered."""
+
+    move_wait_s: float = 10.0
+    """How long a move that was asked for waits for a handover that is under way."""
+
+    max_recoveries: int = 16
+    """How often a session is re-prefilled before it is given up."""
+
+    stop_s: float = 5.0
+    """How long a stop waits for open streams to end."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"router.port must be from 0 to 65535, not {self.port}.")
+        if not self.host:
+            raise ValueError("router.host must not be empty.")
+        for field in fields(self):
+            if field.name not in ("host", "port") and getattr(self, field.name) <= 0:
+                raise ValueError(f"router.{field.name} must be above 0, not {getattr(self, field.name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """The served model, as the router knows it."""
+
+    name: str
+    """What clients call it."""
+
+    context_tokens: int
+    """Most tokens of prompt and output together."""
+
+    vocabulary: int
+    """Token ids are below it."""
+
+    tokenizer: Path | None = None
+    """A `tokenizer.json`; without one, prompts are token ids and deltas have no text."""
+
+    end_tokens: tuple[int, ...] = ()
+    """Ids that end an output unless the request ignores them."""

@@ -1,0 +1,239 @@
+"""One stream to each incarnation of an instance: what it says goes to a listener, what is told goes out in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]
+
+from ..handover import wire
+from ..handover.config import HandoverConfig
+from ..handover.effects import Condemn
+from ..handover.frames import Beat, Hello, RouterFrame, SeenBatch, Step, Welcome
+from ..handover.values import Ask, Incarnation, InstanceMessage, RouterMessage, Seen, Unmoved
+from ..policy.state import InstanceView, LoadView
+from ..proto.worker_pb2_grpc import WorkerServiceStub
+
+logger = logging.getLogger(__name__)
+
+FIRST_RETRY_S = 0.05
+LAST_RETRY_S = 1.0
+
+CHANNEL = (
+    ("grpc.use_local_subchannel_pool", 1),  # else a new channel inherits the backoff of the last
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+)
+
+
+class Listener(Protocol):
+    """Who hears what links bring."""
+
+    def heard(self, sender: Incarnation, message: InstanceMessage) -> None: ...
+
+    def lost(self, instance: Incarnation, reason: str) -> None:
+        """The instance is hung, dead or dropped. It may come back under the same incarnation if it was only hung."""
+
+    def condemned(self, writer: Incarnation) -> None:
+        """An instance asks for the end of another that does not answer `stop`."""
+
+
+class StreamBroken(Exception):
+    """The stream to an instance has ended, or means nothing any more."""
+
+
+class Link:
+    """The stream to one incarnation: made anew when it breaks. What is told meanwhile is lost."""
+
+    def __init__(
+        self, listed: InstanceView, router: str, cfg: HandoverConfig, queue: int, listener: Listener
+    ):
+        self.listed = listed
+        self.incarnation = Incarnation(listed.name, listed.life)
+        self._router = router
+        self._cfg = cfg
+        self._queue = queue
+        self._listener = listener
+        self._linked = False
+        self._lost = False
+        self._load: LoadView | None = None
+        self._load_at = 0.0
+        self._out: deque[RouterFrame] = deque()
+        self._seen: dict[str, Seen] = {}
+        self._wake = asyncio.Event()
+        self._task = asyncio.create_task(self._run(), name=f"link to {listed.name}")
+
+    @property
+    def view(self) -> InstanceView:
+        """What policies may know; not alive until the stream has brought a load view."""
+        if self._load is None:
+            return replace(self.listed, alive=False)
+        return replace(self.listed, load=self._load, seen_at=self._load_at, alive=self._linked)
+
+    def tell(self, message: RouterMessage) -> None:
+        """Send soon, or never where the stream is broken: no party may depend on one message."""
+        if not self._linked:
+            return
+        if isinstance(message, Seen):
+            self._seen[message.session] = message
+        else:
+            self._out.append(message)
+        self._wake.set()
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    # ---- the stream
+
+    async def _run(self) -> None:
+        delay = FIRST_RETRY_S
+        while True:
+            try:
+                await self._stream()
+            except (
+                grpc.RpcError,
+                StreamBroken,
+                TimeoutError,
+                ValueError,
+                asyncio.InvalidStateError,
+            ) as error:
+                reason = _reason(error)
+            else:
+                reason = "the stream ended"
+            was_linked, self._linked = self._linked, False
+            if was_linked:
+                delay = FIRST_RETRY_S
+                logger.info("link to %s broke: %s", self.incarnation, reason)
+                if reason == HUNG:
+                    self._declare_lost(reason)
+            else:
+                self._declare_lost(reason)
+                delay = min(2 * delay, LAST_RETRY_S)
+            await asyncio.sleep(delay)
+
+    def _declare_lost(self, reason: str) -> None:
+        if not self._lost:
+            self._lost = True
+            self._listener.lost(self.incarnation, reason)
+
+    async def _stream(self) -> None:
+        self._out.clear()
+        self._seen.clear()
+        async with grpc.aio.insecure_channel(self.listed.address, options=CHANNEL) as channel:
+            call = WorkerServiceStub(channel).Link()
+            writer = None
+            try:
+                async with asyncio.timeout(self._cfg.hung_after_s):
+                    await call.write(wire.to_link_request(Hello(self._router, self.incarnation)))
+                writer = asyncio.create_task(self._write(call))
+                await self._read(call, writer)
+            finally:
+                if writer is not None:
+                    writer.cancel()
+                    await asyncio.gather(writer, return_exceptions=True)
+                call.cancel()
+
+    async def _read(self, call: Any, writer: asyncio.Task[None]) -> None:
+        while True:
+            async with asyncio.timeout(self._cfg.hung_after_s):
+                response = await call.read()
+            if response is EOF:
+                raise StreamBroken(await call.details() or "the instance ended the stream")
+            if writer.done():
+                await writer  # raises what ended it
+            self._take(wire.from_link_response(response))
+
+    def _take(self, frame: Any) -> None:
+        match frame:
+            case Step(news, load):
+                if load is not None:
+                    self._load, self._load_at = load, time.monotonic()
+                for message in news:
+                    self._listener.heard(self.incarnation, message)
+            case Unmoved() | Ask():
+                self._listener.heard(self.incarnation, frame)
+            case Welcome(incarnation):
+                if incarnation != self.incarnation:
+                    raise StreamBroken(f"{incarnation} answers instead")
+                self._linked, self._lost = True, False
+            case Condemn(writer):
+                self._listener.condemned(writer)
+
+    async def _write(self, call: Any) -> None:
+        """What was told since the last write, all seen of a step in one message; a beat where that is nothing."""
+        while True:
+            try:
+                async with asyncio.timeout(self._cfg.heartbeat_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._out.append(Beat())
+            self._wake.clear()
+            if self._seen:
+                self._out.append(SeenBatch(tuple(self._seen.values())))
+                self._seen.clear()
+            if len(self._out) > self._queue:
+                raise StreamBroken("the instance does not drain its stream")
+            while self._out:
+                async with asyncio.timeout(self._cfg.hung_after_s):
+                    await call.write(wire.to_link_request(self._out.popleft()))
+
+
+HUNG = "nothing was heard in time"
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return HUNG
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error) or type(error).__name__
+
+
+class Links:
+    """The links to all instances that may be used."""
+
+    def __init__(self, router: str, cfg: HandoverConfig, queue: int, listener: Listener):
+        self._router = router
+        self._cfg = cfg
+        self._queue = queue
+        self._listener = listener
+        self._links: dict[Incarnation, Link] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def set_instances(self, listed: Iterable[InstanceView]) -> None:
+        """Link to these and to no others; an instance that is missing is lost."""
+        wanted = {Incarnation(view.name, view.life): view for view in listed}
+        for incarnation in self._links.keys() - wanted.keys():
+            self._close(self._links.pop(incarnation))
+            self._listener.lost(incarnation, "the controller dropped it")
+        for incarnation, view in wanted.items():
+            if incarnation in self._links:
+                self._links[incarnation].listed = view
+            else:
+                self._links[incarnation] = Link(view, self._router, self._cfg, self._queue, self._listener)
+
+    def tell(self, instance: Incarnation, message: RouterMessage) -> None:
+        if instance in self._links:
+            self._links[instance].tell(message)
+
+    def views(self) -> list[InstanceView]:
+        return [link.view for link in self._links.values()]
+
+    async def close(self) -> None:
+        for incarnation in list(self._links):
+            self._close(self._links.pop(incarnation))
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def _close(self, link: Link) -> None:
+        task = asyncio.create_task(link.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

@@ -1,0 +1,183 @@
+"""The router's state: the sessions that it holds and the instances that it is linked to. One event loop owns it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import grpc
+
+from ..handover.config import HandoverConfig
+from ..handover.values import FOREVER, Epoch, Incarnation, InstanceMessage, Revoke, RouterMessage
+from ..policy import dispatch as policy
+from ..policy.dispatch import Assignment, Memory, NoInstance
+from ..policy.state import InstanceView, RequestShape
+from .config import ModelInfo, RouterConfig
+from .links import Links
+from .refusal import Refused
+from .session import LiveSession, MoveResult, MoveWanted
+from .wire import Call
+
+logger = logging.getLogger(__name__)
+
+FORGET_AFTER = 4096
+"""Ended requests whose ids are remembered at most."""
+
+UNTOLD = 1024
+"""Reports kept at most for a controller that is away."""
+
+
+class Router:
+    """Opens and closes sessions, and passes what instances say to them. Construct inside a running event loop."""
+
+    session_class = LiveSession
+
+    def __init__(self, name: str, config: RouterConfig, handover: HandoverConfig, model: ModelInfo):
+        self.name = name
+        self.config = config
+        self.handover = handover
+        self.model = model
+        self.sessions: dict[str, LiveSession] = {}
+        self.links = Links(name, handover, config.link_queue, self)
+        self.moves: deque[MoveResult] = deque(maxlen=UNTOLD)
+        """Results that the controller has not been told yet."""
+        self.lost_instances: deque[tuple[Incarnation, bool]] = deque(maxlen=UNTOLD)
+        """Instances that the controller is to hear of, and whether they are condemned."""
+        self._memory = Memory()
+        self._ended: dict[str, tuple[int, float]] = {}
+        """Request id to its last attempt and when that ended, oldest first."""
+        self._ticker = asyncio.create_task(self._tick(), name="router ticks")
+
+    # ---- sessions
+
+    def open(self, call: Call) -> LiveSession:
+        """A session for this call, started unless the client has all tokens. Raises `Refused`; close it in the end."""
+        self._check_attempt(call)
+        if len(self.sessions) >= self.config.max_sessions:
+            message = f"{len(self.sessions)} requests are open, and no more are taken."
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+        session = self.session_class(call, self, self.config, self.handover)
+        self.sessions[session.key] = session
+        self._guarded(session, session.start)
+        return session
+
+    def close(self, session: LiveSession) -> None:
+        """The client has all that it will get."""
+        session.cancel()
+        if self.sessions.get(session.key) is session:
+            del self.sessions[session.key]
+        self._ended.pop(session.call.request_id, None)
+        self._ended[session.call.request_id] = (session.call.attempt, self.now())
+        if len(self._ended) > FORGET_AFTER:
+            del self._ended[next(iter(self._ended))]
+
+    def _check_attempt(self, call: Call) -> None:
+        """A later attempt takes over from an earlier one; the same or an earlier one is refused."""
+        held = self._held(call.request_id)
+        attempt, ended_at = self._ended.get(call.request_id, (0, 0.0))
+        if self.now() - ended_at > self.handover.grace_s:
+            attempt = 0  # no instance remembers it either
+        last = held.call.attempt if held else attempt
+        if call.attempt <= last:
+            message = f"Attempt {last} of request {call.request_id!r} was made already."
+            raise Refused(grpc.StatusCode.ALREADY_EXISTS, message, "request_id")
+        if held:
+            message = f"The request was resumed as attempt {call.attempt}."
+            held.cancel(Refused(grpc.StatusCode.ABORTED, message))
+
+    def _held(self, request_id: str) -> LiveSession | None:
+        return next((held for held in self.sessions.values() if held.call.request_id == request_id), None)
+
+    def want_move(self, wanted: MoveWanted) -> None:
+        """Move a session; the result is appended to `moves` in the end."""
+        session = self.sessions.get(wanted.session)
+        if session is None:
+            self.moved(MoveResult(wanted.ask, False, "the request ended", 0.0, ""))
+        else:
+            self._guarded(session, lambda: session.want_move(wanted))
+
+    # ---- instances
+
+    def set_instances(self, listed: Sequence[InstanceView]) -> None:
+        """Every instance that may be used, whole; one that is missing is lost."""
+        self.links.set_instances(listed)
+
+    def serving(self) -> bool:
+        """Whether a new request would find an instance to prefill it and one to decode it."""
+        views = self.links.views()
+        return any(view.may_prefill for view in views) and any(view.may_decode for view in views)
+
+    def heard(self, sender: Incarnation, message: InstanceMessage) -> None:
+        session = self.sessions.get(message.session)
+        if session is None:
+            never_known = Epoch(message.epoch.attempt, FOREVER)
+            self.links.tell(sender, Revoke(message.session, never_known))
+        else:
+            self._guarded(session, lambda: session.heard(sender, message))
+
+    def lost(self, instance: Incarnation, reason: str) -> None:
+        logger.warning("%s is lost: %s", instance, reason)
+        self.lost_instances.append((instance, False))
+        for session in list(self.sessions.values()):
+            self._guarded(session, lambda session=session: session.lost(instance))
+
+    def condemned(self, writer: Incarnation) -> None:
+        logger.warning("%s is condemned: it does not answer `stop`", writer)
+        self.lost_instances.append((writer, True))
+
+    # ---- what sessions ask for
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def tell(self, instance: Incarnation, message: RouterMessage) -> None:
+        self.links.tell(instance, message)
+
+    def dispatch(self, request: RequestShape, wanted: str) -> Assignment | NoInstance:
+        found, self._memory = policy.dispatch(
+            request, self.links.views(), self.now(), secrets.randbits(32), self._memory, wanted
+        )
+        return found
+
+    def redirect(
+        self, request: RequestShape, avoid: frozenset[Incarnation], wanted: str
+    ) -> InstanceView | NoInstance:
+        found, self._memory = policy.redirect(
+            request, self.links.views(), avoid, self.now(), secrets.randbits(32), self._memory, wanted
+        )
+        return found
+
+    def silence_s(self, owner: Incarnation | None) -> float:
+        """Longer where one step takes longer: an instance may not speak in the middle of one."""
+        step_s = next((view.load.step_s for view in self.links.views() if view.key == owner), 0.0)
+        return max(self.handover.silence_s, 4 * step_s)
+
+    def moved(self, result: MoveResult) -> None:
+        self.moves.append(result)
+
+    # ---- time
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self.handover.heartbeat_s)
+            for session in list(self.sessions.values()):
+                self._guarded(session, session.tick)
+
+    def _guarded(self, session: LiveSession, action: Callable[[], None]) -> None:
+        """A defect that shows in one session ends that session alone."""
+        try:
+            action()
+        except Exception:  # noqa: BLE001  the session's work ends here
+            logger.exception("%s: a defect of the router", session.key)
+            session.abandon(Refused(grpc.StatusCode.INTERNAL, "The router met a defect of its own."))
+
+    async def stop(self) -> None:
+        self._ticker.cancel()
+        for session in list(self.sessions.values()):
+            session.cancel(Refused(grpc.StatusCode.UNAVAILABLE, "The router stops."))
+        await asyncio.sleep(0)  # lets links write the revokes
+        await self.links.close()

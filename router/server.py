@@ -1,0 +1,230 @@
+"""The router's gRPC server: inference for clients, control for operators, health and reflection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from ..handover.config import HandoverConfig
+from ..handover.values import End
+from ..policy.state import InstanceView
+from ..proto import control_pb2, control_pb2_grpc, inference_pb2, inference_pb2_grpc
+from .attach import attach
+from .config import ModelInfo, RouterConfig
+from .refusal import DETAILS_KEY, Refused
+from .router import Router
+from .session import Delta, LiveSession
+from .tokenizer import Tokenizer
+from .wire import Call, read_request
+
+logger = logging.getLogger(__name__)
+
+CONTROL_S = 60.0
+"""Limit of a forwarded control call whose caller set none."""
+
+REASONS = {End.STOP: inference_pb2.FINISH_REASON_STOP, End.LENGTH: inference_pb2.FINISH_REASON_LENGTH}
+SERVICES = ("penstock.inference.v1.InferenceService", "penstock.control.v1.ControlService")
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Streams of tokens. A call that ends for whatever reason, the client's leave included, frees its session."""
+
+    def __init__(self, router: Router, tokenizer: Tokenizer | None):
+        self._router = router
+        self._tokenizer = tokenizer
+
+    async def Generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:
+        try:
+            call = await read_request(request, self._router.model, self._tokenizer)
+            end = call.ended(self._router.model.end_tokens)
+            if end is None:
+                await self._stream(call, context)
+            else:  # resumed with all its tokens: nothing is left to do
+                await context.write(self._started(call))
+                await context.write(_finished(call, end, len(call.received)))
+        except Refused as refused:
+            logger.info("refused: %s: %s", refused.code.name, refused.message)
+            await refused.abort(context)
+
+    async def _stream(self, call: Call, context: Any) -> None:
+        session = self._router.open(call)
+        try:
+            await context.write(self._started(call))
+            text = self._tokenizer.stream(call.received) if self._tokenizer else None
+            async for delta in session.deltas():
+                piece = "" if text is None else text.add(delta.token_ids)
+                if text is not None and delta.last:
+                    piece += text.flush()
+                await context.write(_delta(call, delta, piece))
+            assert session.end is not None
+            await context.write(_finished(call, session.end, len(session.emitted), session))
+        finally:
+            self._router.close(session)
+
+    async def ListModels(
+        self, request: inference_pb2.ListModelsRequest, context: Any
+    ) -> inference_pb2.ListModelsResponse:
+        model = self._router.model
+        named = inference_pb2.Model(
+            name=model.name, context_tokens=model.context_tokens, vocabulary=model.vocabulary
+        )
+        return inference_pb2.ListModelsResponse(models=[named])
+
+    def _started(self, call: Call) -> inference_pb2.GenerateResponse:
+        started = inference_pb2.Started(
+            request_id=call.request_id,
+            model=self._router.model.name,
+            seed=call.params.seed,
+            attempt=call.attempt,
+            prompt_tokens=len(call.prompt),
+        )
+        return inference_pb2.GenerateResponse(started=started)
+
+
+def _delta(call: Call, delta: Delta, text: str) -> inference_pb2.GenerateResponse:
+    made = inference_pb2.Delta(
+        choice=call.params.choice,
+        first_index=delta.first_index,
+        token_ids=delta.token_ids,
+        text=text,
+        instance=delta.instance,
+    )
+    return inference_pb2.GenerateResponse(delta=made)
+
+
+def _finished(
+    call: Call, end: End, completion_tokens: int, session: LiveSession | None = None
+) -> inference_pb2.GenerateResponse:
+    usage = inference_pb2.Usage(
+        prompt_tokens=len(call.prompt),
+        completion_tokens=completion_tokens,
+        handovers=session.handovers if session else 0,
+        recoveries=session.recoveries if session else 0,
+    )
+    finished = inference_pb2.Finished(choice=call.params.choice, reason=REASONS[end], usage=usage)
+    return inference_pb2.GenerateResponse(finished=finished)
+
+
+class ControlServicer(control_pb2_grpc.ControlServiceServicer):
+    """Hands every call to the controller, and its answer back."""
+
+    def __init__(self, controller: str | None):
+        self._channel = grpc.aio.insecure_channel(controller) if controller else None
+
+    async def GetCluster(
+        self, request: control_pb2.GetClusterRequest, context: Any
+    ) -> control_pb2.GetClusterResponse:
+        return await self._forward("GetCluster", request, context)
+
+    async def MigrateRequest(
+        self, request: control_pb2.MigrateRequestRequest, context: Any
+    ) -> control_pb2.MigrateRequestResponse:
+        return await self._forward("MigrateRequest", request, context)
+
+    async def _forward(self, name: str, request: Any, context: Any) -> Any:
+        if self._channel is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "This router has no controller.")
+            raise AssertionError("abort returned")
+        method = getattr(control_pb2_grpc.ControlServiceStub(self._channel), name)
+        left_s = context.time_remaining()
+        try:
+            return await method(request, timeout=CONTROL_S if left_s is None else left_s)
+        except grpc.aio.AioRpcError as error:
+            details = [(key, value) for key, value in _pairs(error) if key == DETAILS_KEY]
+            message = error.details() or ""
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                message = f"the controller is away: {message}"
+            await context.abort(error.code(), message, trailing_metadata=tuple(details))
+
+    async def close(self) -> None:
+        if self._channel is not None:
+            await self._channel.close(None)
+
+
+def _pairs(error: grpc.aio.AioRpcError) -> Any:
+    """The trailing metadata as pairs, which the stubs do not know it to be."""
+    return error.trailing_metadata() or ()
+
+
+class RouterServer:
+    """A router that listens. `controller` is the address of the controller that it attaches to; a test may do without."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        model: ModelInfo,
+        controller: str | None,
+        handover: HandoverConfig | None = None,
+        name: str = "router-0",
+    ):
+        self.config = config
+        self.model = model
+        self.name = name
+        self._controller = controller
+        self._handover = handover or HandoverConfig()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> str:
+        """Listen, attach, and return the address. Raises `ValueError` where the port is taken."""
+        tokenizer = Tokenizer(self.model.tokenizer) if self.model.tokenizer else None
+        self.router = Router(self.name, self.config, self._handover, self.model)
+        self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        self._control = ControlServicer(self._controller)
+        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+        inference = InferenceServicer(self.router, tokenizer)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
+        control_pb2_grpc.add_ControlServiceServicer_to_server(self._control, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        self.address = f"{self.config.host}:{self._bind()}"
+        await self._set_health(False)
+        await self._server.start()
+        self._tasks.append(asyncio.create_task(self._watch_health(), name="health"))
+        if self._controller:
+            attached = attach(self.router, self._controller, self.address)
+            self._tasks.append(asyncio.create_task(attached, name="attachment"))
+        logger.info("router %s serves %s at %s", self.name, self.model.name, self.address)
+        return self.address
+
+    def set_instances(self, listed: list[InstanceView]) -> None:
+        """What the controller tells otherwise."""
+        self.router.set_instances(listed)
+
+    async def stop(self) -> None:
+        """Take no more, let open streams end for `stop_s`, then cut them and leave nothing behind."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self.config.stop_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.router.stop()
+        await self._control.close()
+
+    def _bind(self) -> int:
+        try:
+            return self._server.add_insecure_port(f"{self.config.host}:{self.config.port}")
+        except RuntimeError:
+            at = f"{self.config.host}:{self.config.port}"
+            raise ValueError(f"The router cannot listen on {at}: the port is in use or not ours.") from None
+
+    async def _watch_health(self) -> None:
+        """SERVING while a request would find instances for both of its phases."""
+        said = False
+        while True:
+            await asyncio.sleep(self._handover.heartbeat_s)
+            if self.router.serving() is not said:
+                said = not said
+                await self._set_health(said)
+
+    async def _set_health(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        for service in ("", *SERVICES):
+            await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)

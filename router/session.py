@@ -1,0 +1,398 @@
+"""One choice of one request while it lives: the protocol's session, driven with clocks, dispatch and a client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Protocol
+
+import grpc
+
+from ..handover import rules
+from ..handover.config import HandoverConfig
+from ..handover.effects import (
+    Cancel,
+    Closed,
+    Deliver,
+    Dispatched,
+    FromInstance,
+    InstanceLost,
+    MoveAsked,
+    MoveEnded,
+    NeedDestination,
+    NeedDispatch,
+    Nudge,
+    RecoverAsked,
+    SessionEffect,
+    SessionEvent,
+    Silent,
+    Tell,
+)
+from ..handover.session import Session
+from ..handover.values import (
+    FOREVER,
+    Address,
+    Context,
+    End,
+    Epoch,
+    Incarnation,
+    InstanceMessage,
+    MoveMode,
+    Revoke,
+    RouterMessage,
+)
+from ..policy.dispatch import Assignment, NoInstance
+from ..policy.state import InstanceView, RequestShape
+from .config import RouterConfig
+from .refusal import Refused
+from .wire import Call
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 0.1
+"""How soon an instance or a destination is looked for again."""
+
+
+class Mode(Enum):
+    """How somebody wants a session moved."""
+
+    LIVE = "live"
+    BLOCKING = "blocking"
+    RECOMPUTE = "recompute"
+
+
+@dataclass(frozen=True, slots=True)
+class MoveWanted:
+    """A move that the controller asks for. An empty destination is the freest other one."""
+
+    ask: int
+    session: str
+    destination: str
+    mode: Mode
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MoveResult:
+    """What became of it. `seconds` from the ask to the first token of the new owner."""
+
+    ask: int
+    done: bool
+    reason: str
+    seconds: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Tokens for the client; `last` where the output ends with them."""
+
+    first_index: int
+    token_ids: tuple[int, ...]
+    instance: str
+    last: bool
+
+
+class Fleet(Protocol):
+    """What a session asks of the router that holds it."""
+
+    def now(self) -> float: ...
+
+    def tell(self, instance: Incarnation, message: RouterMessage) -> None: ...
+
+    def dispatch(self, request: RequestShape, wanted: str) -> Assignment | NoInstance:
+        """`wanted` names the instance that is to decode, or nobody."""
+        ...
+
+    def redirect(
+        self, request: RequestShape, avoid: frozenset[Incarnation], wanted: str
+    ) -> InstanceView | NoInstance: ...
+
+    def silence_s(self, owner: Incarnation | None) -> float:
+        """How long the owner of a session may say nothing of it."""
+        ...
+
+    def moved(self, result: MoveResult) -> None: ...
+
+
+@dataclass(slots=True)
+class _Move:
+    """A wanted move under way. `to` is known once the protocol's session was asked."""
+
+    wanted: MoveWanted
+    since: float
+    source: str = ""
+    to: Incarnation | None = None
+    landed: bool = False
+
+
+class LiveSession:
+    """Feeds the pure session, carries out its effects, and holds what the client has not read yet."""
+
+    def __init__(self, call: Call, fleet: Fleet, cfg: RouterConfig, handover: HandoverConfig):
+        self.call = call
+        self.key = call.session
+        self.emitted = list(call.received)
+        self.machine = Session(self.key, call.attempt, next_index=len(call.received))
+        self.handovers = 0
+        self.recoveries = 0
+        self.end: End | None = None
+        self.error: Refused | None = None
+        self._fleet = fleet
+        self._cfg = cfg
+        self._handover = handover
+        self._pending: deque[Delta] = deque()
+        self._news = asyncio.Event()
+        self._heard_at = fleet.now()
+        self._nudged_at = 0.0
+        self._dispatch_since: float | None = None
+        """Since when no instance could be found."""
+        self._destination_due: float | None = None
+        """When to look again for a destination."""
+        self._move: _Move | None = None
+
+    # ---- the client's side
+
+    def start(self) -> None:
+        """Send the session to an instance."""
+        self._dispatch("")
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """Each token once, in order. Raises `Refused` where the session ends in an error."""
+        while True:
+            while self._pending:
+                yield self._pending.popleft()
+            if self.closed:
+                break
+            self._news.clear()
+            await self._news.wait()
+        if self.error is not None:
+            raise self.error
+
+    def cancel(self, error: Refused | None = None) -> None:
+        """The client has gone, or `error` is to reach it. Every instance that heard of the session drops it."""
+        if not self.machine.closed:
+            self.error = error
+            self._feed(Cancel())
+
+    def abandon(self, error: Refused) -> None:
+        """End without asking the protocol's session, which a defect may have left in any state."""
+        self.error = error
+        self.machine = replace(self.machine, closed=True)
+        for instance in self.machine.sent_to:
+            self._fleet.tell(instance, Revoke(self.key, Epoch(self.call.attempt, FOREVER)))
+        self._news.set()
+
+    @property
+    def closed(self) -> bool:
+        return self.machine.closed
+
+    @property
+    def owner(self) -> str:
+        return self.machine.owner.instance if self.machine.owner else ""
+
+    # ---- the cluster's side
+
+    def heard(self, sender: Incarnation, message: InstanceMessage) -> None:
+        if not self.machine.closed and rules.accepts(self.machine.epoch, message.epoch):
+            self._heard_at = self._fleet.now()
+        self._feed(FromInstance(sender, message))
+        self._try_move()
+
+    def lost(self, instance: Incarnation) -> None:
+        self._feed(InstanceLost(instance))
+
+    def want_move(self, wanted: MoveWanted) -> None:
+        """Begin the move, or wait for a handover that is under way; `Fleet.moved` hears the result."""
+        if self.closed or self._move is not None:
+            reason = "the request ended" if self.closed else "another move was asked for"
+            self._fleet.moved(MoveResult(wanted.ask, False, reason, 0.0, self.owner))
+            return
+        self._move = _Move(wanted, self._fleet.now())
+        self._try_move()
+
+    def tick(self) -> None:
+        """Time passes: to be called every heartbeat."""
+        if self.closed:
+            return
+        now = self._fleet.now()
+        if self._dispatch_since is not None:
+            self._dispatch("")
+        elif now - self._heard_at > self._fleet.silence_s(self.machine.owner):
+            self._feed(Silent())
+        elif self._destination_due is not None and now >= self._destination_due:
+            self._find_destination(frozenset())
+        elif self.machine.pending is not None and now - self._nudged_at > self._handover.reserve_wait_s:
+            self._nudged_at = now
+            self._feed(Nudge())
+        self._try_move()
+
+    # ---- effects
+
+    def _feed(self, event: SessionEvent) -> None:
+        context = self._context() if isinstance(event, Dispatched) else None
+        self.machine, effects = self.machine.on(event, context)
+        for effect in effects:
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: SessionEffect) -> None:
+        match effect:
+            case Tell(instance, message):
+                self._fleet.tell(instance, message)
+            case Deliver():
+                self._deliver(effect)
+            case NeedDispatch(reason):
+                self._recover(reason)
+            case NeedDestination(reason, refused):
+                logger.info("%s: %s did not take it: %s", self.key, refused.instance, reason)
+                self._find_destination(frozenset({refused}))
+            case MoveEnded():
+                self._move_ended(effect)
+            case Closed(end):
+                self._close(end)
+
+    def _context(self) -> Context:
+        return Context(self.call.prompt, tuple(self.emitted), self.call.params)
+
+    def _shape(self) -> RequestShape:
+        done = len(self.emitted)
+        return RequestShape(
+            prompt_tokens=len(self.call.prompt) + done, max_new_tokens=self.call.params.max_tokens - done
+        )
+
+    def _deliver(self, deliver: Deliver) -> None:
+        ids = tuple(record.id for record in deliver.records)
+        assert deliver.first_index == len(self.emitted)
+        self.emitted.extend(ids)
+        self._landed(deliver.maker)
+        if len(self._pending) >= self._cfg.session_queue:
+            message = f"The client left {len(self._pending)} messages unread."
+            self.cancel(Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message))
+            return
+        last = deliver.records[-1].end is not None
+        self._pending.append(Delta(deliver.first_index, ids, deliver.maker.instance, last))
+        self._news.set()
+
+    def _close(self, end: End | None) -> None:
+        self.end = end
+        self._dispatch_since = self._destination_due = None
+        self._move_over(self._move is not None and self._move.landed, "the request ended")
+        self._news.set()
+
+    # ---- where to
+
+    def _recover(self, reason: str) -> None:
+        self.recoveries += 1
+        logger.info("%s: re-prefilling %d tokens: %s", self.key, self._shape().prompt_tokens, reason)
+        self._destination_due = None
+        if self.recoveries > self._cfg.max_recoveries:
+            message = f"The request was recovered {self._cfg.max_recoveries} times, last after: {reason}."
+            self.cancel(Refused(grpc.StatusCode.UNAVAILABLE, message))
+            return
+        recomputed = self._move is not None and self._move.wanted.mode is Mode.RECOMPUTE and self._move.to
+        self._dispatch(recomputed.instance if recomputed else "")
+
+    def _dispatch(self, wanted: str) -> None:
+        now = self._fleet.now()
+        found = self._fleet.dispatch(self._shape(), wanted)
+        if isinstance(found, NoInstance):
+            self._wait_for_instance(found, now)
+            return
+        self._dispatch_since, self._heard_at, self._nudged_at = None, now, now
+        decode = None if found.decode is None else _address(found.decode)
+        logger.info(
+            "%s: prefill on %s, decode on %s",
+            self.key,
+            found.prefill.name,
+            (found.decode or found.prefill).name,
+        )
+        self._feed(Dispatched(_address(found.prefill), decode))
+
+    def _wait_for_instance(self, none: NoInstance, now: float) -> None:
+        if not none.ever:
+            self.cancel(
+                Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"The request cannot be served: {none.reason}.")
+            )
+            return
+        if self._dispatch_since is None:
+            self._dispatch_since = now
+        elif now - self._dispatch_since > self._cfg.dispatch_wait_s:
+            self.cancel(
+                Refused(grpc.StatusCode.UNAVAILABLE, f"The request cannot be served now: {none.reason}.")
+            )
+
+    def _find_destination(self, refused: frozenset[Incarnation]) -> None:
+        """Another instance than the one that refused; where there is none, the same again after a while."""
+        owner = self.machine.owner
+        if self._move is not None and self._move.to in refused:
+            self._move_over(False, "it did not take the request")
+        avoid = refused | ({owner} if owner else set())
+        found = self._fleet.redirect(self._shape(), avoid, "")
+        if isinstance(found, NoInstance):
+            self._destination_due = self._fleet.now() + RETRY_S
+            return
+        self._destination_due = None
+        self._nudged_at = self._fleet.now()
+        self._feed(MoveAsked(_address(found), first=True))
+
+    # ---- moves that were asked for
+
+    def _try_move(self) -> None:
+        move, machine = self._move, self.machine
+        if move is None or move.to is not None or machine.closed:
+            return
+        if self._fleet.now() - move.since > self._cfg.move_wait_s:
+            self._move_over(False, "another handover is under way")
+        elif machine.owner is not None and machine.pending is None and self._settled:
+            self._begin_move(move, machine.owner)
+
+    @property
+    def _settled(self) -> bool:
+        """Nothing is being looked for."""
+        return self._dispatch_since is None and self._destination_due is None
+
+    def _begin_move(self, move: _Move, owner: Incarnation) -> None:
+        move.source = owner.instance
+        found = self._fleet.redirect(self._shape(), frozenset({owner}), move.wanted.destination)
+        if isinstance(found, NoInstance):
+            there = move.wanted.destination == owner.instance
+            self._move_over(False, "it runs there already" if there else found.reason)
+            return
+        to = _address(found)
+        move.to = to.incarnation
+        self._nudged_at = self._fleet.now()
+        logger.info("%s: moving from %s to %s: %s", self.key, owner.instance, found.name, move.wanted.reason)
+        if move.wanted.mode is Mode.RECOMPUTE:
+            self._feed(RecoverAsked(move.wanted.reason or "asked for"))
+        else:
+            mode = MoveMode.BLOCKING if move.wanted.mode is Mode.BLOCKING else MoveMode.LIVE
+            self._feed(MoveAsked(to, mode))
+
+    def _move_ended(self, ended: MoveEnded) -> None:
+        self.handovers += ended.done
+        if self._move is None or self._move.to != ended.destination:
+            return
+        if ended.done:
+            self._move.landed = True
+        else:
+            self._move_over(False, ended.reason)
+
+    def _landed(self, maker: Incarnation) -> None:
+        """A token has come from `maker`: a move to it is done."""
+        move = self._move
+        if move is not None and move.to == maker and (move.landed or move.wanted.mode is Mode.RECOMPUTE):
+            self._move_over(True, "")
+
+    def _move_over(self, done: bool, reason: str) -> None:
+        move, self._move = self._move, None
+        if move is not None:
+            seconds = self._fleet.now() - move.since
+            self._fleet.moved(MoveResult(move.wanted.ask, done, reason, seconds, move.source))
+
+
+def _address(view: InstanceView) -> Address:
+    return Address(Incarnation(view.name, view.life), view.address)
