@@ -25,9 +25,9 @@ from .cache import KVCache
 from .transport import ALL_LAYERS, PeerLost
 
 LOOPBACK = "127.0.0.1"
-MESSAGE_BYTES = 8 << 20
-MESSAGE_BLOCKS = 32
-SLOTS = 2
+MESSAGE_BYTES = 4 << 20
+MESSAGE_BLOCKS = 16
+SLOTS = 4
 """Messages under way at once; staging holds SLOTS * MESSAGE_BLOCKS, 64 blocks, at most."""
 
 c10d: Any = torch.distributed  # its stubs lack the stores, and most methods of the backends

@@ -1,0 +1,234 @@
+"""How fast the shipped transports move scattered KV blocks between two processes of this machine.
+
+Beside them, in the same run: a blocking loopback socket that gathers and scatters like the pair does, the same socket
+without packing, and a memory copy within one process. One copy after another, the ways in turn; each copy between
+blocks drawn anew, and its bytes compared afterwards. A figure is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import socket
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from ..engine.cache import KVCache
+from ..engine.layout import CacheLayout
+from ..engine.local import LocalWindow
+from ..engine.memory import SharedMemory
+from ..engine.pair import MESSAGE_BLOCKS, Pair, Rendezvous
+from .figures import Report, progress
+
+WAYS = ("gloo", "socket", "socket_raw", "local", "memcpy")
+SIZES = (1, 4, 16, 64, 256, 1024)
+LAYOUT = CacheLayout(layers=4, blocks=1536, block_size=16, kv_heads=4, head_dim=128, dtype="float32")
+SOCKET_BUFFER_BYTES = 4 << 20
+TIMEOUT_S = 60.0
+assert LAYOUT.block_bytes == 256 << 10
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One copy of `blocks` blocks; both processes draw the same ids from `seed`."""
+
+    way: str
+    blocks: int
+    seed: int
+
+    def ids(self) -> tuple[list[int], list[int]]:
+        """The blocks to read at the source and those to write at the destination."""
+        draw = random.Random(self.seed)
+        return draw.sample(range(LAYOUT.blocks), self.blocks), draw.sample(range(LAYOUT.blocks), self.blocks)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.blocks * LAYOUT.block_bytes
+
+
+def measure(rounds: int, sizes: Sequence[int] = SIZES) -> Report:
+    """GB/s of each way for each number of blocks, from the first gather to the last scatter."""
+    if rounds < 1:
+        raise ValueError(f"at least 1 round is needed, got {rounds}")
+    copies = list(_plan(rounds, sizes))
+    seconds = _run(copies)
+    speeds: dict[str, list[float]] = {}
+    for copy, taken in list(zip(copies, seconds, strict=True))[
+        len(copies) // (rounds + 1) :
+    ]:  # after the warm-up
+        speeds.setdefault(f"{copy.way}_gbps_{copy.blocks}", []).append(copy.size_bytes / taken / 1e9)
+    figures = {f"{way}_gbps_{n}": statistics.median(speeds[f"{way}_gbps_{n}"]) for way in WAYS for n in sizes}
+    return Report(
+        command=f"bench transfer --rounds {rounds}",
+        figures=figures,
+        units=dict.fromkeys(figures, "GB/s"),
+        spread={key: (min(speeds[key]), max(speeds[key])) for key in figures},
+    )
+
+
+def _plan(rounds: int, sizes: Sequence[int]) -> Iterator[Copy]:
+    """Every way for every size, in one round more than is counted; each round begins with another way."""
+    for turn in range(rounds + 1):
+        for blocks in sizes:
+            for i in range(len(WAYS)):
+                way = WAYS[(turn + i) % len(WAYS)]
+                yield Copy(way, blocks, seed=hash((turn, blocks, i)))
+
+
+def _run(copies: list[Copy]) -> list[float]:
+    """Start both ends, and give the seconds that each copy took."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    left, right = spawn.Pipe()
+    ends = [
+        spawn.Process(target=_source, args=(left, theirs, copies), daemon=True),
+        spawn.Process(target=_destination, args=(right, copies), daemon=True),
+    ]
+    for end in ends:
+        end.start()
+    for connection in (theirs, left, right):
+        connection.close()  # so that the end of a process reads as the end of its pipe
+    try:
+        with progress("transfer", len(copies)) as advance:
+            seconds = []
+            for _ in copies:
+                seconds.append(_receive(ours))
+                advance(1)
+        return seconds
+    finally:
+        for end in ends:
+            end.kill()
+            end.join()
+
+
+class _End:
+    """What both processes have: a cache in shared memory, a pair, a socket, and a pipe to tell each other."""
+
+    def __init__(self, rank: int, peer: Connection):
+        torch.set_num_threads(1)
+        self.peer = peer
+        self.memory = SharedMemory.create(LAYOUT.total_bytes)
+        self.cache = KVCache(LAYOUT, torch.device("cpu"), self.memory.buffer)
+        self.cache.buffer.view(torch.int64).random_(generator=torch.Generator().manual_seed(rank))
+        self.bytes = memoryview(self.cache.buffer.numpy())
+        self.staging = self.cache.staging(MESSAGE_BLOCKS).zero_()
+
+    def sums(self, copy: Copy, ids: list[int]) -> torch.Tensor:
+        """A sum of every page that the copy read, or wrote."""
+        if copy.way == "socket_raw":
+            return self.cache.buffer[: copy.size_bytes].view(torch.int64).view(copy.blocks, -1).sum(-1)
+        words = self.cache.buffer.view(torch.int64).view(LAYOUT.layers, 2, LAYOUT.blocks, -1)
+        return torch.stack([words[:, :, i].sum(-1) for i in ids])
+
+    def messages(self, ids: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """The same cut into messages as the pair makes, through one staging buffer."""
+        flat = self.staging.view(torch.uint8).flatten()
+        for start in range(0, len(ids), MESSAGE_BLOCKS):
+            part = ids[start : start + MESSAGE_BLOCKS]
+            yield part, self.cache.from_bytes(flat[: self.cache.staging_bytes(len(part))], len(part))
+
+
+class _Source(_End):
+    def __init__(self, peer: Connection):
+        super().__init__(0, peer)
+        address, port, descriptor = _receive(peer)
+        self.pair = Pair.open(address, "bench", 0, TIMEOUT_S)
+        self.socket = _tuned(socket.socket())
+        self.socket.connect(("127.0.0.1", port))
+        self.window = LocalWindow.attach(descriptor, LAYOUT)
+        self.window.write(self.cache, [0], [0])
+        self.copied = SharedMemory.create(LAYOUT.total_bytes)  # a memory copy gets the same kind of memory
+
+    def copy(self, copy: Copy, source_ids: list[int], destination_ids: list[int]) -> None:
+        if copy.way == "gloo":
+            self.pair.send(self.cache, source_ids)
+        elif copy.way == "local":
+            self.window.write(self.cache, source_ids, destination_ids)
+        elif copy.way == "memcpy":
+            self.copied.buffer[: copy.size_bytes] = self.bytes[: copy.size_bytes]
+        elif copy.way == "socket_raw":
+            self.socket.sendall(self.bytes[: copy.size_bytes])
+        else:
+            for ids, staging in self.messages(source_ids):
+                self.cache.gather(ids, out=staging)
+                self.socket.sendall(_bytes_of(staging))
+
+
+class _Destination(_End):
+    def __init__(self, peer: Connection):
+        super().__init__(1, peer)
+        rendezvous = Rendezvous()
+        with _tuned(socket.socket()) as listener:  # an accepted socket has its listener's buffers
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            peer.send((rendezvous.address, listener.getsockname()[1], LocalWindow.describe(self.memory)))
+            self.pair = Pair.open(rendezvous.address, "bench", 1, TIMEOUT_S)
+            self.socket = _tuned(listener.accept()[0])
+
+    def copy(self, copy: Copy, destination_ids: list[int]) -> None:
+        if copy.way == "gloo":
+            self.pair.receive(self.cache, destination_ids)
+        elif copy.way == "socket_raw":
+            self._fill(self.bytes[: copy.size_bytes])
+        elif copy.way == "socket":
+            for ids, staging in self.messages(destination_ids):
+                self._fill(_bytes_of(staging))
+                self.cache.scatter(ids, staging)
+
+    def _fill(self, room: memoryview) -> None:
+        while room:
+            count = self.socket.recv_into(room)
+            if not count:
+                raise EOFError("the source closed its socket")
+            room = room[count:]
+
+
+def _source(peer: Connection, parent: Connection, copies: list[Copy]) -> None:
+    end = _Source(peer)
+    for copy in copies:
+        source_ids, destination_ids = copy.ids()
+        _receive(peer)
+        started = time.monotonic()  # one clock for all processes of the machine
+        end.copy(copy, source_ids, destination_ids)
+        ended = time.monotonic()
+        peer.send(None)
+        arrived, sums = _receive(peer)
+        if copy.way != "memcpy" and not torch.equal(torch.from_numpy(sums), end.sums(copy, source_ids)):
+            raise AssertionError(f"{copy.way} altered bytes of {copy}")
+        parent.send((ended if arrived is None else arrived) - started)
+
+
+def _destination(peer: Connection, copies: list[Copy]) -> None:
+    end = _Destination(peer)
+    for copy in copies:
+        _, destination_ids = copy.ids()
+        peer.send(None)
+        end.copy(copy, destination_ids)
+        arrived = time.monotonic() if copy.way in ("gloo", "socket", "socket_raw") else None
+        _receive(peer)
+        peer.send((arrived, end.sums(copy, destination_ids).numpy()))
+
+
+def _tuned(connection: socket.socket) -> socket.socket:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.settimeout(None)
+    return connection
+
+
+def _bytes_of(staging: torch.Tensor) -> memoryview:
+    return memoryview(staging.view(torch.uint8).flatten().numpy())
+
+
+def _receive(connection: Connection) -> Any:
+    """The next object from another process, or an error when it has none in time."""
+    if not connection.poll(TIMEOUT_S):
+        raise TimeoutError(f"a process of the benchmark said nothing for {TIMEOUT_S:g} s")
+    return connection.recv()
