@@ -1,11 +1,9 @@
 """Blocks written into a peer's memory land as they were, and a peer that is gone or foreign is not reached."""
 
-import json
 import os
 import random
-import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.engine.cache import KVCache
-from penstock.engine.local import LocalWindow, WindowDescriptor, runs
+from penstock.engine.local import LocalWindow, runs
 from penstock.engine.memory import SharedMemory
 from penstock.engine.transport import PeerLost
 
@@ -34,24 +32,9 @@ def memory():
 
 @pytest.fixture
 def peer():
-    process = subprocess.Popen(
-        [sys.executable, transport_peer.__file__, "float32"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-    def call(name: str, *arguments):
-        process.stdin.write(json.dumps([name, arguments]) + "\n")
-        process.stdin.flush()
-        outcome, value = json.loads(process.stdout.readline())
-        assert outcome == "done", value
-        return value
-
-    call.process = process
-    yield call
+    process = transport_peer.PeerProcess("float32")
+    yield process
     process.kill()
-    process.wait()
 
 
 pairs_of_ids = st.integers(0, 40).flatmap(
@@ -96,23 +79,22 @@ def test_runs_cover_every_pair_once_in_order_and_cannot_be_joined(ids):
 def test_another_process_writes_in_place(peer, memory):
     cache, draw = KVCache(transport_peer.layout("float32"), CPU, memory.buffer), random.Random(3)
     transport_peer.fill(cache, 5)
-    peer("fill", 6)
+    peer.call("fill", 6)
     theirs = KVCache(transport_peer.layout("float32"), CPU)
     transport_peer.fill(theirs, 6)
     wanted = KVCache(transport_peer.layout("float32"), CPU)
     transport_peer.fill(wanted, 5)
     sources, targets = draw.sample(range(BLOCKS), 70), draw.sample(range(BLOCKS), 70)
     wanted.scatter(targets, theirs.gather(sources, slice(1, 3)), slice(1, 3))
-    peer("write", asdict(LocalWindow.describe(memory)), sources, targets, [1, 3])
+    peer.call("write", LocalWindow.describe(memory), sources, targets, [1, 3])
     assert torch.equal(cache.buffer, wanted.buffer)
 
 
 def test_writes_after_the_peers_death_harm_nobody(peer):
-    descriptor, layout = WindowDescriptor(**peer("describe")), transport_peer.layout("float32")
+    descriptor, layout = peer.call("describe"), transport_peer.layout("float32")
     assert descriptor.reachable()
     window, cache = LocalWindow.attach(descriptor, layout), KVCache(layout, CPU)
-    peer.process.kill()
-    peer.process.wait()
+    peer.kill()
     window.write(cache, range(BLOCKS), range(BLOCKS))
     window.close()
     assert not descriptor.reachable()

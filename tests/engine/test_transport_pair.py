@@ -1,11 +1,9 @@
 """A pair moves blocks exactly, and whatever happens to the other end costs one `PeerLost` and nothing else."""
 
 import itertools
-import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -28,41 +26,13 @@ SHORT_S = 1.0
 gids = (f"pair-{number}" for number in itertools.count())
 
 
-class PeerProcess:
-    """A `transport_peer` in a process of its own: `ask` begins a call there, `answer` waits for its end."""
-
-    def __init__(self, dtype: str):
-        self.process = subprocess.Popen(
-            [sys.executable, transport_peer.__file__, dtype],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def ask(self, name: str, *arguments) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps([name, arguments]) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> tuple:
-        assert self.process.stdout
-        return tuple(json.loads(self.process.stdout.readline()))
-
-    def call(self, name: str, *arguments):
-        self.ask(name, *arguments)
-        outcome, value = self.answer()
-        assert outcome == "done", value
-        return value
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture(scope="module")
 def peers():
     """One peer of each dtype that lives through the module, and three that tests may end; started together."""
-    started = [PeerProcess(dtype) for dtype in ("float32", "bfloat16", "float32", "float32", "float32")]
+    started = [
+        transport_peer.PeerProcess(dtype)
+        for dtype in ("float32", "bfloat16", "float32", "float32", "float32")
+    ]
     yield started
     for peer in started:
         peer.kill()
@@ -87,7 +57,7 @@ def rendezvous():
     store.close()
 
 
-def join(peer: PeerProcess, rendezvous: Rendezvous, timeout_s: float = TIMEOUT_S) -> Pair:
+def join(peer: transport_peer.PeerProcess, rendezvous: Rendezvous, timeout_s: float = TIMEOUT_S) -> Pair:
     gid = next(gids)
     peer.ask("open", rendezvous.address, gid, 1, timeout_s)
     pair = Pair.open(rendezvous.address, gid, 0, timeout_s)
@@ -110,7 +80,7 @@ def expected(dtype: str, source_seed: int, source_ids, target_seed: int, target_
     return transport_peer.digest(target)
 
 
-def moved_exactly(pair: Pair, peer: PeerProcess, count: int = 150) -> bool:
+def moved_exactly(pair: Pair, peer: transport_peer.PeerProcess, count: int = 150) -> bool:
     cache, ids = new_cache(seed=1), random.Random(count).sample(range(150), count)
     peer.call("fill", 2)
     peer.ask("receive", ids, ALL)
@@ -167,7 +137,7 @@ def test_a_peer_killed_while_it_sends_is_lost_and_a_new_pair_works_at_once(morta
 
 
 def test_a_peer_that_hangs_is_lost_at_the_deadline_and_so_is_its_store(mortal, rendezvous):
-    address = tuple(mortal.call("address"))
+    address = mortal.call("address")
     pair = join(mortal, rendezvous, SHORT_S)
     mortal.ask("receive_up_to_signal", MANY, signal.SIGSTOP)
     began = time.monotonic()

@@ -1,13 +1,10 @@
-"""The other process of the transport tests: does what it reads from stdin, a JSON object a line, and answers so.
-
-Run by path with a dtype. It has a cache filled from a seed, and one pair or window at a time.
-"""
+"""The other process of the transport tests: it has a cache and one pair at a time, and makes the calls it is told."""
 
 import hashlib
-import json
+import multiprocessing
 import os
-import sys
-from dataclasses import asdict
+from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
@@ -31,6 +28,46 @@ def digest(cache: KVCache) -> str:
     return hashlib.sha256(cache.buffer.numpy()).hexdigest()
 
 
+class PeerProcess:
+    """A `Peer` in a process of its own: `ask` begins a call there, `answer` waits for its end."""
+
+    def __init__(self, dtype: str):
+        # Forked from a server that has imported torch, so that a process starts in milliseconds.
+        spawn = multiprocessing.get_context("forkserver")
+        spawn.set_forkserver_preload(["penstock.engine.local", "penstock.engine.pair"])
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(theirs, dtype), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, name: str, *arguments: object) -> None:
+        self.pipe.send((name, arguments))
+
+    def answer(self) -> tuple[str, Any]:
+        return self.pipe.recv()
+
+    def call(self, name: str, *arguments: object) -> Any:
+        self.ask(name, *arguments)
+        outcome, value = self.answer()
+        assert outcome == "done", value
+        return value
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def serve(pipe: Connection, dtype: str) -> None:
+    torch.set_num_threads(1)
+    peer = Peer(dtype)
+    while True:
+        name, arguments = pipe.recv()
+        try:
+            pipe.send(("done", getattr(peer, name)(*arguments)))
+        except PeerLost as error:
+            pipe.send(("lost", str(error)))
+
+
 class Peer:
     def __init__(self, dtype: str):
         self.layout = layout(dtype)
@@ -38,8 +75,8 @@ class Peer:
         self.cache = KVCache(self.layout, torch.device("cpu"), self.memory.buffer)
         self.rendezvous = Rendezvous()
 
-    def address(self) -> list:
-        return list(self.rendezvous.address)
+    def address(self) -> tuple[str, int]:
+        return self.rendezvous.address
 
     def fill(self, seed: int) -> None:
         fill(self.cache, seed)
@@ -47,8 +84,8 @@ class Peer:
     def digest(self) -> str:
         return digest(self.cache)
 
-    def open(self, address: list, gid: str, rank: int, timeout_s: float) -> None:
-        self.pair = Pair.open((address[0], address[1]), gid, rank, timeout_s)
+    def open(self, address: tuple[str, int], gid: str, rank: int, timeout_s: float) -> None:
+        self.pair = Pair.open(address, gid, rank, timeout_s)
 
     def send(self, ids: list[int], layers: list[int]) -> None:
         self.pair.send(self.cache, ids, slice(*layers))
@@ -85,28 +122,12 @@ class Peer:
     def close(self) -> None:
         self.pair.close()
 
-    def describe(self) -> dict:
-        return asdict(LocalWindow.describe(self.memory))
+    def describe(self) -> WindowDescriptor:
+        return LocalWindow.describe(self.memory)
 
-    def write(self, descriptor: dict, sources: list[int], destinations: list[int], layers: list[int]) -> None:
-        window = LocalWindow.attach(WindowDescriptor(**descriptor), self.layout)
+    def write(
+        self, descriptor: WindowDescriptor, sources: list[int], destinations: list[int], layers: list[int]
+    ) -> None:
+        window = LocalWindow.attach(descriptor, self.layout)
         window.write(self.cache, sources, destinations, slice(*layers))
         window.close()
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    peer = Peer(sys.argv[1])
-    replies = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
-        name, arguments = json.loads(line)
-        try:
-            reply = ["done", getattr(peer, name)(*arguments)]
-        except PeerLost as error:
-            reply = ["lost", str(error)]
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-
-
-if __name__ == "__main__":
-    main()
