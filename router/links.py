@@ -153,6 +153,8 @@ class Link:
             self._take(wire.from_link_response(response))
 
     def _take(self, frame: Any) -> None:
+        if not self._linked and not isinstance(frame, Welcome):
+            raise StreamBroken("the instance spoke before its welcome")
         match frame:
             case Step(news, load):
                 if load is not None:

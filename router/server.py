@@ -153,7 +153,7 @@ def _pairs(error: grpc.aio.AioRpcError) -> Any:
 
 
 class RouterServer:
-    """A router that listens. `controller` is the address of the controller that it attaches to; a test may do without."""
+    """A router that listens. `controller` is the address of the controller to attach to; a test may do without."""
 
     def __init__(
         self,

@@ -1,0 +1,278 @@
+"""Laws of one live session, without sockets: bounds hold, and whatever ends it is told to all who heard of it."""
+
+import asyncio
+
+import grpc
+import pytest
+from toy_instance import FAST
+
+from penstock.handover.config import HandoverConfig
+from penstock.handover.values import (
+    FOREVER,
+    Ask,
+    End,
+    Epoch,
+    Incarnation,
+    Move,
+    News,
+    Resume,
+    Revoke,
+    SamplingParams,
+    Seen,
+    Start,
+    TokenRecord,
+    Unmoved,
+)
+from penstock.policy.dispatch import Assignment, NoInstance
+from penstock.policy.state import InstanceView
+from penstock.router.config import RouterConfig
+from penstock.router.refusal import Refused
+from penstock.router.session import LiveSession, Mode, MoveWanted
+from penstock.router.wire import Call
+
+A, B, C = (Incarnation(name, 1) for name in "abc")
+VIEWS = {name: InstanceView(name=name, life=1, address=f"{name}:1") for name in "abc"}
+
+
+class Desk:
+    """Stands for the router: a clock, answers in advance, and all that was told."""
+
+    def __init__(self):
+        self.time = 0.0
+        self.told = []
+        self.results = []
+        self.assignment: Assignment | NoInstance = Assignment(VIEWS["a"], VIEWS["b"])
+        self.destination: InstanceView | NoInstance = VIEWS["c"]
+
+    def now(self):
+        return self.time
+
+    def tell(self, instance, message):
+        self.told.append((instance, message))
+
+    def dispatch(self, request, wanted):
+        return self.assignment
+
+    def redirect(self, request, avoid, wanted):
+        return self.destination
+
+    def silence_s(self, owner):
+        return FAST.silence_s
+
+    def moved(self, result):
+        self.results.append(result)
+
+    def of(self, kind):
+        return [(instance, message) for instance, message in self.told if isinstance(message, kind)]
+
+
+def session(desk, max_tokens=100, handover: HandoverConfig = FAST, **config) -> LiveSession:
+    call = Call("r", 1, (1, 2, 3), SamplingParams(max_tokens=max_tokens))
+    return LiveSession(call, desk, RouterConfig(**config), handover)
+
+
+def news(n, first, *ids, end=None):
+    records = [TokenRecord(id) for id in ids]
+    if end:
+        records[-1] = TokenRecord(ids[-1], end)
+    return News("r#0#0", Epoch(1, n), first, tuple(records))
+
+
+def read(live):
+    """All that waits for the client, and how it ended."""
+
+    async def drain():
+        return [delta async for delta in live.deltas()]
+
+    return asyncio.run(drain())
+
+
+def started(**more):
+    desk = Desk()
+    live = session(desk, **more)
+    live.start()
+    return desk, live
+
+
+def test_a_start_names_both_epochs():
+    desk, _ = started()
+    ((instance, start),) = desk.of(Start)
+    assert instance == A and start.destination.incarnation == B
+    assert start.epoch == (1, 1) and start.next_epoch == (1, 2)
+
+
+def test_tokens_are_read_once_and_in_order_however_often_they_are_told():
+    desk, live = started()
+    for message in (
+        news(1, 0, 5),
+        news(1, 0, 5, 6),
+        news(1, 1, 6),
+        news(1, 4, 9),
+        news(1, 2, 7, 8, end=End.STOP),
+    ):
+        live.heard(A, message)
+    deltas = read(live)
+    assert [id for delta in deltas for id in delta.token_ids] == [5, 6, 7, 8]
+    assert [delta.first_index for delta in deltas] == [0, 1, 2]
+    assert live.end is End.STOP and deltas[-1].last
+    assert [seen.next_index for _, seen in desk.of(Seen)] == [1, 2, 2, 2, 4]
+
+
+def test_a_client_that_does_not_read_is_cut_off():
+    desk, live = started(session_queue=3)
+    for index in range(5):
+        live.heard(A, news(1, index, index))
+    assert live.closed
+    with pytest.raises(Refused) as refused:
+        read(live)
+    assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert {instance for instance, revoke in desk.of(Revoke) if revoke.bound == (1, FOREVER)} == {A, B}
+
+
+def test_cancel_revokes_everywhere_and_is_final():
+    desk, live = started()
+    live.cancel()
+    live.cancel()
+    assert desk.of(Revoke) == [
+        (A, Revoke("r#0#0", Epoch(1, FOREVER))),
+        (B, Revoke("r#0#0", Epoch(1, FOREVER))),
+    ]
+    desk.told.clear()
+    live.heard(A, news(1, 0, 5))
+    assert desk.told == [(A, Revoke("r#0#0", Epoch(1, FOREVER)))]
+    assert read(live) == []
+
+
+def test_silence_recovers_with_all_tokens_so_far():
+    desk, live = started()
+    live.heard(A, news(1, 0, 5, 6))
+    desk.time += FAST.silence_s + 0.1
+    live.tick()
+    _, start = desk.of(Start)[-1]
+    assert start.context.emitted == (5, 6) and start.epoch > (1, 2) and live.recoveries == 1
+
+
+def test_words_of_an_older_epoch_do_not_count_as_life():
+    desk, live = started()
+    live.heard(B, news(2, 0, 5))
+    desk.time += FAST.silence_s / 2
+    live.heard(A, news(1, 0, 5))
+    desk.time += FAST.silence_s / 2 + 0.1
+    live.tick()
+    assert live.recoveries == 1
+
+
+def test_recoveries_are_bounded():
+    desk, live = started(max_recoveries=3)
+    for _ in range(10):
+        desk.time += FAST.silence_s + 0.1
+        live.tick()
+    assert live.closed and len(desk.of(Start)) == 4
+    with pytest.raises(Refused) as refused:
+        read(live)
+    assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_prompt_that_fits_no_pool_is_refused_at_once():
+    desk = Desk()
+    desk.assignment = NoInstance("too long", ever=False)
+    live = session(desk)
+    live.start()
+    with pytest.raises(Refused) as refused:
+        read(live)
+    assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_no_instance_is_waited_for_and_then_given_up():
+    desk = Desk()
+    found, desk.assignment = desk.assignment, NoInstance("none yet")
+    live = session(desk, dispatch_wait_s=1.0)
+    live.start()
+    desk.time += 0.9
+    live.tick()
+    assert not live.closed
+    desk.assignment = found
+    live.tick()
+    assert desk.of(Start)
+    desk.assignment = NoInstance("none any more")
+    live.lost(A)
+    desk.time += 1.1
+    live.tick()
+    assert live.closed
+
+
+def test_an_unmoved_first_handover_finds_another_destination_or_tries_again():
+    desk, live = started()
+    live.heard(A, news(1, 0, 5))
+    live.heard(A, Unmoved("r#0#0", Epoch(1, 1), Epoch(1, 2), "no room"))
+    (_, move) = desk.of(Move)[-1]
+    assert move.destination.incarnation == C and move.next_epoch == (1, 3)
+    desk.destination = NoInstance("no other")
+    live.heard(A, Unmoved("r#0#0", Epoch(1, 1), Epoch(1, 3), "no room"))
+    assert len(desk.of(Move)) == 1
+    desk.destination = VIEWS["b"]
+    desk.time += 0.2
+    live.heard(A, news(1, 1))
+    live.tick()
+    assert desk.of(Move)[-1][1].next_epoch == (1, 4)
+
+
+def test_a_move_that_goes_unanswered_is_told_again():
+    desk, live = started()
+    live.heard(B, news(2, 0, 5))
+    live.want_move(MoveWanted(1, live.key, "c", Mode.LIVE, "test"))
+    for _ in range(8):
+        desk.time += 0.2
+        live.heard(B, news(2, 1))
+        live.tick()
+    moves = [move for _, move in desk.of(Move)]
+    assert len(moves) > 2 and len(set(moves)) == 1
+
+
+def test_a_move_is_done_with_the_first_token_of_the_new_owner():
+    desk, live = started()
+    live.heard(B, news(2, 0, 5))
+    live.want_move(MoveWanted(4, live.key, "c", Mode.BLOCKING, "test"))
+    desk.time += 0.5
+    live.heard(C, news(3, 1))
+    assert not desk.results
+    live.heard(C, news(3, 1, 6))
+    (result,) = desk.results
+    assert (result.ask, result.done, result.source, result.seconds) == (4, True, "b", 0.5)
+    assert live.handovers == 2
+
+
+def test_a_move_that_the_end_overtakes_is_answered():
+    desk, live = started()
+    live.heard(B, news(2, 0, 5))
+    live.want_move(MoveWanted(4, live.key, "c", Mode.LIVE, "test"))
+    live.heard(B, news(2, 1, 6, end=End.LENGTH))
+    (result,) = desk.results
+    assert not result.done and result.reason
+    live.want_move(MoveWanted(5, live.key, "c", Mode.LIVE, "test"))
+    assert desk.results[1].reason == "the request ended"
+
+
+def test_a_move_that_waits_too_long_for_a_handover_is_answered():
+    desk, live = started(move_wait_s=1.0)
+    live.want_move(MoveWanted(4, live.key, "c", Mode.LIVE, "test"))
+    for _ in range(8):
+        desk.time += 0.2
+        live.heard(A, news(1, 0))
+        live.tick()
+    (result,) = desk.results
+    assert not result.done and "under way" in result.reason
+
+
+def test_an_ask_is_settled_for_the_source():
+    desk, live = started()
+    live.heard(A, Ask("r#0#0", Epoch(1, 1)))
+    assert desk.of(Resume) == [(A, Resume("r#0#0", Epoch(1, 1), Epoch(1, 3)))]
+
+
+def test_a_defect_ends_the_session_and_frees_it_everywhere():
+    desk, live = started()
+    live.abandon(Refused(grpc.StatusCode.INTERNAL, "defect"))
+    assert {instance for instance, _ in desk.of(Revoke)} == {A, B}
+    with pytest.raises(Refused):
+        read(live)

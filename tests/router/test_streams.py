@@ -1,0 +1,356 @@
+"""A client gets every token exactly once and in order, whoever makes them and whatever becomes of those."""
+
+import asyncio
+
+import grpc
+import grpc.aio
+import pytest
+from toy_fleet import ONE_AND_TWO, Heard, fleet, generate, request, until
+from toy_instance import output
+
+from penstock.proto import inference_pb2 as pb
+from penstock.proto.inference_pb2_grpc import InferenceServiceStub
+from penstock.router.config import RouterConfig
+from penstock.router.session import Mode, MoveWanted
+
+LONG = 150
+
+
+def test_a_request_is_prefilled_here_and_decoded_there():
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+            heard = await generate(here.address, request())
+            assert heard.ids == output((1, 2, 3), 20)
+            assert heard.makers[0] == "a" and heard.makers[-1] in "bc"
+            assert heard.finished.reason == pb.FINISH_REASON_LENGTH
+            usage = heard.finished.usage
+            assert (usage.prompt_tokens, usage.completion_tokens) == (3, 20)
+            assert (usage.handovers, usage.recoveries) == (1, 0)
+
+    asyncio.run(run())
+
+
+def test_a_lone_instance_does_all_without_a_handover():
+    async def run():
+        async with fleet({"a": {"prefill_tokens": 512, "decode_slots": 8}}) as here:
+            heard = await generate(here.address, request())
+            assert heard.ids == output((1, 2, 3), 20) and heard.makers == ["a"]
+            assert heard.finished.usage.handovers == 0
+
+    asyncio.run(run())
+
+
+def test_an_end_token_ends_the_stream():
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+            outputs = {seed: output((1, 2, 3), 200, seed, ignore_eos=False) for seed in range(50)}
+            seed = next(seed for seed, ids in outputs.items() if 10 < len(ids) < 100)
+            asked = request(max_tokens=200, sampling={"ignore_eos": False, "seed": seed})
+            heard = await generate(here.address, asked)
+            assert heard.ids == outputs[seed] and heard.finished.reason == pb.FINISH_REASON_STOP
+
+    asyncio.run(run())
+
+
+def test_concurrent_requests_do_not_mix():
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+            prompts = [tuple(range(1, 2 + 9 * n)) for n in range(12)]
+            streams = [generate(here.address, request(prompt, 60)) for prompt in prompts]
+            for prompt, heard in zip(prompts, await asyncio.gather(*streams), strict=True):
+                assert heard.ids == output(prompt, 60)
+            used = {start.destination.incarnation.instance for start in here.instances["a"].starts}
+            assert used == {"b", "c"}
+
+    asyncio.run(run())
+
+
+def wanted(ask, session, destination="", mode=Mode.LIVE):
+    return MoveWanted(ask, session, destination, mode, "a test")
+
+
+@pytest.mark.parametrize("mode", [Mode.LIVE, Mode.BLOCKING])
+def test_a_move_in_mid_stream_changes_the_maker_and_no_token(mode):
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+
+            async def move():
+                (session,) = here.router.sessions
+                here.router.want_move(wanted(7, session, mode=mode))
+
+            heard = await generate(here.address, request(max_tokens=LONG), {30: move})
+            assert heard.ids == output((1, 2, 3), LONG)
+            assert len(heard.makers) == 3 and heard.makers[0] == "a"
+            assert heard.finished.usage.handovers == 2
+            (moved,) = here.router.moves
+            assert moved.done and moved.ask == 7 and moved.source == heard.makers[1] and moved.seconds > 0
+
+    asyncio.run(run())
+
+
+def test_a_move_asked_for_during_a_handover_waits_for_it():
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+
+            async def move():
+                (session,) = here.router.sessions
+                here.router.want_move(wanted(1, session))
+                here.router.want_move(wanted(2, session))
+
+            heard = await generate(here.address, request(max_tokens=LONG), {1: move})
+            assert heard.ids == output((1, 2, 3), LONG)
+            results = {moved.ask: moved for moved in here.router.moves}
+            assert results[1].done and not results[2].done and "another move" in results[2].reason
+
+    asyncio.run(run())
+
+
+def test_recompute_prefills_again_and_lands_where_it_was_wanted():
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+            target = []
+
+            async def move():
+                (session,) = here.router.sessions.values()
+                target.append("c" if session.owner == "b" else "b")
+                here.router.want_move(wanted(3, session.key, target[0], Mode.RECOMPUTE))
+
+            heard = await generate(here.address, request(max_tokens=LONG), {30: move})
+            assert heard.ids == output((1, 2, 3), LONG)
+            assert heard.makers[-1] == target[0] and heard.finished.usage.recoveries == 1
+            assert [moved.done for moved in here.router.moves] == [True]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "destination, reason",
+    [("nobody", "no instance named nobody"), ("a", "no instance named a"), ("owner", "already")],
+)
+def test_a_move_that_cannot_be_is_answered_and_harms_nothing(destination, reason):
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+
+            async def move():
+                (session,) = here.router.sessions.values()
+                to = session.owner if destination == "owner" else destination
+                here.router.want_move(wanted(3, session.key, to))
+
+            heard = await generate(here.address, request(max_tokens=LONG), {30: move})
+            assert heard.ids == output((1, 2, 3), LONG)
+            (moved,) = here.router.moves
+            assert not moved.done and reason in moved.reason
+
+    asyncio.run(run())
+
+
+def test_a_move_of_a_session_that_is_gone_is_answered():
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+            here.router.want_move(wanted(9, "no such session"))
+            (moved,) = here.router.moves
+            assert (moved.ask, moved.done, moved.reason) == (9, False, "the request ended")
+
+    asyncio.run(run())
+
+
+def test_a_destination_that_refuses_is_replaced_by_another():
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+            here.instances["b"].full = here.instances["c"].full = True
+
+            async def room():
+                await asyncio.sleep(0.5)
+                here.instances["c"].full = False
+
+            heard = await generate(here.address, request(max_tokens=30), {1: room})
+            assert heard.ids == output((1, 2, 3), 30) and heard.makers == ["a", "c"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["killed", "hung", "dropped"])
+def test_the_loss_of_the_owner_leaves_no_gap_and_nothing_twice(how):
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+
+            async def lose():
+                (session,) = here.router.sessions.values()
+                owner = here.instances[session.owner]
+                if how == "killed":
+                    await owner.kill()
+                elif how == "hung":
+                    owner.frozen = True
+                else:
+                    del here.instances[session.owner]
+                    here.told()
+                    await owner.kill()
+
+            heard = await generate(here.address, request(max_tokens=LONG), {30: lose})
+            assert heard.ids == output((1, 2, 3), LONG)
+            assert heard.finished.usage.recoveries >= 1
+            assert any(not condemned for _, condemned in here.router.lost_instances)
+
+    asyncio.run(run())
+
+
+def test_an_instance_that_hung_for_a_while_serves_again():
+    async def run():
+        async with fleet({"a": {"prefill_tokens": 512, "decode_slots": 8}}) as here:
+            one = here.instances["a"]
+
+            async def hang():
+                one.frozen = True
+                await asyncio.sleep(1.0)
+                one.frozen = False
+
+            heard = await generate(here.address, request(max_tokens=LONG), {20: hang})
+            assert heard.ids == output((1, 2, 3), LONG)
+
+    asyncio.run(run())
+
+
+def test_a_lost_start_is_made_good_by_silence():
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+            here.instances["a"].lose_starts = 1
+            heard = await generate(here.address, request())
+            assert heard.ids == output((1, 2, 3), 20) and heard.finished.usage.recoveries == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("after", [0, 1, 40])
+def test_a_client_that_leaves_frees_everything(after):
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+            async with grpc.aio.insecure_channel(here.address) as channel:
+                call = InferenceServiceStub(channel).Generate(request(max_tokens=2000))
+                heard = Heard()
+                async for response in call:
+                    heard.take(response)
+                    if len(heard.ids) >= after:
+                        break
+                call.cancel()
+            await here.settled()
+
+    asyncio.run(run())
+
+
+def test_a_deadline_frees_everything():
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await generate(here.address, request(max_tokens=2000), timeout=0.3)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            await here.settled()
+
+    asyncio.run(run())
+
+
+def test_a_resumed_request_goes_on_where_the_client_is():
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+            whole = output((1, 2, 3), 80, seed=5)
+            first = Heard()
+            task = asyncio.create_task(
+                generate(
+                    here.address, request(max_tokens=80, request_id="r", sampling={"seed": 5}), heard=first
+                )
+            )
+            await until(lambda: len(first.ids) >= 10)
+            received = list(first.ids)
+            resume = pb.Resume(attempt=2, seed=5, received=[pb.ChoiceTokens(token_ids=received)])
+            asked = request(max_tokens=80, request_id="r", resume=resume, sampling={"seed": None})
+            second = await generate(here.address, asked, heard=Heard(first=len(received)))
+            assert received + second.ids == whole
+            assert second.started.attempt == 2 and second.finished.usage.completion_tokens == 80
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await task
+            assert caught.value.code() is grpc.StatusCode.ABORTED
+
+    asyncio.run(run())
+
+
+def test_a_resume_with_all_tokens_ends_without_dispatch():
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+            ids = output((1, 2, 3), 20, seed=5)
+            resume = pb.Resume(attempt=2, seed=5, received=[pb.ChoiceTokens(token_ids=ids)])
+            heard = await generate(
+                here.address, request(request_id="r", resume=resume, sampling={"seed": None})
+            )
+            assert heard.ids == [] and heard.finished.reason == pb.FINISH_REASON_LENGTH
+            assert not here.instances["a"].starts
+
+    asyncio.run(run())
+
+
+def test_an_older_or_equal_attempt_is_refused():
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+            first = Heard()
+            asked = request(max_tokens=2000, request_id="r")
+            task = asyncio.create_task(generate(here.address, asked, heard=first))
+            await until(lambda: first.ids)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await generate(here.address, asked)
+            assert caught.value.code() is grpc.StatusCode.ALREADY_EXISTS
+            task.cancel()
+            await here.settled()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await generate(here.address, asked)
+            assert caught.value.code() is grpc.StatusCode.ALREADY_EXISTS
+
+    asyncio.run(run())
+
+
+def test_more_sessions_than_the_bound_are_refused():
+    async def run():
+        async with fleet(ONE_AND_TWO, RouterConfig(port=0, max_sessions=1, stop_s=0.5)) as here:
+            first = Heard()
+            task = asyncio.create_task(generate(here.address, request(max_tokens=2000), heard=first))
+            await until(lambda: first.ids)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await generate(here.address, request())
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            task.cancel()
+            await here.settled()
+            assert (await generate(here.address, request())).ids == output((1, 2, 3), 20)
+
+    asyncio.run(run())
+
+
+def test_without_instances_a_request_fails_in_time():
+    async def run():
+        async with fleet({}, RouterConfig(port=0, dispatch_wait_s=0.2, stop_s=0.5)) as here:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await generate(here.address, request())
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "no instance decodes" in caught.value.details()
+
+    asyncio.run(run())
+
+
+def test_a_request_waits_for_an_instance_that_comes():
+    async def run():
+        async with fleet({"a": {"prefill_tokens": 512}}) as here:
+            stream = asyncio.create_task(generate(here.address, request()))
+            await asyncio.sleep(0.2)
+            await here.add("b", decode_slots=8)
+            assert (await stream).ids == output((1, 2, 3), 20)
+
+    asyncio.run(run())
+
+
+def test_a_message_of_an_unknown_session_is_answered_with_a_revoke():
+    async def run():
+        async with fleet({"a": {"prefill_tokens": 512, "decode_slots": 8}}) as here:
+            first = Heard()
+            task = asyncio.create_task(generate(here.address, request(max_tokens=2000), heard=first))
+            await until(lambda: first.ids)
+            here.router.sessions.clear()  # the router forgets, as one that was restarted would
+            await until(lambda: here.instances["a"].idle)
+            task.cancel()
+
+    asyncio.run(run())
