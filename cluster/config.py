@@ -1,0 +1,197 @@
+"""The whole configuration: one YAML file to one frozen tree, made of the parts that each floor declares."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ..engine.config import EngineConfig
+from ..handover.config import HandoverConfig
+from ..router.config import RouterConfig
+
+PREFILL = "prefill"
+DECODE = "decode"
+LONGEST_TEMP_DIR = 28
+"""A Unix socket's path has 107 bytes at most, and Ray takes the rest."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """How many instances there are, and where they run."""
+
+    name: str = "penstock"
+    """Name of the cluster: lower-case letters, digits and hyphens."""
+
+    prefill: int = 1
+    """Instances of the prefill pool."""
+
+    decode: int = 2
+    """Instances of the decode pool; each can prefill too, so that it recovers lost requests by itself."""
+
+    prefill_tokens: int = 512
+    """Prompt tokens that an instance may prefill in one step."""
+
+    decode_slots: int = 64
+    """Sequences that an instance of the decode pool may decode at a time."""
+
+    tensor_parallel: int = 1
+    """GPUs of one instance. Only 1 works yet."""
+
+    ray_address: str | None = None
+    """Address of a running Ray cluster to join; none starts Ray on this machine."""
+
+    controller_port: int = 0
+    """Loopback port of the controller, kept over its restarts; 0 picks a free one."""
+
+    start_s: float = 120.0
+    """How long Ray and every instance may take to start, in seconds."""
+
+    move_s: float = 30.0
+    """How long a move that an operator asked for may take, in seconds."""
+
+    object_store_bytes: int = 80 << 20
+    """Memory of Ray's object store where Ray is started here; no token and no KV travels through it."""
+
+    temp_dir: str = "/tmp"
+    """Where the folder of a Ray started here is made. A short path: Ray's sockets lie below it."""
+
+    log_level: str = "info"
+    """`debug`, `info`, `warning` or `error`."""
+
+    log_json: bool = False
+    """Log lines are JSON objects."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", self.name):
+            raise ValueError(
+                f"cluster.name must be up to 40 lower-case letters, digits and hyphens, got {self.name!r}"
+            )
+        for name, least in (("prefill", 1), ("decode", 1), ("prefill_tokens", 1), ("decode_slots", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"cluster.{name} must be at least {least}, got {getattr(self, name)}")
+        if self.tensor_parallel != 1:
+            raise ValueError(f"cluster.tensor_parallel: only 1 works yet, got {self.tensor_parallel}")
+        if not 0 <= self.controller_port <= 65535:
+            raise ValueError(f"cluster.controller_port must be a port or 0, got {self.controller_port}")
+        for name in ("start_s", "move_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"cluster.{name} must be above 0, got {getattr(self, name)}")
+        if self.object_store_bytes < 76 << 20:
+            raise ValueError(
+                f"cluster.object_store_bytes: Ray wants at least {76 << 20}, got {self.object_store_bytes}"
+            )
+        if len(self.temp_dir) > LONGEST_TEMP_DIR:
+            text = f"at most {LONGEST_TEMP_DIR} characters, since Ray's sockets lie below it"
+            raise ValueError(f"cluster.temp_dir must have {text}, got {self.temp_dir!r}")
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise ValueError(
+                f"cluster.log_level must be debug, info, warning or error, got {self.log_level!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that a cluster runs under."""
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """How an instance runs its model."""
+
+    handover: HandoverConfig = field(default_factory=HandoverConfig)
+    """Deadlines and sizes of the handover protocol."""
+
+    router: RouterConfig = field(default_factory=RouterConfig)
+    """Where clients find the cluster, and what they may ask."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """How many instances there are, and where they run."""
+
+
+def default() -> Config:
+    """The embedded checkpoint, one prefill and two decode instances, on this machine."""
+    return Config()
+
+
+def load(path: str | Path) -> Config:
+    """Read one YAML file. `ValueError` names the file, the key and, for a key unknown, the nearest that exists."""
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        return parse(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def parse(tree: object) -> Config:
+    """The configuration in a tree of mappings, as YAML gives it; what is not named keeps its default."""
+    return build(Config, {} if tree is None else tree)
+
+
+def build(kind: type[T], tree: object, path: str = "") -> T:
+    """An instance of the dataclass `kind` from a mapping of its fields; `path` is where it stands, for messages."""
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{path or 'the configuration'} must be a mapping of keys to values, got {tree!r}")
+    known = {entry.name for entry in fields(kind)}  # pyright: ignore[reportArgumentType]
+    hints = get_type_hints(kind)
+    values = {}
+    for key, value in tree.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key not in known:
+            raise ValueError(_unknown(where, str(key), known))
+        values[key] = _convert(hints[key], value, where)
+    return kind(**values)
+
+
+def _unknown(where: str, key: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
+    hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(sorted(known))}"
+    return f"no key `{where}`; {hint}"
+
+
+def _convert(kind: Any, value: object, where: str) -> Any:
+    """`value` as a field of type `kind`: a dataclass, a scalar, an optional one, or a tuple of such."""
+    if is_dataclass(kind):
+        return build(kind, value, where)  # pyright: ignore[reportArgumentType]
+    if get_origin(kind) in (Union, types.UnionType):
+        if value is None and type(None) in get_args(kind):
+            return None
+        (kind,) = (option for option in get_args(kind) if option is not type(None))
+        return _convert(kind, value, where)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_convert(get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} must be a finite number, got {value!r}")
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} must be {_NAMES.get(kind, kind.__name__)}, got {value!r}")
+    return value
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple: "a list"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceSettings:
+    """What one life of an instance is started with."""
+
+    name: str
+    life: int
+    prefill_tokens: int
+    decode_slots: int
+    host: str = "127.0.0.1"
+    """The interface that it listens on."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    handover: HandoverConfig = field(default_factory=HandoverConfig)
+    log_level: str = "info"
+    log_json: bool = False

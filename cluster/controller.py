@@ -1,0 +1,325 @@
+"""The controller: a detached actor that keeps the instances running, and answers for the cluster on one port."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+import grpc
+import grpc.aio
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ..handover.values import Incarnation
+from ..proto.control_pb2_grpc import add_ControlServiceServicer_to_server
+from ..proto.router_pb2_grpc import add_RouterServiceServicer_to_server
+from . import logs, processes
+from .config import Config, InstanceSettings
+from .control import Control
+from .registry import Record, Running, Spec, specs
+from .routers import Routers
+from .supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+INSTANCE = "penstock.cluster.instance:Instance"
+ACTOR_CPUS = 0.1
+"""What Ray counts for an instance on the CPU: it is there to be placed, not to be rationed."""
+DEAD_S = 30.0
+"""Within it Ray ends an actor on another node, though it be stopped."""
+CALL_S = 5.0
+"""Limit of a call to Ray that waits for nothing but Ray."""
+
+
+def resolve(where: str) -> Any:
+    """What `module:name` names. The module is imported only here, in the process that needs it."""
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)
+
+
+class InstanceActor:
+    """An actor that hosts one life of an instance."""
+
+    def __init__(self, where: str, settings: InstanceSettings):
+        host = settings.host or ray.util.get_node_ip_address()
+        self._instance = resolve(where)(replace(settings, host=host))
+        self._running: Running | None = None
+
+    async def start(self) -> Running:
+        address = await self._instance.start()
+        self._running = Running(address, os.getpid(), ray.get_runtime_context().get_node_id())
+        return self._running
+
+    async def describe(self) -> Running | None:
+        """None while it does not serve yet."""
+        return self._running
+
+    async def wait(self) -> None:
+        """Never returns: whoever waits hears of the death of this process."""
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        await self._instance.stop()
+
+
+@dataclass(frozen=True)
+class Place:
+    """What Ray is asked for. `shares_gpus`: the part of a GPU that each instance has, 0 on the CPU."""
+
+    namespace: str
+    pool_resources: bool
+    """Nodes declare `penstock_prefill` and `penstock_decode`, one a place."""
+    gpu_share: float
+    host: str
+    """The interface that instances listen on; empty: their node's own address."""
+
+    def bundle(self, spec: Spec) -> dict[str, float]:
+        bundle = {"CPU": ACTOR_CPUS}
+        if self.gpu_share:
+            bundle["GPU"] = self.gpu_share
+        if self.pool_resources:
+            bundle[f"penstock_{spec.pool}"] = 1
+        return bundle
+
+
+@dataclass
+class _Life:
+    handle: Any
+    pidfd: int | None = None
+    """Where its process is on this node: readable once the process is dead, whoever it was that died."""
+
+
+class RayHost:
+    """Instances as detached actors, each in a placement group of its own that outlives its lives."""
+
+    def __init__(self, config: Config, place: Place, instance: str):
+        self._config = config
+        self._place = place
+        self._instance = instance
+        self._node = ray.get_runtime_context().get_node_id()
+        self._lives: dict[Incarnation, _Life] = {}
+
+    async def find(self) -> dict[Incarnation, Running]:
+        names = await _bounded(asyncio.to_thread(named_actors, self._place.namespace, "instance/"))
+        found = {}
+        for name in names:
+            who = _incarnation(name)
+            try:
+                handle = await _bounded(asyncio.to_thread(ray.get_actor, name, self._place.namespace))
+            except ValueError:  # it died since
+                continue
+            self._lives[who] = _Life(handle)
+            try:
+                running = await _bounded(handle.describe.remote(), self._config.handover.hung_after_s)
+            except (RayActorError, TimeoutError):
+                running = None
+            if running is None:
+                await self.kill(who)
+            else:
+                self._open(who, running)
+                found[who] = running
+        return found
+
+    async def start(self, spec: Spec, life: int) -> Running:
+        who = Incarnation(spec.name, life)
+        group = await _bounded(asyncio.to_thread(self._group, spec), self._config.cluster.start_s)
+        bundle = self._place.bundle(spec)
+        self._lives[who] = _Life(
+            ray.remote(InstanceActor)
+            .options(
+                name=f"instance/{spec.name}@{life}",
+                namespace=self._place.namespace,
+                lifetime="detached",
+                max_restarts=0,
+                num_cpus=bundle.pop("CPU"),
+                num_gpus=bundle.pop("GPU", 0),
+                resources=bundle,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, 0),
+            )
+            .remote(self._instance, self._settings(spec, life))
+        )
+        async with _plain_errors():
+            started = self._lives[who].handle.start.remote()
+            running = await asyncio.wait_for(started, self._config.cluster.start_s)
+        self._open(who, running)
+        return running
+
+    async def ended(self, who: Incarnation) -> str:
+        life = self._lives[who]
+        while True:
+            try:
+                await (_readable(life.pidfd) if life.pidfd is not None else life.handle.wait.remote())
+            except ActorUnavailableError:
+                await asyncio.sleep(self._config.handover.heartbeat_s)
+                continue
+            except RayActorError:
+                pass
+            return "its process died"
+
+    async def kill(self, who: Incarnation) -> None:
+        life = self._lives.pop(who, None)
+        if life is None:
+            return
+        if life.pidfd is not None:
+            signal.pidfd_send_signal(life.pidfd, signal.SIGKILL)
+            await _bounded(_readable(life.pidfd))
+            os.close(life.pidfd)
+        await _bounded(asyncio.to_thread(ray.kill, life.handle))
+        if life.pidfd is None:
+            await _bounded(_dead(life.handle), DEAD_S)
+
+    def _settings(self, spec: Spec, life: int) -> InstanceSettings:
+        return InstanceSettings(
+            name=spec.name,
+            life=life,
+            prefill_tokens=spec.prefill_tokens,
+            decode_slots=spec.decode_slots,
+            host=self._place.host,
+            engine=self._config.engine,
+            handover=self._config.handover,
+            log_level=self._config.cluster.log_level,
+            log_json=self._config.cluster.log_json,
+        )
+
+    def _group(self, spec: Spec) -> PlacementGroup:
+        """The instance's placement group, ready; made by its first life."""
+        name = f"{self._place.namespace}/{spec.name}"
+        bundle = self._place.bundle(spec)
+        try:
+            group = get_placement_group(name)
+        except ValueError:
+            group = placement_group([bundle], strategy="STRICT_PACK", name=name, lifetime="detached")
+        if not group.wait(self._config.cluster.start_s):
+            raise TimeoutError(f"Ray has no room for {spec.name}, which needs {bundle}")
+        return group
+
+    def _open(self, who: Incarnation, running: Running) -> None:
+        if running.node == self._node:
+            self._lives[who].pidfd = os.pidfd_open(running.pid)
+
+
+class Controller:
+    """Serves ControlService and RouterService at the address `at`, in every life of this actor."""
+
+    def __init__(self, config: Config, place: Place, at: str, model: str, instance: str):
+        logs.configure(config.cluster.log_level, config.cluster.log_json)
+        self._config = config
+        self._at = at
+        self._node = ray.get_runtime_context().get_node_id()
+        name = config.cluster.name
+        self._routers = Routers(name, model, self._lost)
+        self._supervisor = Supervisor(
+            RayHost(config, place, instance),
+            specs(config.cluster),
+            config.handover,
+            f"controller:{name}",
+            lambda: self._routers.tell(self._supervisor.registry.usable()),
+        )
+        self._control = Control(
+            name,
+            model,
+            self._supervisor,
+            self._routers,
+            config.handover,
+            config.cluster.move_s,
+            self._rss_bytes,
+        )
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task.add_done_callback(_end_with)
+
+    async def states(self) -> list[tuple[str, str, str]]:
+        """Name, state and reason of each instance."""
+        records = self._supervisor.registry.records.values()
+        return [(record.spec.name, record.state.value, record.reason) for record in records]
+
+    async def _run(self) -> None:
+        server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        add_ControlServiceServicer_to_server(self._control, server)
+        add_RouterServiceServicer_to_server(self._routers, server)
+        server.add_insecure_port(self._at)
+        await server.start()
+        await self._supervisor.run()
+
+    def _lost(self, who: Incarnation, condemned: bool) -> None:
+        """A router cannot reach an instance: that counts where it is to end, or where we do not hear it either."""
+        silent = self._supervisor.silent_s(who.instance) > self._config.handover.hung_after_s / 2
+        if condemned:
+            self._supervisor.condemn(who, "a peer asked for its end: it does not stop writing")
+        elif silent:
+            self._supervisor.condemn(who, "a router cannot reach it, and it is silent here")
+
+    def _rss_bytes(self, record: Record) -> int:
+        """0 for an instance on another node."""
+        running = record.running
+        if running is None or running.node != self._node:
+            return 0
+        return processes.memory([running.pid]).rss_bytes
+
+
+def _end_with(task: asyncio.Task[None]) -> None:
+    """A controller that does not work ends its process, so that Ray starts the next."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.critical("the controller fails", exc_info=error)
+        os._exit(1)
+
+
+def named_actors(namespace: str, prefix: str = "") -> list[str]:
+    """Names of the living actors of a namespace."""
+    actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)  # dicts, whatever its type says
+    return [
+        actor["name"]
+        for actor in actors
+        if actor["namespace"] == namespace and actor["name"].startswith(prefix)
+    ]
+
+
+def _incarnation(name: str) -> Incarnation:
+    instance, _, life = name.removeprefix("instance/").rpartition("@")
+    return Incarnation(instance, int(life))
+
+
+@asynccontextmanager
+async def _plain_errors() -> AsyncIterator[None]:
+    """Ray's errors as those that `Host.start` speaks of."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause = error.cause
+        text = str(cause) if isinstance(cause, (ValueError, OSError)) else f"{type(cause).__name__}: {cause}"
+        raise ValueError(text) from error
+    except RayActorError as error:
+        raise ConnectionError("its process died while it started") from error
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+
+
+async def _dead(handle: Any) -> None:
+    """Wait until Ray says that the actor is dead."""
+    while True:
+        try:
+            await handle.wait.remote()
+        except ActorUnavailableError:
+            await asyncio.sleep(0.1)
+        except RayActorError:
+            return
+
+
+async def _bounded(call: Awaitable[Any], limit_s: float = CALL_S) -> Any:
+    return await asyncio.wait_for(call, limit_s)

@@ -1,0 +1,389 @@
+"""Starts a whole cluster on Ray, tells how far it is, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import grpc
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ..engine.checkpoint import ModelSpec, read_checkpoint
+from ..proto import control_pb2, inference_pb2
+from ..proto.control_pb2_grpc import ControlServiceStub
+from ..proto.inference_pb2_grpc import InferenceServiceStub
+from ..router.config import ModelInfo
+from . import logs, processes, state
+from .config import Config
+from .controller import INSTANCE, Controller, Place, named_actors, resolve
+
+logger = logging.getLogger(__name__)
+
+ROUTER = "penstock.router.server:RouterServer"
+CALL_S = 10.0
+"""Limit of a call to an actor that has nothing long to do."""
+GONE_S = 3.0
+"""How long the processes of a stopped cluster may take to end by themselves."""
+POLL_S = 0.05
+LOOPBACK = "127.0.0.1"
+
+Progress = Callable[[str], None]
+
+
+class RouterActor:
+    """An actor that hosts the router; Ray starts it anew when it dies, on the same port."""
+
+    def __init__(self, where: str, config: Config, controller: str, model: ModelInfo):
+        logs.configure(config.cluster.log_level, config.cluster.log_json)
+        self._server = resolve(where)(config.router, model, controller, config.handover)
+        self._address = asyncio.get_running_loop().create_task(self._server.start())
+
+    async def address(self) -> str:
+        """Once it listens. `ValueError` where the port is taken."""
+        return await asyncio.shield(self._address)
+
+    async def stop(self) -> None:
+        await self._server.stop()
+
+
+@dataclass(frozen=True)
+class Started:
+    """How long the start took, and what it took, in seconds and bytes."""
+
+    seconds: float
+    first_token_s: float
+    """From the start to the first token of a request."""
+    memory: processes.Memory
+
+
+class Cluster:
+    """A running cluster. `with Cluster.start(config) as cluster:` stops it at the end, whatever happens."""
+
+    def __init__(self, config: Config, record: state.ClusterRecord, progress: Progress):
+        self.config = config
+        self.record = record
+        self.address = ""
+        """The router's address, host:port."""
+        self.controller_address = ""
+        self.started: Started | None = None
+        self._progress = progress
+        self._controller: Any = None
+        self._router: Any = None
+
+    @classmethod
+    def start(
+        cls,
+        config: Config,
+        *,
+        progress: Progress = logger.info,
+        began: float | None = None,
+        foreground: bool = False,
+        instance: str = INSTANCE,
+        router: str = ROUTER,
+    ) -> Cluster:
+        """Start everything and return once a first token came through.
+
+        `began` is the `time.monotonic()` that durations count from. `instance` and `router` name the classes that
+        the actors host, as `module:name`. Raises `ValueError`, in one sentence, for what the configuration asks
+        for and cannot be had, and `TimeoutError` past `cluster.start_s`; nothing is left behind then.
+        """
+        began = time.monotonic() if began is None else began
+        spec = read_checkpoint(config.engine.folder)
+        config = _with_ports(config)
+        reap_abandoned(progress)
+        cluster = cls(config, _record(config, foreground), progress)
+        try:
+            cluster._start(spec, began, instance, router)
+        except BaseException:
+            cluster.stop()
+            raise
+        return cluster
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def instances(self) -> list[control_pb2.Instance]:
+        """What the controller knows of every instance now."""
+        with grpc.insecure_channel(self.controller_address) as channel:
+            request = control_pb2.GetClusterRequest()
+            return list(ControlServiceStub(channel).GetCluster(request, timeout=CALL_S).instances)
+
+    def memory(self) -> processes.Memory:
+        """Memory of every process of the cluster on this machine, this one included."""
+        return processes.memory([os.getpid(), *processes.marked(self.record.cluster_id)])
+
+    def stop(self) -> None:
+        """End it, gently where that is quick. No process, folder or port of it is left. May be called twice."""
+        try:
+            if ray.is_initialized():
+                self._progress("stopping")
+                self._stop_router()
+                if self.record.ray_address:
+                    _clear(self._namespace)
+                ray.shutdown()
+                processes.wait_until_gone(self.record.cluster_id, GONE_S)
+        finally:
+            state.reap(self.record)
+
+    @property
+    def _namespace(self) -> str:
+        return _namespace(self.config.cluster.name)
+
+    def _start(self, spec: ModelSpec, began: float, instance: str, router: str) -> None:
+        deadline = time.monotonic() + self.config.cluster.start_s
+        state.write(self.record)
+        self._progress(
+            "starting Ray" if not self.record.ray_address else f"joining Ray at {self.record.ray_address}"
+        )
+        _start_ray(self.config, self.record)
+        self._start_actors(spec, instance, router)
+        self._await_instances(deadline)
+        self.address = _get(self._router.address.remote(), _left(deadline))
+        first_token_s = self._first_token(deadline) - began
+        self.started = Started(time.monotonic() - began, first_token_s, self.memory())
+        self.record = replace(self.record, address=self.address)
+        state.write(self.record)
+
+    def _start_actors(self, spec: ModelSpec, instance: str, router: str) -> None:
+        config, place = self.config, _place(self.config)
+        if "controller" in named_actors(self._namespace):
+            raise ValueError(f"a cluster named {config.cluster.name} runs on this Ray already")
+        host = place.host or ray.util.get_node_ip_address()
+        self.controller_address = f"{host}:{config.cluster.controller_port}"
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {
+            "namespace": self._namespace,
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "scheduling_strategy": here,
+        }
+        model = _model_info(config, spec)
+        self._controller = (
+            ray.remote(Controller)
+            .options(name="controller", lifetime="detached", **options)
+            .remote(config, place, self.controller_address, model.name, instance)
+        )
+        self._router = (
+            ray.remote(RouterActor)
+            .options(name="router", **options)
+            .remote(router, config, self.controller_address, model)
+        )
+
+    def _await_instances(self, deadline: float) -> None:
+        """Until each instance serves; its first failure ends the wait, since the next life would fare no better."""
+        serving: set[str] = set()
+        while True:
+            states = _get(self._controller.states.remote(), _left(deadline))
+            for name, status, reason in states:
+                if reason and name not in serving:
+                    raise ValueError(f"{name} does not start: {reason}")
+                if status == "serving" and name not in serving:
+                    serving.add(name)
+                    self._progress(f"{name} serves")
+            if len(serving) == len(states):
+                return
+            time.sleep(min(POLL_S, _left(deadline)))
+
+    def _first_token(self, deadline: float) -> float:
+        """Send a request of one token; when it came, as `time.monotonic()`."""
+        request = inference_pb2.GenerateRequest(
+            token_ids=inference_pb2.TokenIds(ids=[0] * 8),
+            sampling=inference_pb2.SamplingParams(temperature=0, max_tokens=2, ignore_eos=True),
+        )
+        came = 0.0
+        with grpc.insecure_channel(self.address) as channel:
+            stub = InferenceServiceStub(channel)
+            for response in stub.Generate(request, timeout=_left(deadline)):
+                if response.HasField("delta") and not came:
+                    came = time.monotonic()
+        return came
+
+    def _stop_router(self) -> None:
+        """Let open streams end, within the router's own limit."""
+        if self._router is None or not self.address:
+            return
+        try:
+            _get(self._router.stop.remote(), self.config.router.stop_s + 1.0)
+        except (ValueError, OSError) as error:
+            logger.warning("the router did not stop by itself: %s", error)
+
+
+def reap_abandoned(progress: Progress) -> list[state.ClusterRecord]:
+    """End what is left of clusters whose process was killed, and give their records."""
+    left = state.abandoned()
+    for record in left:
+        if record.ray_address:
+            _clear_joined(record)
+        killed = state.reap(record)
+        progress(f"reaped cluster {record.name} that a killed process left: {len(killed)} processes")
+    return left
+
+
+def _record(config: Config, foreground: bool) -> state.ClusterRecord:
+    cluster_id = secrets.token_hex(6)
+    address = config.cluster.ray_address
+    temp_dir = "" if address else tempfile.mkdtemp(prefix=state.TEMP_PREFIX, dir=config.cluster.temp_dir)
+    return state.own(cluster_id, config.cluster.name, temp_dir, address, foreground)
+
+
+def _with_ports(config: Config) -> Config:
+    """The same with every port a number, so that a restart finds its own; `ValueError` where one is in use."""
+    router = replace(config.router, port=_port("router.port", config.router.host, config.router.port))
+    port = _port("cluster.controller_port", LOOPBACK, config.cluster.controller_port)
+    return replace(config, router=router, cluster=replace(config.cluster, controller_port=port))
+
+
+def _port(key: str, host: str, port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(f"port {port} on {host} cannot be had ({key}): {error.strerror}") from error
+        return probe.getsockname()[1]
+
+
+def _start_ray(config: Config, record: state.ClusterRecord) -> None:
+    """`address` none: a Ray of our own, apart from any other on the machine. Processes inherit the mark either way."""
+    mark = {
+        processes.MARK: record.cluster_id,
+        "OMP_NUM_THREADS": str(config.engine.threads),
+        "SPT_NOENV": "1",  # else Ray's process titles overwrite the environment that the mark is read from
+    }
+    common: dict[str, Any] = {
+        "namespace": _namespace(config.cluster.name),
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
+    if record.ray_address:
+        _join(record.ray_address, runtime_env={"env_vars": mark}, **common)
+        return
+    counts = {"prefill": config.cluster.prefill, "decode": config.cluster.decode}
+    with _environment(mark | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}):
+        ray.init(
+            address="local",
+            num_cpus=sum(counts.values())
+            + 2,  # Ray starts a worker for each ahead; controller and router too
+            num_gpus=0 if config.engine.device == "cpu" else None,
+            resources={f"penstock_{pool}": float(count) for pool, count in counts.items()},
+            include_dashboard=False,
+            object_store_memory=config.cluster.object_store_bytes,
+            _temp_dir=record.temp_dir,
+            _node_ip_address=LOOPBACK,
+            **common,
+        )
+
+
+def _join(address: str, **options: Any) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CALL_S).close()
+        ray.init(address=address, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster can be joined at {address}: {error}") from error
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set these variables for whatever is started within."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _place(config: Config) -> Place:
+    """What this Ray cluster offers to instances."""
+    offered = ray.cluster_resources()
+    instances = config.cluster.prefill + config.cluster.decode
+    gpus = 0 if config.engine.device == "cpu" else int(offered.get("GPU", 0))
+    if config.engine.device == "cuda" and not gpus:
+        raise ValueError("engine.device is cuda, and Ray finds no GPU")
+    return Place(
+        namespace=_namespace(config.cluster.name),
+        pool_resources=all(f"penstock_{pool}" in offered for pool in ("prefill", "decode")),
+        gpu_share=1 / math.ceil(instances / gpus) if gpus else 0,
+        host="" if config.cluster.ray_address else LOOPBACK,
+    )
+
+
+def _model_info(config: Config, spec: ModelSpec) -> ModelInfo:
+    folder = config.engine.folder
+    tokenizer = folder / "tokenizer.json"
+    return ModelInfo(
+        name=folder.resolve().name,
+        context_tokens=spec.max_positions,
+        vocabulary=spec.vocab,
+        tokenizer=tokenizer if tokenizer.is_file() else None,
+        end_tokens=tuple(sorted(spec.eos)),
+    )
+
+
+def _namespace(name: str) -> str:
+    return f"penstock-{name}"
+
+
+def _clear(namespace: str) -> None:
+    """Kill the actors of a namespace on a Ray that goes on, and give their places back."""
+    for name in named_actors(namespace):
+        with suppress(ValueError):  # it died since
+            ray.kill(ray.get_actor(name, namespace))
+    for group in ray.util.placement_group_table().values():
+        if group["name"].startswith(f"{namespace}/") and group["state"] != "REMOVED":
+            ray.util.remove_placement_group(ray.util.get_placement_group(group["name"]))
+
+
+def _clear_joined(record: state.ClusterRecord) -> None:
+    """What a killed process left on a Ray cluster that it had joined; if that is gone too, nothing is left."""
+    assert record.ray_address
+    namespace = _namespace(record.name)
+    try:
+        _join(record.ray_address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
+    except ValueError as error:
+        logger.info("%s", error)
+        return
+    _clear(namespace)
+    ray.shutdown()
+
+
+def _get(reference: Any, limit_s: float) -> Any:
+    """The result of a call to an actor; its `ValueError` as raised there, `OSError` where none comes."""
+    try:
+        return ray.get(reference, timeout=limit_s)
+    except RayTaskError as error:
+        raise error.cause from error
+    except GetTimeoutError as error:
+        raise TimeoutError(f"Ray gave no answer within {limit_s:.0f} s") from error
+    except RayActorError as error:
+        raise ConnectionError(f"an actor died: {error}") from error
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the cluster did not start in time (cluster.start_s)")
+    return left

@@ -1,0 +1,201 @@
+"""RouterService: the routers that are attached, what each holds, and the moves asked of them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import grpc
+import grpc.aio
+
+from ..handover.values import Incarnation
+from ..proto import router_pb2 as pb
+from ..proto.router_pb2_grpc import RouterServiceServicer
+from .registry import Record, State
+
+logger = logging.getLogger(__name__)
+
+MOST_ASKS = 1024
+"""Moves that may wait to be sent to one router."""
+
+
+class MoveResult(NamedTuple):
+    """What became of a move; `seconds` from the ask to the first token of the new owner."""
+
+    done: bool
+    reason: str
+    seconds: float
+    source: str
+
+
+@dataclass(eq=False)
+class AttachedRouter:
+    """One router's stream: what it said last, and what it is still to hear."""
+
+    hello: pb.RouterHello
+    sessions: dict[str, pb.HeldSession] = field(default_factory=dict)
+    instances: pb.Instances | None = None
+    """To be sent next; a newer one replaces it."""
+    asks: list[pb.AskMove] = field(default_factory=list)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
+class _Ask:
+    router: AttachedRouter
+    destination: str
+    session: str
+    result: asyncio.Future[MoveResult]
+
+
+class Routers(RouterServiceServicer):
+    """Serves every router; `on_lost(incarnation, condemned)` hears of instances that a router cannot reach."""
+
+    def __init__(self, cluster: str, model: str, on_lost: Callable[[Incarnation, bool], None]):
+        self._cluster = cluster
+        self._model = model
+        self._on_lost = on_lost
+        self._attached: dict[str, AttachedRouter] = {}
+        self._instances = pb.Instances(cluster=cluster, model=model)
+        self._numbers = itertools.count(
+            time.time_ns()
+        )  # an answer to an earlier controller's ask matches none of ours
+        self._asks: dict[int, _Ask] = {}
+
+    @property
+    def attached(self) -> list[AttachedRouter]:
+        return list(self._attached.values())
+
+    def holding(self, request_id: str) -> list[tuple[AttachedRouter, pb.HeldSession]]:
+        """The sessions of a request, by choice."""
+        found = [
+            (router, held)
+            for router in self._attached.values()
+            for held in router.sessions.values()
+            if held.request_id == request_id
+        ]
+        return sorted(found, key=lambda pair: pair[1].choice)
+
+    def tell(self, usable: Iterable[Record]) -> None:
+        """Every router hears which instances may be used from now on."""
+        instances = [_info(record) for record in usable]
+        self._instances = pb.Instances(cluster=self._cluster, model=self._model, instances=instances)
+        for router in self._attached.values():
+            router.instances = self._instances
+            router.wake.set()
+
+    async def move(
+        self,
+        router: AttachedRouter,
+        session: str,
+        destination: str,
+        mode: pb.MoveMode,
+        reason: str,
+        timeout_s: float,
+    ) -> MoveResult:
+        """Ask the session's router for a move and wait for what becomes of it; a timeout is a move not done."""
+        if len(router.asks) >= MOST_ASKS:
+            return MoveResult(False, "its router is overrun with moves", 0.0, "")
+        number = next(self._numbers)
+        ask = _Ask(router, destination, session, asyncio.get_running_loop().create_future())
+        self._asks[number] = ask
+        message = pb.AskMove(ask=number, session=session, destination=destination, reason=reason, mode=mode)
+        router.asks.append(message)
+        router.wake.set()
+        try:
+            return await asyncio.wait_for(ask.result, timeout_s)
+        except TimeoutError:
+            return MoveResult(False, f"its router did not answer within {timeout_s:g} s", 0.0, "")
+        finally:
+            del self._asks[number]
+            if message in router.asks:
+                router.asks.remove(message)
+
+    async def Attach(
+        self, request_iterator: AsyncIterator[pb.AttachRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.AttachResponse]:
+        first = await anext(aiter(request_iterator), pb.AttachRequest())
+        if not first.HasField("hello") or not first.hello.name:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello with a name"
+            )
+        router = self._attach(first.hello)
+        hearing = asyncio.create_task(self._hear(router, request_iterator))
+        hearing.add_done_callback(lambda _: router.wake.set())
+        try:
+            while not hearing.done():
+                router.wake.clear()
+                for response in _take(router):
+                    yield response
+                await router.wake.wait()
+            hearing.result()
+        finally:
+            hearing.cancel()
+            self._detach(router)
+
+    def _attach(self, hello: pb.RouterHello) -> AttachedRouter:
+        logger.info("router %s at %s attached", hello.name, hello.address)
+        router = AttachedRouter(hello, instances=self._instances)
+        older = self._attached.get(hello.name)
+        self._attached[hello.name] = router
+        if older is not None:
+            self._fail_asks(older)
+        return router
+
+    def _detach(self, router: AttachedRouter) -> None:
+        logger.info("router %s went away", router.hello.name)
+        if self._attached.get(router.hello.name) is router:
+            del self._attached[router.hello.name]
+        self._fail_asks(router)
+
+    def _fail_asks(self, router: AttachedRouter) -> None:
+        for ask in self._asks.values():
+            if ask.router is router and not ask.result.done():
+                ask.result.set_result(MoveResult(False, "its router went away", 0.0, ""))
+
+    async def _hear(self, router: AttachedRouter, requests: AsyncIterator[pb.AttachRequest]) -> None:
+        async for request in requests:
+            match request.WhichOneof("message"):
+                case "sessions":
+                    router.sessions = {held.session: held for held in request.sessions.sessions}
+                case "moved":
+                    self._moved(request.moved)
+                case "lost":
+                    lost = request.lost
+                    self._on_lost(Incarnation(lost.name, lost.life), lost.condemned)
+
+    def _moved(self, moved: pb.Moved) -> None:
+        ask = self._asks.get(moved.ask)
+        if ask is None or ask.result.done():
+            return
+        held = ask.router.sessions.get(ask.session)
+        if moved.done and held is not None:
+            held.owner = ask.destination  # the next move may be asked before the router's next list
+        ask.result.set_result(MoveResult(moved.done, moved.reason, moved.seconds, moved.source))
+
+
+def _take(router: AttachedRouter) -> list[pb.AttachResponse]:
+    """What the router is to hear now: instances first, since a move may name a new one."""
+    responses = [pb.AttachResponse(ask_move=ask) for ask in router.asks]
+    if router.instances is not None:
+        responses.insert(0, pb.AttachResponse(instances=router.instances))
+    router.asks, router.instances = [], None
+    return responses
+
+
+def _info(record: Record) -> pb.InstanceInfo:
+    assert record.running is not None
+    return pb.InstanceInfo(
+        name=record.spec.name,
+        life=record.life,
+        address=record.running.address,
+        pool=record.spec.pool,
+        prefill_tokens=record.spec.prefill_tokens,
+        decode_slots=record.spec.decode_slots,
+        draining=record.state == State.DRAINING,
+    )

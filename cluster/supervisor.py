@@ -1,0 +1,151 @@
+"""Keeps every instance running: starts it, watches it, ends it when it hangs, starts its next life."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from ..handover.config import HandoverConfig
+from ..handover.values import Incarnation
+from ..policy.state import LoadView
+from .link import Link
+from .registry import Registry, Running, Spec, next_life
+
+logger = logging.getLogger(__name__)
+
+BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
+"""Pause before the next life, by how many lives ended before they served."""
+
+
+class Host(Protocol):
+    """Where the processes of instances live."""
+
+    async def find(self) -> dict[Incarnation, Running]:
+        """What an earlier controller started and what still answers; the rest is ended."""
+        ...
+
+    async def start(self, spec: Spec, life: int) -> Running:
+        """Start a life and wait until it serves. `ValueError`, `OSError` (`TimeoutError` too) say why it does not."""
+        ...
+
+    async def ended(self, who: Incarnation) -> str:
+        """Wait for the death of its process; the reason."""
+        ...
+
+    async def kill(self, who: Incarnation) -> None:
+        """End it at once; returns when it is dead for certain."""
+        ...
+
+
+class Supervisor:
+    """One task for each instance. `on_change` is called after every change of the registry."""
+
+    def __init__(
+        self,
+        host: Host,
+        specs: Iterable[Spec],
+        config: HandoverConfig,
+        name: str,
+        on_change: Callable[[], None],
+    ):
+        self.registry = Registry.of(specs)
+        self._host = host
+        self._config = config
+        self._name = name
+        self._on_change = on_change
+        self._links: dict[str, Link] = {}
+        self._doomed: dict[Incarnation, asyncio.Future[str]] = {}
+        self._keepers: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """Take over what runs already, start the rest, and keep all of it running until cancelled."""
+        found = await self._host.find()
+        for who, running in found.items():
+            if who.instance in self.registry:
+                self._set(self.registry.found(who, running))
+        for who in found:
+            if not self.registry.is_current(who):
+                await self._host.kill(who)
+        async with asyncio.TaskGroup() as tasks:
+            for record in self.registry.records.values():
+                tasks.create_task(self._keep(record.spec))
+
+    def load(self, name: str) -> LoadView | None:
+        """The newest load view of an instance that runs."""
+        return self._links[name].load if name in self._links else None
+
+    def silent_s(self, name: str) -> float:
+        """Seconds since an instance that runs was last heard; 0 where none does."""
+        return self._links[name].silent_s if name in self._links else 0.0
+
+    def condemn(self, who: Incarnation, reason: str) -> bool:
+        """End this life of an instance; False where it is not the current one or does not run."""
+        doomed = self._doomed.get(who)
+        if doomed is None or doomed.done():
+            return False
+        doomed.set_result(reason)
+        return True
+
+    async def _keep(self, spec: Spec) -> None:
+        failures = 0
+        while True:
+            if not self.registry[spec.name].usable:
+                served = await self._start(spec)
+                failures = 0 if served else failures + 1
+            record = self.registry[spec.name]
+            if record.running is not None:
+                reason = await self._watch(record.incarnation, record.running)
+                await self._end(record.incarnation, reason)
+            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+
+    async def _start(self, spec: Spec) -> bool:
+        who = Incarnation(spec.name, next_life(self.registry[spec.name].life, time.time_ns()))
+        self._set(self.registry.starting(spec.name, who.life))
+        began = time.monotonic()
+        try:
+            running = await self._host.start(spec, who.life)
+        except (ValueError, OSError) as error:
+            await self._end(who, str(error) or type(error).__name__)
+            return False
+        logger.info("%s serves at %s after %.1f s", spec.name, running.address, time.monotonic() - began)
+        self._set(self.registry.serving(who, running))
+        return True
+
+    async def _watch(self, who: Incarnation, running: Running) -> str:
+        """Wait until this life is dead, silent or condemned; which of them."""
+        link = Link(self._name, who, running.address, self._config, self._condemned_by(who))
+        doomed = asyncio.get_running_loop().create_future()
+        self._links[who.instance], self._doomed[who] = link, doomed
+        ways = {
+            asyncio.ensure_future(self._host.ended(who)),
+            asyncio.ensure_future(link.until_silent()),
+            doomed,
+        }
+        try:
+            done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            return next(iter(done)).result()
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            del self._links[who.instance], self._doomed[who]
+
+    def _condemned_by(self, who: Incarnation) -> Callable[[Incarnation], None]:
+        def condemn(writer: Incarnation) -> None:
+            self.condemn(writer, f"{who.instance} asked for its end: it does not stop writing")
+
+        return condemn
+
+    async def _end(self, who: Incarnation, reason: str) -> None:
+        """It counts as lost from now on; its process is ended before a next life begins."""
+        logger.warning("%s (life %d) is lost: %s", who.instance, who.life, reason)
+        self._set(self.registry.lost(who, reason))
+        await self._host.kill(who)
+
+    def _set(self, registry: Registry) -> None:
+        if registry is not self.registry:
+            self.registry = registry
+            self._on_change()
