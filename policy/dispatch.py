@@ -64,7 +64,8 @@ def dispatch(
 ) -> tuple[Assignment | NoInstance, Memory]:
     """Pick the instance with the fewest prompt tokens queued, and the one with the most blocks free.
 
-    One that is best at both keeps the request. `now` is on the clock of the views' `seen_at`; `seed` breaks ties.
+    One that decodes prefills only where none is free of that, for a prefill step stalls all that it decodes; one that
+    is best at both keeps the request. `now` is on the clock of the views' `seen_at`; `seed` breaks ties.
     Where an instance is `wanted` by name, it decodes, and prefills if it may.
     """
     memory = unseen(memory, views, now)
@@ -115,9 +116,12 @@ def unseen(memory: Memory, views: Sequence[InstanceView], now: float) -> Memory:
 
 
 def _prefill_load(view: InstanceView, memory: Memory) -> tuple[int, ...]:
-    claims = memory.of(view)
-    queued = view.load.queued_tokens + sum(claim.tokens for claim in claims)
-    return queued, view.load.waiting + view.load.running, -_free_blocks(view, claims)
+    jobs = view.load.waiting + view.load.running
+    return int(view.may_decode), _queued(view, memory), jobs, -_free_blocks(view, memory.of(view))
+
+
+def _queued(view: InstanceView, memory: Memory) -> int:
+    return view.load.queued_tokens + sum(claim.tokens for claim in memory.of(view))
 
 
 def _decode_load(view: InstanceView, memory: Memory) -> tuple[int, ...]:
@@ -138,7 +142,7 @@ def _claims(request: RequestShape, assignment: Assignment, memory: Memory, now: 
     if assignment.decode is None:
         return (first,)
     # The decode instance is asked for blocks only after the first chunk, behind what queues already.
-    ahead = _prefill_load(prefill, memory)[0] + min(request.prompt_tokens, prefill.load.prefill_tokens)
+    ahead = _queued(prefill, memory) + min(request.prompt_tokens, prefill.load.prefill_tokens)
     wait_s = ahead / prefill.load.prefill_tokens * prefill.load.step_s
     return first, Claim(assignment.decode.key, 0, blocks, now + wait_s + SETTLE_S)
 

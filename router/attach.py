@@ -74,7 +74,7 @@ async def _listen(router: Router, call: Any) -> None:
 
 def _take(router: Router, response: pb.AttachResponse) -> None:
     match response.WhichOneof("message"):
-        case "instances":
+        case "instances" if response.instances.instances:  # one that has just come back may know of none yet
             router.set_instances([_listed(info) for info in response.instances.instances])
         case "ask_move":
             ask = response.ask_move

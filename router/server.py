@@ -17,6 +17,7 @@ from ..policy.state import InstanceView
 from ..proto import control_pb2, control_pb2_grpc, inference_pb2, inference_pb2_grpc
 from .attach import attach
 from .config import ModelInfo, RouterConfig
+from .links import CHANNEL
 from .refusal import DETAILS_KEY, Refused
 from .router import Router
 from .session import Delta, LiveSession
@@ -115,7 +116,7 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
     """Hands every call to the controller, and its answer back."""
 
     def __init__(self, controller: str | None):
-        self._channel = grpc.aio.insecure_channel(controller) if controller else None
+        self._channel = grpc.aio.insecure_channel(controller, options=CHANNEL) if controller else None
 
     async def GetCluster(
         self, request: control_pb2.GetClusterRequest, context: Any

@@ -60,8 +60,10 @@ def test_only_instances_that_may_are_picked(request_, views, seed):
 def test_the_shortest_queue_and_the_most_room_win(request_, views, seed):
     found, _ = dispatch(request_, views, 0.0, seed, Memory())
     if isinstance(found, Assignment):
-        queues = [v.load.queued_tokens for v in views if v.may_prefill]
-        assert found.prefill.load.queued_tokens == min(queues)
+        prefills = [v for v in views if v.may_prefill]
+        undisturbed = [v for v in prefills if not v.may_decode] or prefills
+        assert found.prefill in undisturbed
+        assert found.prefill.load.queued_tokens == min(v.load.queued_tokens for v in undisturbed)
         slots = [v.load.free_blocks for v in views if v.may_decode and v.load.running < v.load.decode_slots]
         if slots:
             assert (found.decode or found.prefill).load.free_blocks == max(slots)
@@ -83,6 +85,15 @@ def test_an_instance_that_is_best_at_both_keeps_the_request():
     for seed in range(4):
         found, _ = dispatch(RequestShape(prompt_tokens=10), views, 0.0, seed, Memory())
         assert isinstance(found, Assignment) and found.prefill.name == "a" and found.decode is None
+
+
+def test_what_decodes_prefills_only_where_nothing_else_does():
+    mixed, busy = view("m", 512, 8), view("p", 512, queued=4000)
+    found, _ = dispatch(RequestShape(prompt_tokens=10), [mixed, busy], 0.0, 0, Memory())
+    assert isinstance(found, Assignment) and found.decode is not None
+    assert (found.prefill.name, found.decode.name) == ("p", "m")
+    found, _ = dispatch(RequestShape(prompt_tokens=10), [mixed, replace(busy, alive=False)], 0.0, 0, Memory())
+    assert isinstance(found, Assignment) and found.prefill.name == "m" and found.decode is None
 
 
 def test_a_burst_under_one_view_spreads_evenly():
