@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,6 +30,8 @@ from .figures import Report, progress
 WAYS = ("gloo", "socket", "socket_raw", "local", "memcpy")
 SIZES = (1, 4, 16, 64, 256, 1024)
 LAYOUT = CacheLayout(layers=4, blocks=1536, block_size=16, kv_heads=4, head_dim=128, dtype="float32")
+TWO_SIDED = ("gloo", "socket", "socket_raw")
+"""Ways that end at the destination; the others end where the source's call returns."""
 SOCKET_BUFFER_BYTES = 4 << 20
 TIMEOUT_S = 60.0
 assert LAYOUT.block_bytes == 256 << 10
@@ -51,18 +54,21 @@ class Copy:
     def size_bytes(self) -> int:
         return self.blocks * LAYOUT.block_bytes
 
+    def span(self, ids: list[int]) -> slice:
+        """As many contiguous bytes, from about the first block on, for the ways that do not pack."""
+        start = min(ids[0], LAYOUT.blocks - self.blocks) * LAYOUT.block_bytes
+        return slice(start, start + self.size_bytes)
+
 
 def measure(rounds: int, sizes: Sequence[int] = SIZES) -> Report:
     """GB/s of each way for each number of blocks, from the first gather to the last scatter."""
     if rounds < 1:
         raise ValueError(f"at least 1 round is needed, got {rounds}")
-    copies = list(_plan(rounds, sizes))
-    seconds = _run(copies)
+    plan = [_round(turn, sizes) for turn in range(rounds + 1)]
     speeds: dict[str, list[float]] = {}
-    for copy, taken in list(zip(copies, seconds, strict=True))[
-        len(copies) // (rounds + 1) :
-    ]:  # after the warm-up
-        speeds.setdefault(f"{copy.way}_gbps_{copy.blocks}", []).append(copy.size_bytes / taken / 1e9)
+    for copies, seconds in list(zip(plan, _run(plan), strict=True))[1:]:  # the first round warms up
+        for copy, taken in zip(copies, seconds, strict=True):
+            speeds.setdefault(f"{copy.way}_gbps_{copy.blocks}", []).append(copy.size_bytes / taken / 1e9)
     figures = {f"{way}_gbps_{n}": statistics.median(speeds[f"{way}_gbps_{n}"]) for way in WAYS for n in sizes}
     return Report(
         command=f"bench transfer --rounds {rounds}",
@@ -72,33 +78,30 @@ def measure(rounds: int, sizes: Sequence[int] = SIZES) -> Report:
     )
 
 
-def _plan(rounds: int, sizes: Sequence[int]) -> Iterator[Copy]:
-    """Every way for every size, in one round more than is counted; each round begins with another way."""
-    for turn in range(rounds + 1):
-        for blocks in sizes:
-            for i in range(len(WAYS)):
-                way = WAYS[(turn + i) % len(WAYS)]
-                yield Copy(way, blocks, seed=hash((turn, blocks, i)))
+def _round(turn: int, sizes: Sequence[int]) -> list[Copy]:
+    """Every way for every size; each round begins with another way."""
+    order = [(turn + i) % len(WAYS) for i in range(len(WAYS))]
+    return [Copy(WAYS[i], blocks, seed=hash((turn, blocks, i))) for blocks in sizes for i in order]
 
 
-def _run(copies: list[Copy]) -> list[float]:
+def _run(plan: list[list[Copy]]) -> list[list[float]]:
     """Start both ends, and give the seconds that each copy took."""
     spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
+    results, results_end = spawn.Pipe(duplex=False)
     left, right = spawn.Pipe()
     ends = [
-        spawn.Process(target=_source, args=(left, theirs, copies), daemon=True),
-        spawn.Process(target=_destination, args=(right, copies), daemon=True),
+        spawn.Process(target=_source, args=(left, results_end, plan), daemon=True),
+        spawn.Process(target=_destination, args=(right, plan), daemon=True),
     ]
     for end in ends:
         end.start()
-    for connection in (theirs, left, right):
+    for connection in (results_end, left, right):
         connection.close()  # so that the end of a process reads as the end of its pipe
+    seconds = []
     try:
-        with progress("transfer", len(copies)) as advance:
-            seconds = []
-            for _ in copies:
-                seconds.append(_receive(ours))
+        with progress("transfer", len(plan)) as advance:
+            for _ in plan:
+                seconds.append(_receive(results))
                 advance(1)
         return seconds
     finally:
@@ -116,13 +119,13 @@ class _End:
         self.memory = SharedMemory.create(LAYOUT.total_bytes)
         self.cache = KVCache(LAYOUT, torch.device("cpu"), self.memory.buffer)
         self.cache.buffer.view(torch.int64).random_(generator=torch.Generator().manual_seed(rank))
-        self.bytes = memoryview(self.cache.buffer.numpy())
+        self.bytes = self.memory.buffer
         self.staging = self.cache.staging(MESSAGE_BLOCKS).zero_()
 
     def sums(self, copy: Copy, ids: list[int]) -> torch.Tensor:
         """A sum of every page that the copy read, or wrote."""
         if copy.way == "socket_raw":
-            return self.cache.buffer[: copy.size_bytes].view(torch.int64).view(copy.blocks, -1).sum(-1)
+            return self.cache.buffer[copy.span(ids)].view(torch.int64).view(copy.blocks, -1).sum(-1)
         words = self.cache.buffer.view(torch.int64).view(LAYOUT.layers, 2, LAYOUT.blocks, -1)
         return torch.stack([words[:, :, i].sum(-1) for i in ids])
 
@@ -142,8 +145,9 @@ class _Source(_End):
         self.socket = _tuned(socket.socket())
         self.socket.connect(("127.0.0.1", port))
         self.window = LocalWindow.attach(descriptor, LAYOUT)
-        self.window.write(self.cache, [0], [0])
+        self.window.write(self.cache, range(LAYOUT.blocks), range(LAYOUT.blocks))  # maps every page
         self.copied = SharedMemory.create(LAYOUT.total_bytes)  # a memory copy gets the same kind of memory
+        self.copied.buffer[:] = self.bytes
 
     def copy(self, copy: Copy, source_ids: list[int], destination_ids: list[int]) -> None:
         if copy.way == "gloo":
@@ -151,9 +155,9 @@ class _Source(_End):
         elif copy.way == "local":
             self.window.write(self.cache, source_ids, destination_ids)
         elif copy.way == "memcpy":
-            self.copied.buffer[: copy.size_bytes] = self.bytes[: copy.size_bytes]
+            self.copied.buffer[copy.span(destination_ids)] = self.bytes[copy.span(source_ids)]
         elif copy.way == "socket_raw":
-            self.socket.sendall(self.bytes[: copy.size_bytes])
+            self.socket.sendall(self.bytes[copy.span(source_ids)])
         else:
             for ids, staging in self.messages(source_ids):
                 self.cache.gather(ids, out=staging)
@@ -175,7 +179,7 @@ class _Destination(_End):
         if copy.way == "gloo":
             self.pair.receive(self.cache, destination_ids)
         elif copy.way == "socket_raw":
-            self._fill(self.bytes[: copy.size_bytes])
+            self._fill(self.bytes[copy.span(destination_ids)])
         elif copy.way == "socket":
             for ids, staging in self.messages(destination_ids):
                 self._fill(_bytes_of(staging))
@@ -189,28 +193,34 @@ class _Destination(_End):
             room = room[count:]
 
 
-def _source(peer: Connection, parent: Connection, copies: list[Copy]) -> None:
+def _source(peer: Connection, results: Connection, plan: list[list[Copy]]) -> None:
     end = _Source(peer)
-    for copy in copies:
-        source_ids, destination_ids = copy.ids()
-        _receive(peer)
-        started = time.monotonic()  # one clock for all processes of the machine
-        end.copy(copy, source_ids, destination_ids)
-        ended = time.monotonic()
-        peer.send(None)
-        arrived, sums = _receive(peer)
-        if copy.way != "memcpy" and not torch.equal(torch.from_numpy(sums), end.sums(copy, source_ids)):
-            raise AssertionError(f"{copy.way} altered bytes of {copy}")
-        parent.send((ended if arrived is None else arrived) - started)
+    for copies in plan:
+        # Told once a round: the process that reads it would disturb the copy that comes next.
+        results.send([_timed(end, copy) for copy in copies])
 
 
-def _destination(peer: Connection, copies: list[Copy]) -> None:
+def _timed(end: _Source, copy: Copy) -> float:
+    """Make a copy with the destination, compare its bytes, and give the seconds that it took."""
+    source_ids, destination_ids = copy.ids()
+    _receive(end.peer)
+    started = time.monotonic()  # one clock for all processes of the machine
+    end.copy(copy, source_ids, destination_ids)
+    ended = time.monotonic()
+    end.peer.send(None)
+    arrived, sums = _receive(end.peer)
+    if copy.way != "memcpy" and not torch.equal(torch.from_numpy(sums), end.sums(copy, source_ids)):
+        raise AssertionError(f"{copy} altered bytes")
+    return (ended if arrived is None else arrived) - started
+
+
+def _destination(peer: Connection, plan: list[list[Copy]]) -> None:
     end = _Destination(peer)
-    for copy in copies:
+    for copy in chain.from_iterable(plan):
         _, destination_ids = copy.ids()
         peer.send(None)
         end.copy(copy, destination_ids)
-        arrived = time.monotonic() if copy.way in ("gloo", "socket", "socket_raw") else None
+        arrived = time.monotonic() if copy.way in TWO_SIDED else None
         _receive(peer)
         peer.send((arrived, end.sums(copy, destination_ids).numpy()))
 
@@ -219,12 +229,11 @@ def _tuned(connection: socket.socket) -> socket.socket:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.settimeout(None)
     return connection
 
 
 def _bytes_of(staging: torch.Tensor) -> memoryview:
-    return memoryview(staging.view(torch.uint8).flatten().numpy())
+    return staging.view(torch.uint8).flatten().numpy().data
 
 
 def _receive(connection: Connection) -> Any:

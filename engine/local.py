@@ -75,6 +75,9 @@ class LocalWindow:
     def __init__(self, memory: SharedMemory, layout: CacheLayout):
         self._memory = memory
         self._layout = layout
+        self._target = _pages(np.frombuffer(memory.buffer, np.uint8), layout)
+        self._cache: KVCache | None = None
+        self._pages = self._target[:0]
 
     def write(
         self,
@@ -84,17 +87,24 @@ class LocalWindow:
         layers: slice = ALL_LAYERS,
     ) -> None:
         """See `OneSided.write`."""
-        if cache.device.type != "cpu":
-            raise ValueError(f"same-host memory moves KV between CPUs, not from {cache.device}")
-        assert cache.layout.shape_key == self._layout.shape_key, "both ends compared their layouts"
-        source = _pages(cache.buffer.numpy(), cache.layout)[layers]
-        destination = _pages(np.frombuffer(self._memory.buffer, np.uint8), self._layout)[layers]
+        source, target = self._source(cache)[layers], self._target[layers]
         for start, to, count in runs(source_ids, destination_ids):
-            destination[:, :, to : to + count] = source[:, :, start : start + count]
+            target[:, :, to : to + count] = source[:, :, start : start + count]
+
+    def _source(self, cache: KVCache) -> np.ndarray:
+        """The pages of `cache`: checked once, for it is the same one in every write."""
+        if cache is not self._cache:
+            if cache.device.type != "cpu":
+                raise ValueError(f"same-host memory moves KV between CPUs, not from {cache.device}")
+            assert cache.layout.shape_key == self._layout.shape_key, "both ends compared their layouts"
+            self._cache, self._pages = cache, _pages(cache.buffer.numpy(), cache.layout)
+        return self._pages
 
     def close(self) -> None:
         """See `OneSided.close`."""
         self._memory.close()
+        self._target = self._pages = np.empty(0, np.uint8)
+        self._cache = None
 
 
 def runs(source_ids: Sequence[int], destination_ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 from zlib import crc32
 
 import torch
@@ -66,7 +66,7 @@ class Pair:
         self._group: Group | None = group
         self._peer = 1 - rank
         self._timeout_s = timeout_s
-        self._staging: torch.Tensor | None = None
+        self._staging: tuple[torch.Tensor, ...] = ()
         self._sequence = 0
 
     @classmethod
@@ -117,12 +117,16 @@ class Pair:
         """See `TwoSided.receive`."""
         with self._call() as (group, deadline):
             messages = self._messages(cache, block_ids, layers)
-            posted = deque(group.recv([m.staging], self._peer, m.tag) for m in messages[:SLOTS])
-            for i, message in enumerate(messages):
-                _finish(posted.popleft(), deadline)
+
+            def post(count: int) -> list[tuple[Message, Work]]:
+                return [(m, group.recv([m.staging], self._peer, m.tag)) for m in islice(messages, count)]
+
+            posted = deque(post(SLOTS))
+            while posted:
+                message, work = posted.popleft()
+                _finish(work, deadline)
                 cache.scatter(message.block_ids, message.staging, layers)
-                for later in messages[i + SLOTS : i + SLOTS + 1]:
-                    posted.append(group.recv([later.staging], self._peer, later.tag))
+                posted.extend(post(1))
             if cache.device.type == "cuda":
                 torch.cuda.current_stream(cache.device).synchronize()
 
@@ -131,7 +135,7 @@ class Pair:
         if self._group is not None:
             self._group.abort()  # NCCL would wait for ever for what a dead peer left undone
         self._group = None
-        self._staging = None
+        self._staging = ()
 
     @contextmanager
     def _call(self) -> Iterator[tuple[Group, float]]:
@@ -144,23 +148,21 @@ class Pair:
             self.close()
             raise PeerLost(str(error)) from error
 
-    def _messages(self, cache: KVCache, block_ids: Sequence[int], layers: slice) -> list[Message]:
+    def _messages(self, cache: KVCache, block_ids: Sequence[int], layers: slice) -> Iterator[Message]:
         """Cut a copy into messages. Both ends cut alike: the cut follows from the number of blocks and the layout."""
-        step = max(1, min(MESSAGE_BLOCKS, MESSAGE_BYTES // cache.staging_bytes(1, layers)))
-        slots = self._slots(cache.staging_bytes(min(step, len(block_ids)), layers), cache.device)
-        messages = []
-        for start in range(0, len(block_ids), step):
+        block_bytes = cache.staging_bytes(1, layers)
+        step = max(1, min(MESSAGE_BLOCKS, MESSAGE_BYTES // block_bytes))
+        slots = self._slots(min(step, len(block_ids)) * block_bytes, cache.device)
+        for number, start in enumerate(range(0, len(block_ids), step)):
             ids = block_ids[start : start + step]
-            room = slots[len(messages) % SLOTS, : cache.staging_bytes(len(ids), layers)]
-            messages.append(
-                Message(ids, cache.from_bytes(room, len(ids), layers), self._next_tag(room.numel()))
-            )
-        return messages
+            size_bytes = len(ids) * block_bytes
+            staging = cache.from_bytes(slots[number % SLOTS][:size_bytes], len(ids), layers)
+            yield Message(ids, staging, self._next_tag(size_bytes))
 
-    def _slots(self, slot_bytes: int, device: torch.device) -> torch.Tensor:
-        """Staging memory, `[SLOTS, slot_bytes or more]` of uint8: kept between calls, for new pages are slow."""
-        if self._staging is None or self._staging.shape[1] < slot_bytes:
-            self._staging = torch.zeros(SLOTS, slot_bytes, dtype=torch.uint8, device=device)
+    def _slots(self, slot_bytes: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Staging memory, SLOTS times `[slot_bytes or more]` of uint8: kept between calls, for new pages are slow."""
+        if not self._staging or len(self._staging[0]) < slot_bytes:
+            self._staging = torch.zeros(SLOTS, slot_bytes, dtype=torch.uint8, device=device).unbind()
         return self._staging
 
     def _next_tag(self, size_bytes: int) -> int:
@@ -172,8 +174,7 @@ class Pair:
         return crc32(f"{self._sequence} {size_bytes}".encode()) >> 1
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """Some blocks of a copy, and the staging that they pass through: `[layers, 2, blocks, block_size, heads, dim]`."""
 
     block_ids: Sequence[int]
