@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
@@ -170,7 +170,8 @@ class RayHost:
         if life is None:
             return
         if life.pidfd is not None:
-            signal.pidfd_send_signal(life.pidfd, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(life.pidfd, signal.SIGKILL)
             await _bounded(_readable(life.pidfd))
             os.close(life.pidfd)
         await _bounded(asyncio.to_thread(ray.kill, life.handle))

@@ -6,22 +6,20 @@ import asyncio
 import logging
 import math
 import os
-import secrets
 import socket
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
 import grpc
 import ray
+from ray._private import worker as ray_worker
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ..engine.checkpoint import ModelSpec, read_checkpoint
 from ..proto import control_pb2, inference_pb2
 from ..proto.control_pb2_grpc import ControlServiceStub
 from ..proto.inference_pb2_grpc import InferenceServiceStub
@@ -29,6 +27,7 @@ from ..router.config import ModelInfo
 from . import logs, processes, state
 from .config import Config
 from .controller import INSTANCE, Controller, Place, named_actors, resolve
+from .preparation import LOOPBACK, environment, inherited, model_info, new_record, own_sigterm, settled
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,6 @@ CALL_S = 10.0
 GONE_S = 3.0
 """How long the processes of a stopped cluster may take to end by themselves."""
 POLL_S = 0.05
-LOOPBACK = "127.0.0.1"
 
 Progress = Callable[[str], None]
 
@@ -72,8 +70,9 @@ class Started:
 class Cluster:
     """A running cluster. `with Cluster.start(config) as cluster:` stops it at the end, whatever happens."""
 
-    def __init__(self, config: Config, record: state.ClusterRecord, progress: Progress):
+    def __init__(self, config: Config, model: ModelInfo, record: state.ClusterRecord, progress: Progress):
         self.config = config
+        self.model = model
         self.record = record
         self.address = ""
         """The router's address, host:port."""
@@ -101,12 +100,12 @@ class Cluster:
         for and cannot be had, and `TimeoutError` past `cluster.start_s`; nothing is left behind then.
         """
         began = time.monotonic() if began is None else began
-        spec = read_checkpoint(config.engine.folder)
-        config = _with_ports(config)
+        model = model_info(config)
+        config = settled(config)
         reap_abandoned(progress)
-        cluster = cls(config, _record(config, foreground), progress)
+        cluster = cls(config, model, new_record(config, foreground), progress)
         try:
-            cluster._start(spec, began, instance, router)
+            cluster._start(began, instance, router)
         except BaseException:
             cluster.stop()
             raise
@@ -147,14 +146,14 @@ class Cluster:
     def _namespace(self) -> str:
         return _namespace(self.config.cluster.name)
 
-    def _start(self, spec: ModelSpec, began: float, instance: str, router: str) -> None:
+    def _start(self, began: float, instance: str, router: str) -> None:
         deadline = time.monotonic() + self.config.cluster.start_s
         state.write(self.record)
         self._progress(
             "starting Ray" if not self.record.ray_address else f"joining Ray at {self.record.ray_address}"
         )
         _start_ray(self.config, self.record)
-        self._start_actors(spec, instance, router)
+        self._start_actors(instance, router)
         self._await_instances(deadline)
         self.address = _get(self._router.address.remote(), _left(deadline))
         first_token_s = self._first_token(deadline) - began
@@ -162,7 +161,7 @@ class Cluster:
         self.record = replace(self.record, address=self.address)
         state.write(self.record)
 
-    def _start_actors(self, spec: ModelSpec, instance: str, router: str) -> None:
+    def _start_actors(self, instance: str, router: str) -> None:
         config, place = self.config, _place(self.config)
         if "controller" in named_actors(self._namespace):
             raise ValueError(f"a cluster named {config.cluster.name} runs on this Ray already")
@@ -175,16 +174,15 @@ class Cluster:
             "max_restarts": -1,
             "scheduling_strategy": here,
         }
-        model = _model_info(config, spec)
         self._controller = (
             ray.remote(Controller)
             .options(name="controller", lifetime="detached", **options)
-            .remote(config, place, self.controller_address, model.name, instance)
+            .remote(config, place, self.controller_address, self.model.name, instance)
         )
         self._router = (
             ray.remote(RouterActor)
             .options(name="router", **options)
-            .remote(router, config, self.controller_address, model)
+            .remote(router, config, self.controller_address, self.model)
         )
 
     def _await_instances(self, deadline: float) -> None:
@@ -226,48 +224,21 @@ class Cluster:
             logger.warning("the router did not stop by itself: %s", error)
 
 
-def reap_abandoned(progress: Progress) -> list[state.ClusterRecord]:
-    """End what is left of clusters whose process was killed, and give their records."""
-    left = state.abandoned()
-    for record in left:
+def reap_abandoned(progress: Progress = logger.info) -> int:
+    """End what is left of clusters whose process was killed; how many processes that were."""
+    count = 0
+    for record in state.abandoned():
         if record.ray_address:
             _clear_joined(record)
-        killed = state.reap(record)
-        progress(f"reaped cluster {record.name} that a killed process left: {len(killed)} processes")
-    return left
-
-
-def _record(config: Config, foreground: bool) -> state.ClusterRecord:
-    cluster_id = secrets.token_hex(6)
-    address = config.cluster.ray_address
-    temp_dir = "" if address else tempfile.mkdtemp(prefix=state.TEMP_PREFIX, dir=config.cluster.temp_dir)
-    return state.own(cluster_id, config.cluster.name, temp_dir, address, foreground)
-
-
-def _with_ports(config: Config) -> Config:
-    """The same with every port a number, so that a restart finds its own; `ValueError` where one is in use."""
-    router = replace(config.router, port=_port("router.port", config.router.host, config.router.port))
-    port = _port("cluster.controller_port", LOOPBACK, config.cluster.controller_port)
-    return replace(config, router=router, cluster=replace(config.cluster, controller_port=port))
-
-
-def _port(key: str, host: str, port: int) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ValueError(f"port {port} on {host} cannot be had ({key}): {error.strerror}") from error
-        return probe.getsockname()[1]
+        killed = len(state.reap(record))
+        progress(f"reaped {killed} processes of cluster {record.name}, which was killed")
+        count += killed
+    return count
 
 
 def _start_ray(config: Config, record: state.ClusterRecord) -> None:
     """`address` none: a Ray of our own, apart from any other on the machine. Processes inherit the mark either way."""
-    mark = {
-        processes.MARK: record.cluster_id,
-        "OMP_NUM_THREADS": str(config.engine.threads),
-        "SPT_NOENV": "1",  # else Ray's process titles overwrite the environment that the mark is read from
-    }
+    mark = inherited(config, record.cluster_id)
     common: dict[str, Any] = {
         "namespace": _namespace(config.cluster.name),
         "log_to_driver": False,
@@ -276,8 +247,12 @@ def _start_ray(config: Config, record: state.ClusterRecord) -> None:
     if record.ray_address:
         _join(record.ray_address, runtime_env={"env_vars": mark}, **common)
         return
+    _hush_ray()
     counts = {"prefill": config.cluster.prefill, "decode": config.cluster.decode}
-    with _environment(mark | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}):
+    with (
+        environment(mark | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}),
+        own_sigterm(),
+    ):
         ray.init(
             address="local",
             num_cpus=sum(counts.values())
@@ -292,6 +267,11 @@ def _start_ray(config: Config, record: state.ClusterRecord) -> None:
         )
 
 
+def _hush_ray() -> None:
+    """Ray's driver prints on standard output about every worker that dies, which the controller reports already."""
+    ray_worker.print_to_stdstream = lambda data, ignore_prefix: logger.debug("Ray: %s", data["lines"])
+
+
 def _join(address: str, **options: Any) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
@@ -299,21 +279,6 @@ def _join(address: str, **options: Any) -> None:
         ray.init(address=address, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"no Ray cluster can be joined at {address}: {error}") from error
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set these variables for whatever is started within."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _place(config: Config) -> Place:
@@ -328,18 +293,6 @@ def _place(config: Config) -> Place:
         pool_resources=all(f"penstock_{pool}" in offered for pool in ("prefill", "decode")),
         gpu_share=1 / math.ceil(instances / gpus) if gpus else 0,
         host="" if config.cluster.ray_address else LOOPBACK,
-    )
-
-
-def _model_info(config: Config, spec: ModelSpec) -> ModelInfo:
-    folder = config.engine.folder
-    tokenizer = folder / "tokenizer.json"
-    return ModelInfo(
-        name=folder.resolve().name,
-        context_tokens=spec.max_positions,
-        vocabulary=spec.vocab,
-        tokenizer=tokenizer if tokenizer.is_file() else None,
-        end_tokens=tuple(sorted(spec.eos)),
     )
 
 

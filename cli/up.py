@@ -1,0 +1,116 @@
+"""`penstock up`: a cluster in the foreground."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from ..client import address as client_address
+from ..cluster import processes
+from ..cluster.config import Config, default, load
+
+if TYPE_CHECKING:
+    from ..cluster.launcher import Cluster
+
+GIB = 1 << 30
+
+
+@click.command("up")
+@click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--model", metavar="DIR", help="Folder of a Hugging Face checkpoint. Default: the embedded one."
+)
+@click.option("--prefill", type=int, metavar="N", help="Instances of the prefill pool.")
+@click.option("--decode", type=int, metavar="N", help="Instances of the decode pool.")
+@click.option("--port", type=int, metavar="P", help="The router's port; 0 takes a free one.")
+@click.option("--transport", metavar="NAME", help="How KV travels: auto, local, gloo or nccl.")
+@click.option("--ray-address", metavar="ADDR", help="Join this Ray cluster. Default: start Ray here.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object once it serves.")
+def command(config: str | None, as_json: bool, **options: Any) -> None:
+    """Start a cluster and serve until Ctrl-C or `penstock down`.
+
+    CONFIG is a YAML file; options override it. Without either: the embedded checkpoint, one prefill and two decode
+    instances on this machine.
+    """
+    began = time.monotonic() - processes.age_s(os.getpid())
+    settled = configured(load(config) if config else default(), **options)
+    from ..cluster.launcher import Cluster  # Ray takes a second to import, and no typo should wait for it
+
+    console = Console(stderr=True, highlight=False)
+    _interrupt_once()
+    with Cluster.start(settled, progress=console.print, began=began, foreground=True) as cluster:
+        try:
+            client_address.write(cluster.address)
+            _announce(cluster, as_json)
+            while True:
+                signal.pause()
+        except KeyboardInterrupt:
+            return
+        finally:
+            client_address.remove(cluster.address)
+
+
+def configured(
+    config: Config,
+    model: str | None,
+    prefill: int | None,
+    decode: int | None,
+    port: int | None,
+    transport: str | None,
+    ray_address: str | None,
+) -> Config:
+    """`config` with the options that were given in place of its own values."""
+    return replace(
+        config,
+        engine=_changed(config.engine, model=model, transport=transport),
+        router=_changed(config.router, port=port),
+        cluster=_changed(config.cluster, prefill=prefill, decode=decode, ray_address=ray_address),
+    )
+
+
+def _changed(part: Any, **values: object) -> Any:
+    return replace(part, **{name: value for name, value in values.items() if value is not None})
+
+
+def _interrupt_once() -> None:
+    """SIGTERM ends the command as Ctrl-C does; further signals are ignored, since stopping has its own deadlines."""
+
+    def interrupt(number: int, frame: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
+def _announce(cluster: Cluster, as_json: bool) -> None:
+    started, instances = cluster.started, cluster.instances()
+    assert started is not None
+    memory = started.memory
+    if as_json:
+        figures = {
+            "address": cluster.address,
+            "pid": os.getpid(),
+            "first_token_s": round(started.first_token_s, 3),
+            "memory_bytes": memory.pss_bytes,
+            "rss_bytes": memory.rss_bytes,
+            "instances": [instance.name for instance in instances],
+        }
+        click.echo(json.dumps(figures))
+        return
+    click.echo(
+        f"{cluster.model.name} at {cluster.address}: {', '.join(instance.name for instance in instances)}"
+    )
+    click.echo(
+        f"first token {started.first_token_s:.1f} s after the command; {memory.pss_bytes / GIB:.2f} GiB in all "
+        f"({memory.rss_bytes / GIB:.2f} GiB if shared pages are counted in each process)"
+    )
+    click.echo('try: penstock generate "Return the"; Ctrl-C or `penstock down` stops the cluster')

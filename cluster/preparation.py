@@ -1,0 +1,103 @@
+"""What a start settles before it needs Ray: ports, the environment that processes inherit, the model."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from ..engine.checkpoint import read_checkpoint
+from ..engine.config import EMBEDDED
+from ..router.config import ModelInfo
+from . import processes, state
+from .config import Config
+
+LOOPBACK = "127.0.0.1"
+
+
+def settled(config: Config) -> Config:
+    """The same with every port a number, so that a restart finds its own, and paths that hold in every process.
+
+    `ValueError` where a port is in use.
+    """
+    router = replace(config.router, port=_port("router.port", config.router.host, config.router.port))
+    port = _port("cluster.controller_port", LOOPBACK, config.cluster.controller_port)
+    model = config.engine.model if config.engine.model == EMBEDDED else str(config.engine.folder.absolute())
+    return replace(
+        config,
+        engine=replace(config.engine, model=model),
+        router=router,
+        cluster=replace(config.cluster, controller_port=port),
+    )
+
+
+def _port(key: str, host: str, port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(f"port {port} on {host} cannot be had ({key}): {error.strerror}") from error
+        return probe.getsockname()[1]
+
+
+def new_record(config: Config, foreground: bool) -> state.ClusterRecord:
+    cluster_id = secrets.token_hex(6)
+    address = config.cluster.ray_address
+    temp_dir = "" if address else tempfile.mkdtemp(prefix=state.TEMP_PREFIX, dir=config.cluster.temp_dir)
+    return state.own(cluster_id, config.cluster.name, temp_dir, address, foreground)
+
+
+def inherited(config: Config, cluster_id: str) -> dict[str, str]:
+    """Environment of every process of the cluster: the mark that it is found by, and threads that leave cores alone."""
+    return {
+        processes.MARK: cluster_id,
+        "OMP_NUM_THREADS": str(config.engine.threads),
+        "SPT_NOENV": "1",  # else Ray's process titles overwrite the environment that the mark is read from
+    }
+
+
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Set these variables for whatever is started within."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Ray's start takes SIGTERM for itself; the caller keeps its own way of ending."""
+    own = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, own)
+
+
+def model_info(config: Config) -> ModelInfo:
+    """What the router must know of the checkpoint; `ValueError` for one that cannot be served."""
+    folder = config.engine.folder
+    spec = read_checkpoint(folder)
+    tokenizer = folder / "tokenizer.json"
+    return ModelInfo(
+        name=folder.resolve().name,
+        context_tokens=spec.max_positions,
+        vocabulary=spec.vocab,
+        tokenizer=tokenizer if tokenizer.is_file() else None,
+        end_tokens=tuple(sorted(spec.eos)),
+    )

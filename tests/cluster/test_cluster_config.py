@@ -1,0 +1,89 @@
+"""The configuration: what is written is what runs, and what is wrong is said in one sentence that names the key."""
+
+import ast
+import inspect
+import textwrap
+from dataclasses import fields, is_dataclass
+from typing import get_type_hints
+
+import pytest
+from penstock.cluster.config import Config, InstanceSettings, build, default, load, parse
+
+
+def parts() -> list[type]:
+    return [kind for kind in get_type_hints(Config).values() if is_dataclass(kind)]
+
+
+def test_nothing_written_is_the_default():
+    assert parse(None) == parse({}) == default()
+    assert (default().cluster.prefill, default().cluster.decode) == (1, 2)
+
+
+def test_what_is_written_is_what_runs(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("cluster: {prefill: 2, ray_address: '10.0.0.1:6379'}\nhandover:\n  lease_s: 4\n")
+    config = load(path)
+    assert (config.cluster.prefill, config.cluster.ray_address) == (2, "10.0.0.1:6379")
+    assert config.handover.lease_s == 4.0 and isinstance(config.handover.lease_s, float)
+    assert config.engine == default().engine
+
+
+@pytest.mark.parametrize(
+    "tree, sentence",
+    [
+        ({"clutser": {}}, "no key `clutser`; did you mean `cluster`?"),
+        ({"cluster": {"prefil": 1}}, "no key `cluster.prefil`; did you mean `prefill`?"),
+        ({"engine": {"block-size": 16}}, "no key `engine.block-size`; did you mean `block_size`?"),
+        ({"router": {"zzz": 1}}, "no key `router.zzz`; there are dispatch_wait_s, host,"),
+        ({"cluster": {"prefill": "two"}}, "cluster.prefill must be a whole number, got 'two'"),
+        ({"cluster": {"prefill": 1.5}}, "cluster.prefill must be a whole number, got 1.5"),
+        ({"cluster": {"prefill": True}}, "cluster.prefill must be a whole number, got True"),
+        ({"cluster": {"prefill": None}}, "cluster.prefill must be a whole number, got None"),
+        ({"cluster": {"log_json": 1}}, "cluster.log_json must be true or false, got 1"),
+        ({"handover": {"lease_s": "3s"}}, "handover.lease_s must be a number, got '3s'"),
+        ({"handover": {"lease_s": float("nan")}}, "handover.lease_s must be a finite number, got nan"),
+        ({"engine": {"model": 7}}, "engine.model must be text, got 7"),
+        ({"engine": 3}, "engine must be a mapping of keys to values, got 3"),
+        ([], "the configuration must be a mapping of keys to values, got []"),
+        ({"cluster": {"prefill": 0}}, "cluster.prefill must be at least 1, got 0"),
+        ({"cluster": {"tensor_parallel": 2}}, "cluster.tensor_parallel: only 1 works yet, got 2"),
+        ({"cluster": {"name": "My Cluster"}}, "cluster.name must be up to 40 lower-case letters"),
+        ({"cluster": {"temp_dir": "/" + "x" * 60}}, "cluster.temp_dir must have at most 28 characters"),
+        ({"cluster": {"controller_port": 70000}}, "cluster.controller_port must be a port or 0, got 70000"),
+        ({"cluster": {"object_store_bytes": 1}}, "cluster.object_store_bytes: Ray wants at least"),
+        ({"cluster": {"log_level": "loud"}}, "cluster.log_level must be debug, info, warning or error, got 'loud'"),
+        ({"cluster": {"start_s": 0}}, "cluster.start_s must be above 0, got 0.0"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(tree, sentence):
+    with pytest.raises(ValueError) as raised:
+        parse(tree)
+    assert str(raised.value).startswith(sentence)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: b: c", "cluster: {prefil: 1}"])
+def test_a_file_that_cannot_be_used_is_named(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="c.yaml"):
+        load(path)
+
+
+def test_the_settings_of_an_instance_are_read_with_the_same_care():
+    tree = {"name": "decode-0", "life": 1, "prefill_tokens": 512, "decode_slots": 64, "engine": {"kv_blocks": 9}}
+    settings = build(InstanceSettings, tree)
+    assert settings.engine.kv_blocks == 9
+    with pytest.raises(ValueError, match="did you mean `life`"):
+        build(InstanceSettings, {**tree, "live": 2})
+
+
+@pytest.mark.parametrize("kind", parts(), ids=lambda kind: kind.__name__)
+def test_every_key_says_what_it_is(kind):
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    told = {
+        above.target.id
+        for above, below in zip(tree.body, tree.body[1:], strict=False)
+        if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr)
+    }
+    assert told == {field.name for field in fields(kind)}
