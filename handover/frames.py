@@ -34,6 +34,13 @@ class SeenBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Dead:
+    """From the controller: these lives have ended for certain, and nothing of theirs can write any more."""
+
+    incarnations: tuple[Incarnation, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
     """The instance's answer to `Hello`. `vocabulary` and `context_tokens` are the model's."""
 
@@ -88,7 +95,7 @@ class Turn:
     kind: TurnKind
 
 
-RouterFrame = Hello | Start | Move | Resume | Revoke | SeenBatch | Beat
+RouterFrame = Hello | Start | Move | Resume | Revoke | SeenBatch | Beat | Dead
 """What a Link carries from a router."""
 InstanceFrame = Welcome | Step | Unmoved | Ask | Condemn
 """What a Link carries from an instance."""

@@ -107,6 +107,7 @@ class Window:
     fd: int
     size_bytes: int
     blocks: int
+    name: str = ""
 
 
 # ---- router to instance

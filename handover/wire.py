@@ -16,6 +16,7 @@ from ..proto import worker_pb2 as pb
 from .effects import Condemn
 from .frames import (
     Beat,
+    Dead,
     Hello,
     InstanceFrame,
     PairOffer,
@@ -84,6 +85,8 @@ def to_link_request(frame: RouterFrame) -> pb.LinkRequest:
             return pb.LinkRequest(seen=pb.SeenBatch(seen=map(_seen, seen)))
         case Beat():
             return pb.LinkRequest(beat=pb.Beat())
+        case Dead(incarnations):
+            return pb.LinkRequest(dead=pb.Dead(incarnations=map(_incarnation, incarnations)))
     raise AssertionError(f"a router does not send {frame!r}")
 
 
@@ -422,7 +425,7 @@ def _read_grant(frame: pb.Grant) -> Grant:
     window = None
     if frame.HasField("window"):
         at = frame.window
-        window = Window(at.host, at.pid, at.fd, at.size_bytes, at.blocks)
+        window = Window(at.host, at.pid, at.fd, at.size_bytes, at.blocks, at.name)
     if not frame.lease_s > 0:
         raise ValueError(f"A lease of {frame.lease_s} s.")
     return Grant(*_read_parties(frame), frame.lease_s, frame.have, tuple(frame.block_ids), window)
@@ -457,6 +460,7 @@ FROM_LINK_REQUEST: dict[str, Callable[[Any], RouterFrame]] = {
     "revoke": _read_revoke,
     "seen": _read_seen,
     "beat": lambda _: Beat(),
+    "dead": lambda frame: Dead(tuple(Incarnation(dead.instance, dead.life) for dead in frame.incarnations)),
 }
 FROM_LINK_RESPONSE: dict[str, Callable[[Any], InstanceFrame]] = {
     "welcome": _read_welcome,

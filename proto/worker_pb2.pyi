@@ -82,7 +82,7 @@ class TokenRecord(_message.Message):
     def __init__(self, id: _Optional[int] = ..., end: _Optional[_Union[End, str]] = ...) -> None: ...
 
 class LinkRequest(_message.Message):
-    __slots__ = ("hello", "start", "move", "resume", "revoke", "seen", "beat")
+    __slots__ = ("hello", "start", "move", "resume", "revoke", "seen", "beat", "dead")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     MOVE_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,7 @@ class LinkRequest(_message.Message):
     REVOKE_FIELD_NUMBER: _ClassVar[int]
     SEEN_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
+    DEAD_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     start: Start
     move: Move
@@ -97,7 +98,14 @@ class LinkRequest(_message.Message):
     revoke: Revoke
     seen: SeenBatch
     beat: Beat
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., resume: _Optional[_Union[ResumeOwner, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., seen: _Optional[_Union[SeenBatch, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ...) -> None: ...
+    dead: Dead
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., resume: _Optional[_Union[ResumeOwner, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., seen: _Optional[_Union[SeenBatch, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., dead: _Optional[_Union[Dead, _Mapping]] = ...) -> None: ...
+
+class Dead(_message.Message):
+    __slots__ = ("incarnations",)
+    INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
+    incarnations: _containers.RepeatedCompositeFieldContainer[Incarnation]
+    def __init__(self, incarnations: _Optional[_Iterable[_Union[Incarnation, _Mapping]]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("router", "incarnation")
@@ -383,18 +391,20 @@ class Grant(_message.Message):
     def __init__(self, lease: _Optional[_Union[LeaseKey, _Mapping]] = ..., source: _Optional[_Union[Incarnation, _Mapping]] = ..., destination: _Optional[_Union[Incarnation, _Mapping]] = ..., lease_s: _Optional[float] = ..., have: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
 
 class Window(_message.Message):
-    __slots__ = ("host", "pid", "fd", "size_bytes", "blocks")
+    __slots__ = ("host", "pid", "fd", "size_bytes", "blocks", "name")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     FD_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     host: str
     pid: int
     fd: int
     size_bytes: int
     blocks: int
-    def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., fd: _Optional[int] = ..., size_bytes: _Optional[int] = ..., blocks: _Optional[int] = ...) -> None: ...
+    name: str
+    def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., fd: _Optional[int] = ..., size_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ("lease", "source", "destination")

@@ -1,0 +1,484 @@
+"""The engine thread of one instance: it alone touches sequences, blocks and seats.
+
+Each round takes what has arrived, lets timers fire, runs one step, and says what came of it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from ..handover.config import HandoverConfig
+from ..handover.effects import (
+    Adopt,
+    Beat,
+    Begin,
+    Clock,
+    CloseReceive,
+    Condemn,
+    Drop,
+    FromPeer,
+    FromRouter,
+    InstanceEffect,
+    InstanceEvent,
+    Launched,
+    Lease,
+    Leased,
+    Pause,
+    PeerLost,
+    Quarantine,
+    Receive,
+    Release,
+    Reserving,
+    RouterSilent,
+    Stepped,
+    Timeout,
+    Timer,
+    ToPeer,
+    ToRouter,
+    Unpause,
+    Write,
+)
+from ..handover.frames import InstanceFrame, Step
+from ..handover.seat import House, Seat
+from ..handover.values import (
+    Address,
+    Context,
+    Epoch,
+    Grant,
+    Incarnation,
+    LeaseKey,
+    Move,
+    News,
+    PeerMessage,
+    Reserve,
+    Stage,
+    Start,
+    Window,
+)
+from ..policy.state import LoadView, blocks_for
+from .phase import Size
+from .scheduler import Scheduler
+from .sequence import Sequence as Running
+from .step import StepItem
+
+logger = logging.getLogger(__name__)
+
+
+class Model(Protocol):
+    """What runs a step; see `Runner.step`."""
+
+    def step(self, items: Sequence[StepItem]) -> list[int | None]: ...
+
+
+class Outside(Protocol):
+    """What the engine asks of the threads around it. Every call returns at once."""
+
+    def send(self, to_routers: list[tuple[str, InstanceFrame]], to_peers: list[tuple[Incarnation, PeerMessage]]) -> None:
+        """Send these, in order."""
+        ...
+
+    def condemn(self, writer: Incarnation) -> None: ...
+
+    def write_in_place(
+        self, stage: Stage, window: Window, source_ids: Sequence[int], destination_ids: Sequence[int]
+    ) -> None:
+        """Copy blocks into a peer's memory; `Written` is posted when that has ended."""
+        ...
+
+    def send_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
+        """Send the header and the blocks; `Written` is posted when that has ended."""
+        ...
+
+    def receive_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
+        """Take the blocks that follow a header; `Received` is posted when that has ended."""
+        ...
+
+    def decline_blocks(self, stage: Stage) -> None:
+        """Nobody wants the blocks that follow this header."""
+        ...
+
+    def close_receive(self, lease: LeaseKey) -> None: ...
+
+    def reaches(self, destination: Address) -> bool:
+        """Whether the destination's memory may be written in place."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Everyone:
+    """An event for all seats for which `wanted` holds."""
+
+    event: InstanceEvent
+    wanted: Callable[[Seat], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the model and its cache allow."""
+
+    context: int
+    """Tokens, prompt and output together."""
+    ends: frozenset[int]
+    block_size: int
+
+
+class Engine:
+    """Runs in a thread of its own between `start` and `stop`; other threads only `post`."""
+
+    def __init__(
+        self,
+        model: Model,
+        scheduler: Scheduler,
+        house: House,
+        limits: Limits,
+        outside: Outside,
+        window: Window | None,
+    ):
+        self._model = model
+        self._scheduler = scheduler
+        self._house = house
+        self._limits = limits
+        self._outside = outside
+        self._window = window
+        self._inbox: queue.SimpleQueue[tuple[str, InstanceEvent] | Everyone | None] = queue.SimpleQueue()
+        self._seats: dict[str, Seat] = {}
+        self._empty_since: dict[str, float] = {}
+        self._reserves: dict[LeaseKey, Reserve] = {}
+        self._grants: dict[LeaseKey, Grant] = {}
+        self._waiting: list[LeaseKey] = []
+        self._timers: list[tuple[float, int, Clock, LeaseKey]] = []
+        self._timer_ids: dict[tuple[Clock, LeaseKey], int] = {}
+        self._count = itertools.count()
+        self._news: defaultdict[str, list[News]] = defaultdict(list)
+        self._to_routers: list[tuple[str, InstanceFrame]] = []
+        self._to_peers: list[tuple[Incarnation, PeerMessage]] = []
+        self._next_beat = 0.0
+        self._steps = 0
+        self._step_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._stopping = False
+        self.failure: BaseException | None = None
+        """What ended the thread, if it was not `stop`."""
+        self.load = self._measure()
+        """The latest load view; replaced, never changed."""
+        self.alive_at = time.monotonic()
+        """When the thread last finished a round."""
+        self.sessions: tuple[tuple[str, News], ...] = ()
+        """(router, news without records) of each session owned here; replaced, never changed."""
+
+    # ---- from other threads
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread after the step that runs."""
+        self._stopping = True
+        self._inbox.put(None)
+        self._thread.join(timeout_s)
+
+    def post(self, session: str, event: InstanceEvent) -> None:
+        self._inbox.put((session, event))
+
+    def post_all(self, event: InstanceEvent, wanted: Callable[[Seat], bool] = lambda seat: True) -> None:
+        """Post an event to every session's seat for which `wanted` holds."""
+        self._inbox.put(Everyone(event, wanted))
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    # ---- a round
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._round()
+        except Exception as error:  # noqa: BLE001 - the thread ends here; the server ends the instance
+            self.failure = error
+            logger.exception("the engine failed")
+
+    def _round(self) -> None:
+        batch = self._scheduler.next_batch()
+        if batch:
+            self._step(batch)
+            self._flush()
+        self._take_inbox(wait=not batch)
+        self._fire_timers()
+        self._retry_leases()
+        if time.monotonic() >= self._next_beat:
+            self._beat()
+        self._flush()
+
+    def _step(self, batch: list[tuple[Running, int]]) -> None:
+        items = [self._scheduler.item(sequence, tokens) for sequence, tokens in batch]
+        for sequence, _ in batch:
+            self._feed(sequence.session, Launched())
+        began = time.perf_counter()
+        drawn = self._model.step(items)
+        took = time.perf_counter() - began
+        self._step_s += (took - self._step_s) / min(self._steps + 1, 16)
+        self._steps += 1
+        for (sequence, tokens), token in zip(batch, drawn, strict=True):
+            sequence.computed += tokens
+            records = () if token is None else (sequence.append(token, self._limits.ends),)
+            self._feed(sequence.session, self._stepped(sequence, records))
+
+    def _stepped(self, sequence: Running, records: tuple) -> Stepped:
+        full, blocks = sequence.computed // self._limits.block_size, self._blocks(sequence.computed)
+        return Stepped(records, full, blocks, sequence.computed, sequence.decoding)
+
+    def _take_inbox(self, wait: bool) -> None:
+        timeout = max(0.0, self._next_due() - time.monotonic()) if wait else 0.0
+        try:
+            item = self._inbox.get(timeout=timeout) if timeout else self._inbox.get_nowait()
+            while True:
+                self._take(item)
+                item = self._inbox.get_nowait()
+        except queue.Empty:
+            pass
+
+    def _take(self, item: tuple[str, InstanceEvent] | Everyone | None) -> None:
+        if isinstance(item, Everyone):
+            for session in [key for key, seat in self._seats.items() if item.wanted(seat)]:
+                self._feed(session, item.event)
+        elif item is not None:
+            session, event = item
+            match event:
+                case FromRouter(_, Start(destination=Address() as destination)):
+                    self._consider(destination)
+                case FromRouter(_, Move(destination=destination)):
+                    self._consider(destination)
+                case FromPeer(_, Grant() as grant):
+                    self._grants[grant.lease] = grant
+            effects = self._feed(session, event)
+            if isinstance(event, FromPeer) and isinstance(event.message, Stage) and event.message.pair:
+                if not any(isinstance(effect, Receive) for effect in effects):
+                    self._outside.decline_blocks(event.message)
+
+    def _consider(self, destination: Address) -> None:
+        """Choose the transport to a destination before its handover is planned."""
+        name, reaches = destination.incarnation.instance, self._house.reaches
+        reached = reaches | {name} if self._outside.reaches(destination) else reaches - {name}
+        if reached != reaches:
+            self._house = replace(self._house, reaches=reached)
+
+    def _feed(self, session: str, event: InstanceEvent) -> list[InstanceEffect]:
+        seat = self._seats.get(session) or Seat(session)
+        self._seats[session], effects = seat.on(event, self._house)
+        for effect in effects:
+            self._do(session, effect)
+        return effects
+
+    # ---- effects
+
+    def _do(self, session: str, effect: InstanceEffect) -> None:
+        match effect:
+            case ToRouter(router, News() as news):
+                self._news[router].append(news)
+            case ToRouter(router, message):
+                self._flush_news()
+                self._to_routers.append((router, message))
+            case ToPeer(peer, message):
+                self._to_peers.append((peer, self._complete(message)))
+            case Begin(start):
+                self._scheduler.add(
+                    Running.begin(session, start.epoch, start.context, self._limits.context)
+                )
+            case Drop(epoch):
+                self._scheduler.remove(LeaseKey(session, epoch))
+            case Pause(epoch):
+                self._sequence(session, epoch).paused = True
+            case Unpause(was, epoch):
+                self._unpause(self._sequence(session, was), epoch)
+            case Timer(clock, lease):
+                self._set_timer(clock, lease)
+            case Condemn(writer):
+                self._outside.condemn(writer)
+            case _:
+                self._hand_over(session, effect)
+
+    def _hand_over(self, session: str, effect: InstanceEffect) -> None:
+        match effect:
+            case Reserving():
+                self._reserve(session, effect)
+            case Lease(reserve):
+                self._reserves[reserve.lease] = reserve
+                self._lease(reserve.lease, first=True)
+            case Write(epoch, stage, one_sided):
+                self._write(self._sequence(session, epoch), stage, one_sided)
+            case Receive(stage):
+                table = self._scheduler.pool.table(stage.lease)
+                self._outside.receive_blocks(stage, table[stage.first : stage.first + stage.count])
+            case CloseReceive(lease):
+                self._outside.close_receive(lease)
+            case Adopt(lease, commit):
+                context = self._reserves.pop(lease).context
+                self._scheduler.adopt(Running.adopt(lease, context, commit, self._limits.context))
+            case Release(lease):
+                self._reserves.pop(lease, None)
+                self._waiting = [waiting for waiting in self._waiting if waiting != lease]
+                self._scheduler.release(lease)
+            case Quarantine(lease):
+                self._scheduler.quarantine(lease)
+            case _:
+                raise AssertionError(f"unknown effect {effect!r}")
+
+    def _sequence(self, session: str, epoch: Epoch) -> Running:
+        sequence = self._scheduler.get(session, epoch)
+        assert sequence is not None, f"no sequence {session} {epoch}"
+        return sequence
+
+    def _unpause(self, sequence: Running, epoch: Epoch) -> None:
+        sequence.paused = False
+        if sequence.epoch != epoch:
+            self._scheduler.rename(sequence, epoch)
+
+    def _reserve(self, session: str, effect: Reserving) -> None:
+        sequence = self._sequence(session, effect.epoch)
+        prompt = tuple(sequence.tokens[: sequence.prompt])
+        emitted = tuple(sequence.tokens[sequence.prompt :])
+        reserve = Reserve(
+            lease=effect.lease,
+            source=self._house.me,
+            destination=effect.destination.incarnation,
+            fingerprint=self._house.fingerprint,
+            layout=self._house.layout,
+            blocks=self._blocks(sequence.most),
+            context=Context(prompt, emitted, sequence.params),
+            router=effect.router,
+            one_sided=effect.destination.incarnation.instance in self._house.reaches,
+        )
+        self._to_peers.append((reserve.destination, reserve))
+
+    def _lease(self, key: LeaseKey, first: bool) -> None:
+        """Try to find room; a reservation hears at once that it waits, and later that it has it."""
+        reserve = self._reserves[key]
+        held = len(reserve.context.prompt) + len(reserve.context.emitted)
+        most = len(reserve.context.prompt) + reserve.context.params.max_tokens
+        size = Size(held, min(most, self._limits.context))
+        granted = self._scheduler.lease(key, reserve.blocks, size)
+        if not granted and first:
+            self._waiting.append(key)
+        if granted or first:
+            self._feed(key.session, Leased(key, granted))
+
+    def _retry_leases(self) -> None:
+        for key in list(self._waiting):
+            self._lease(key, first=False)
+            if not self._scheduler.pool.holds(key):
+                return  # in order of arrival
+            self._waiting.remove(key)
+
+    def _complete(self, message: PeerMessage) -> PeerMessage:
+        """Tell a one-sided writer where to write."""
+        if not isinstance(message, Grant) or not self._reserves[message.lease].one_sided:
+            return message
+        table = tuple(self._scheduler.pool.table(message.lease))
+        return replace(message, block_ids=table, window=self._window)
+
+    def _write(self, sequence: Running, stage: Stage, one_sided: bool) -> None:
+        ids = self._scheduler.pool.table(sequence.key)[stage.first : stage.first + stage.count]
+        if not one_sided:
+            self._outside.send_blocks(stage, ids)
+            return
+        grant = self._grants[stage.lease]
+        targets = grant.block_ids[stage.first : stage.first + stage.count]
+        assert grant.window is not None and len(targets) == len(ids)
+        self._outside.write_in_place(stage, grant.window, ids, targets)
+
+    # ---- time
+
+    def _set_timer(self, clock: Clock, lease: LeaseKey) -> None:
+        config = self._house.config
+        after_s = {
+            Clock.RESERVE: config.reserve_wait_s,
+            Clock.SETTLE: config.hung_after_s,
+            Clock.LEASE: config.lease_s,
+            Clock.STOP: config.heartbeat_s,
+        }[clock]
+        number = self._timer_ids[clock, lease] = next(self._count)
+        heapq.heappush(self._timers, (time.monotonic() + after_s, number, clock, lease))
+
+    def _fire_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            _, number, clock, lease = heapq.heappop(self._timers)
+            if self._timer_ids.get((clock, lease)) != number:
+                continue  # started anew since
+            del self._timer_ids[clock, lease]
+            self._feed(lease.session, Timeout(clock, lease))
+
+    def _next_due(self) -> float:
+        return min(self._next_beat, self._timers[0][0]) if self._timers else self._next_beat
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        self._next_beat = now + self._house.config.heartbeat_s
+        for session in list(self._seats):
+            self._feed(session, Beat())
+        self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        """Marks are kept for the grace time."""
+        for session, seat in list(self._seats.items()):
+            if not seat.empty:
+                self._empty_since.pop(session, None)
+            elif now - self._empty_since.setdefault(session, now) > self._house.config.grace_s:
+                del self._seats[session], self._empty_since[session]
+        gone = [lease for lease in self._grants if not self._seats.get(lease.session, Seat("")).sources]
+        for lease in gone:
+            del self._grants[lease]
+
+    # ---- what is said
+
+    def _flush(self) -> None:
+        self._flush_news()
+        self.load = self._measure()
+        self.alive_at = time.monotonic()
+        self.sessions = tuple(
+            (seat.holding.router, News(key, seat.holding.epoch, seat.holding.told))
+            for key, seat in self._seats.items()
+            if seat.holding is not None
+        )
+        if self._to_routers or self._to_peers:
+            self._outside.send(self._to_routers, self._to_peers)
+            self._to_routers, self._to_peers = [], []
+
+    def _flush_news(self) -> None:
+        """One message a step for each router, holding all its tokens."""
+        if self._news:
+            load = self._measure()
+            self._to_routers += [(router, Step(tuple(news), load)) for router, news in self._news.items()]
+            self._news.clear()
+
+    def _blocks(self, tokens: int) -> int:
+        return blocks_for(tokens, self._limits.block_size)
+
+    def _measure(self) -> LoadView:
+        scheduler = self._scheduler
+        counts = scheduler.pool.counts()
+        return LoadView(
+            total_blocks=counts.total,
+            free_blocks=counts.free,
+            held_blocks=counts.held,
+            leased_blocks=counts.leased,
+            quarantined_blocks=counts.quarantined,
+            waiting=scheduler.waiting,
+            running=scheduler.running,
+            queued_tokens=scheduler.queued_tokens,
+            prefill_tokens=scheduler.role.prefill_tokens,
+            decode_slots=scheduler.role.decode_slots,
+            block_size=self._limits.block_size,
+            steps=self._steps,
+            step_s=self._step_s,
+        )

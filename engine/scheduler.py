@@ -1,0 +1,144 @@
+"""Which sequences an instance has, what memory it promised them, and what its next step runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..handover.values import Epoch, LeaseKey
+from ..policy.admission import admits, promise
+from ..policy.batching import Budget, Candidate, choose_batch
+from ..policy.state import blocks_for
+from .blocks import BlockPool, OutOfBlocks
+from .phase import Phase, Size
+from .sequence import Sequence
+from .step import StepItem
+
+
+class Scheduler:
+    """Sequences in order of arrival. A sequence that was admitted can always run to its end."""
+
+    def __init__(self, pool: BlockPool, block_size: int, role: Budget, prefill: Phase, decode: Phase):
+        self.pool = pool
+        self.block_size = block_size
+        self.role = role
+        self._prefill = prefill
+        self._decode = decode
+        self._sequences: dict[LeaseKey, Sequence] = {}
+        self._leased: dict[LeaseKey, int] = {}
+
+    # ---- who is here
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._sequences.values())
+
+    def get(self, session: str, epoch: Epoch) -> Sequence | None:
+        return self._sequences.get(LeaseKey(session, epoch))
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence for its prefill."""
+        assert sequence.key not in self._sequences
+        self._sequences[sequence.key] = sequence
+
+    def remove(self, key: LeaseKey) -> None:
+        """Forget a sequence and free its blocks."""
+        del self._sequences[key]
+        if self.pool.holds(key):
+            self.pool.free(key)
+
+    def rename(self, sequence: Sequence, epoch: Epoch) -> None:
+        """The sequence is owned under another epoch from here on."""
+        del self._sequences[sequence.key]
+        was = sequence.key
+        sequence.epoch = epoch
+        self._sequences[sequence.key] = sequence
+        self.pool.rename(was, sequence.key)
+
+    # ---- leases
+
+    def lease(self, key: LeaseKey, blocks: int, size: Size) -> bool:
+        """Blocks for a sequence that is to arrive; False where there is no room now."""
+        needed = promise(self._decode.demand(size, self.role), self.block_size)
+        if not admits(max(needed, blocks), self.promised, self.pool.total):
+            return False
+        try:
+            self.pool.lease(key, blocks, needed)
+        except OutOfBlocks:
+            return False
+        self._leased[key] = max(needed, blocks)
+        return True
+
+    def adopt(self, sequence: Sequence) -> None:
+        """The leased blocks are the sequence's; it runs from the next step on."""
+        sequence.promised = self._leased.pop(sequence.key)
+        self.pool.adopt(sequence.key)
+        self._sequences[sequence.key] = sequence
+
+    def quarantine(self, key: LeaseKey) -> None:
+        self.pool.quarantine(key)
+
+    def release(self, key: LeaseKey) -> None:
+        """Free a lease's blocks, if it had any."""
+        if self._leased.pop(key, None) is not None:
+            self.pool.free(key)
+
+    @property
+    def promised(self) -> int:
+        """Blocks set aside, for sequences and for leases."""
+        return sum(sequence.promised for sequence in self) + sum(self._leased.values())
+
+    # ---- steps
+
+    def next_batch(self) -> list[tuple[Sequence, int]]:
+        """The sequences to run and how many tokens of each; their blocks are there."""
+        self._admit()
+        ready = [sequence for sequence in self if self._may_run(sequence)]
+        candidates = [Candidate(sequence.pending, sequence.decoding) for sequence in ready]
+        batch = [(ready[place], tokens) for place, tokens in choose_batch(candidates, self.role)]
+        for sequence, tokens in batch:
+            self._make_room(sequence, sequence.computed + tokens)
+        return batch
+
+    def item(self, sequence: Sequence, tokens: int) -> StepItem:
+        """The sequence's share of a step, and a token drawn where the step reaches its end."""
+        start = sequence.computed
+        fed = sequence.tokens[start : start + tokens]
+        sample = sequence.sample_spec() if start + tokens == len(sequence.tokens) else None
+        table = self.pool.table(sequence.key)[: blocks_for(start + tokens, self.block_size)]
+        return StepItem(fed, start, table, sample)
+
+    def _may_run(self, sequence: Sequence) -> bool:
+        phase = self._decode if sequence.decoding else self._prefill
+        return sequence.admitted and not sequence.paused and phase.wants_step(sequence.pending, self.role)
+
+    def _admit(self) -> None:
+        """Promise memory to waiting sequences, in order of arrival; the first that does not fit holds back the rest."""
+        promised = self.promised
+        for sequence in self:
+            if sequence.admitted:
+                continue
+            needed = promise(self._prefill.demand(sequence.size, self.role), self.block_size)
+            if not admits(needed, promised, self.pool.total):
+                return
+            sequence.admitted, sequence.promised = True, needed
+            promised += needed
+
+    def _make_room(self, sequence: Sequence, tokens: int) -> None:
+        blocks = blocks_for(tokens, self.block_size)
+        if self.pool.holds(sequence.key):
+            self.pool.grow(sequence.key, blocks)
+        else:
+            self.pool.hold(sequence.key, blocks, sequence.promised)
+
+    # ---- what it says of itself
+
+    @property
+    def waiting(self) -> int:
+        return sum(not sequence.computed for sequence in self)
+
+    @property
+    def running(self) -> int:
+        return sum(sequence.computed > 0 for sequence in self)
+
+    @property
+    def queued_tokens(self) -> int:
+        return sum(sequence.pending for sequence in self if not sequence.decoding)

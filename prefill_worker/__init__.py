@@ -1,0 +1,1 @@
+"""What is particular to the prefill of a sequence."""
