@@ -47,6 +47,9 @@ class Router:
         """Results that the controller has not been told yet."""
         self.lost_instances: deque[tuple[Incarnation, bool]] = deque(maxlen=UNTOLD)
         """Instances that the controller is to hear of, and whether they are condemned."""
+        self._idle = asyncio.Event()
+        """No session is open."""
+        self._idle.set()
         self._memory = Memory()
         self._ended: dict[str, tuple[int, float]] = {}
         """Request id to its last attempt and when that ended, oldest first."""
@@ -62,6 +65,7 @@ class Router:
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
         session = self.session_class(call, self, self.config, self.handover)
         self.sessions[session.key] = session
+        self._idle.clear()
         self._guarded(session, session.start)
         return session
 
@@ -70,6 +74,8 @@ class Router:
         session.cancel()
         if self.sessions.get(session.key) is session:
             del self.sessions[session.key]
+        if not self.sessions:
+            self._idle.set()
         self._ended.pop(session.call.request_id, None)
         self._ended[session.call.request_id] = (session.call.attempt, self.now())
         if len(self._ended) > FORGET_AFTER:
@@ -174,6 +180,14 @@ class Router:
         except Exception:  # noqa: BLE001  the session's work ends here
             logger.exception("%s: a defect of the router", session.key)
             session.abandon(Refused(grpc.StatusCode.INTERNAL, "The router met a defect of its own."))
+
+    async def drained(self, timeout_s: float) -> None:
+        """Wait until no session is open, or for so long."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            logger.info("%d sessions are still open", len(self.sessions))
 
     async def stop(self) -> None:
         self._ticker.cancel()

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 CONTROL_S = 60.0
 """Limit of a forwarded control call whose caller set none."""
 
+LAST_WORDS_S = 1.0
+"""For streams that are ended by a stop to say so."""
+
 REASONS = {End.STOP: inference_pb2.FINISH_REASON_STOP, End.LENGTH: inference_pb2.FINISH_REASON_LENGTH}
 SERVICES = ("penstock.inference.v1.InferenceService", "penstock.control.v1.ControlService")
 
@@ -200,13 +203,15 @@ class RouterServer:
         self.router.set_instances(listed)
 
     async def stop(self) -> None:
-        """Take no more, let open streams end for `stop_s`, then cut them and leave nothing behind."""
+        """Take no more, let open streams end for `stop_s`, then end them with UNAVAILABLE and leave nothing behind."""
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(self.config.stop_s)
+        stopping = asyncio.create_task(self._server.stop(self.config.stop_s + LAST_WORDS_S))
+        await self.router.drained(self.config.stop_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.router.stop()
+        await stopping
         await self._control.close()
 
     def _bind(self) -> int:

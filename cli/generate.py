@@ -1,0 +1,96 @@
+"""`penstock generate`: stream a completion to the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import click
+from rich.console import Console
+
+from ..client import Client, Completion, Delta, Event
+from ..client.events import completion
+from .calls import told
+
+TIMEOUT_S = 600.0
+
+
+@click.command("generate")
+@click.argument("prompt", required=False)
+@click.option("--max-tokens", type=int, help="Most tokens of output. Default: as many as the context allows.")
+@click.option("--temperature", type=float, help="0 is greedy. Default 1.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Draw the same tokens again.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after an end token.")
+@click.option("--token-ids", metavar="ID,ID,...", help="A prompt of token ids, in the place of a text.")
+@click.option("--model", help="Which model; needed by nobody while one is served.")
+@click.option("--request-id", help="Name of the request, for `penstock migrate`. Default: a random one.")
+@click.option("--timeout", "timeout_s", type=float, default=TIMEOUT_S, show_default=True, help="In seconds.")
+@click.option("--address", metavar="HOST:PORT", help="The cluster's router.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="The last line is one JSON object, and no text is streamed."
+)
+def command(
+    prompt: str | None,
+    token_ids: str | None,
+    timeout_s: float,
+    address: str | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Stream a completion of PROMPT (or of what comes on standard input) to the terminal."""
+    with told(), Client(address) as client:
+        events = client.generate(_prompt(prompt, token_ids), timeout_s=timeout_s, **asked)
+        whole = completion(events if as_json else _streamed(events))
+    if as_json:
+        click.echo(json.dumps(report(whole)))
+    else:
+        _tell(whole)
+
+
+def _prompt(prompt: str | None, token_ids: str | None) -> str | list[int]:
+    if prompt is not None and token_ids is not None:
+        raise click.UsageError("Give PROMPT or --token-ids, not both.")
+    if token_ids is not None:
+        try:
+            return [int(id) for id in token_ids.split(",")]
+        except ValueError:
+            raise click.UsageError(
+                f"--token-ids takes numbers with commas between, not {token_ids!r}."
+            ) from None
+    if prompt is None and sys.stdin.isatty():
+        raise click.UsageError("Give a PROMPT, or --token-ids.")
+    return _standard_input() if prompt is None else prompt
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"Standard input is no UTF-8: {error}.") from None
+
+
+def _streamed(events: Iterator[Event]) -> Iterator[Event]:
+    """Pass the events on, their text to the terminal."""
+    for event in events:
+        if isinstance(event, Delta):
+            click.echo(event.text, nl=False)
+        yield event
+
+
+def report(whole: Completion) -> dict[str, Any]:
+    """What `--json` prints."""
+    return asdict(whole)
+
+
+def _tell(whole: Completion) -> None:
+    """End the streamed text, or tell the ids of a model that has no tokenizer; then what it took, on stderr."""
+    click.echo("" if whole.text else " ".join(map(str, whole.token_ids)))
+    usage = whole.usage
+    parts = ", ".join(f"{segment.instance} {segment.tokens}" for segment in whole.segments)
+    Console(stderr=True, highlight=False).print(
+        f"[dim]{usage.prompt_tokens} tokens in, {usage.completion_tokens} out ({parts}); ended by {whole.reason}; "
+        f"request {whole.request_id}, seed {whole.seed}[/dim]"
+    )

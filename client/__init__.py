@@ -1,0 +1,36 @@
+"""The Python client of a Penstock cluster.
+
+with Client() as client:
+    for event in client.generate("Return the", max_tokens=64):
+        ...
+"""
+
+from .asynchronous import AsyncClient
+from .cluster import Blocks, Cluster, Instance, Move, Role, Router, Session
+from .errors import InvalidRequest, PenstockError
+from .events import Completion, Delta, Event, Finished, Model, Segment, Started, Usage
+from .request import Sampling
+from .sync import Client
+
+__all__ = [
+    "AsyncClient",
+    "Blocks",
+    "Client",
+    "Cluster",
+    "Completion",
+    "Delta",
+    "Event",
+    "Finished",
+    "Instance",
+    "InvalidRequest",
+    "Model",
+    "Move",
+    "PenstockError",
+    "Role",
+    "Router",
+    "Sampling",
+    "Segment",
+    "Session",
+    "Started",
+    "Usage",
+]

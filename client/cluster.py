@@ -1,0 +1,132 @@
+"""What the cluster says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..proto import control_pb2 as pb
+
+MODES = {
+    "live": pb.MOVE_MODE_LIVE,
+    "blocking": pb.MOVE_MODE_BLOCKING,
+    "recompute": pb.MOVE_MODE_RECOMPUTE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """How many prompt tokens a step may take, and how many sequences may decode."""
+
+    prefill_tokens: int
+    decode_slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Where the KV blocks are. When nothing runs, free + cached = total."""
+
+    total: int
+    free: int
+    cached: int
+    held: int
+    leased: int
+    quarantined: int
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One instance; `state` is `starting`, `serving`, `draining` or `lost`."""
+
+    name: str
+    life: int
+    pool: str
+    state: str
+    address: str
+    pid: int
+    role: Role
+    blocks: Blocks
+    waiting: int
+    running: int
+    heartbeat_age_s: float
+    restarts: int
+    rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    name: str
+    address: str
+    pid: int
+    sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One choice of a running request, and the instance that owns it."""
+
+    request_id: str
+    choice: int
+    router: str
+    owner: str
+    prompt_tokens: int
+    emitted_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    cluster: str
+    model: str
+    instances: tuple[Instance, ...]
+    routers: tuple[Router, ...]
+    sessions: tuple[Session, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What became of a move; `seconds` from the ask to the first token of the new owner."""
+
+    choice: int
+    source: str
+    destination: str
+    done: bool
+    reason: str
+    seconds: float
+
+
+def from_cluster(said: pb.GetClusterResponse) -> Cluster:
+    return Cluster(
+        cluster=said.cluster,
+        model=said.model,
+        instances=tuple(map(_instance, said.instances)),
+        routers=tuple(_value(Router, router) for router in said.routers),
+        sessions=tuple(_value(Session, session) for session in said.sessions),
+    )
+
+
+def from_moves(said: pb.MigrateRequestResponse) -> tuple[Move, ...]:
+    return tuple(_value(Move, move) for move in said.moves)
+
+
+def migrate_request(
+    request_id: str, destination: str | None, choice: int | None, mode: str
+) -> pb.MigrateRequestRequest:
+    """`ValueError` for a mode that is none."""
+    if mode not in MODES:
+        raise ValueError(f"{mode!r} is no way to move a request; there are {', '.join(MODES)}.")
+    return pb.MigrateRequestRequest(
+        request_id=request_id, destination=destination or "", choice=choice, mode=MODES[mode]
+    )
+
+
+def _instance(said: pb.Instance) -> Instance:
+    state = pb.InstanceState.Name(said.state).removeprefix("INSTANCE_STATE_").lower()
+    return _value(
+        Instance, said, state=state, role=_value(Role, said.role), blocks=_value(Blocks, said.blocks)
+    )
+
+
+def _value(kind: Any, said: Any, **known: Any) -> Any:
+    """The dataclass with the message's fields of the same names, but for those `known`."""
+    names = kind.__dataclass_fields__.keys() - known.keys()
+    return kind(**known, **{name: getattr(said, name) for name in names})

@@ -1,0 +1,146 @@
+"""What a caller hears of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..proto import inference_pb2 as pb
+
+REASONS = {
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_LENGTH: "length",
+    pb.FINISH_REASON_CANCELLED: "cancelled",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Once, first. `seed` with `request_id` and the same prompt gives the same tokens again."""
+
+    request_id: str
+    model: str
+    seed: int
+    attempt: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Further tokens of one choice, from index `first_index` of its output on, and the text that they complete."""
+
+    choice: int
+    first_index: int
+    token_ids: tuple[int, ...]
+    text: str
+    instance: str
+    """The instance that made them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """`handovers` count prefill to decode and moves, `recoveries` re-prefills."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    handovers: int
+    recoveries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Once a choice, last. `reason` is `stop` (an end token), `length` or `cancelled`."""
+
+    choice: int
+    reason: str
+    usage: Usage
+
+
+Event = Started | Delta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens that one instance made."""
+
+    instance: str
+    first_index: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer."""
+
+    request_id: str
+    model: str
+    seed: int
+    token_ids: tuple[int, ...]
+    text: str
+    reason: str
+    usage: Usage
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A served model. `context_tokens` bounds prompt and output together."""
+
+    name: str
+    context_tokens: int
+    vocabulary: int
+
+
+def from_response(response: pb.GenerateResponse) -> Event:
+    """The event in a response. `ValueError` for one of a later version."""
+    match response.WhichOneof("event"):
+        case "started":
+            said = response.started
+            return Started(said.request_id, said.model, said.seed, said.attempt, said.prompt_tokens)
+        case "delta":
+            said = response.delta
+            return Delta(said.choice, said.first_index, tuple(said.token_ids), said.text, said.instance)
+        case "finished":
+            said = response.finished
+            used = said.usage
+            usage = Usage(used.prompt_tokens, used.completion_tokens, used.handovers, used.recoveries)
+            return Finished(said.choice, REASONS.get(said.reason, "unknown"), usage)
+    raise ValueError("the router sent an event that this client does not know")
+
+
+def completion(events: Iterable[Event]) -> Completion:
+    """The whole answer from all events of a request of one choice."""
+    started, finished = None, None
+    deltas: list[Delta] = []
+    for event in events:
+        match event:
+            case Started():
+                started = event
+            case Delta():
+                deltas.append(event)
+            case Finished():
+                finished = event
+    if started is None or finished is None:
+        raise ValueError("the stream ended before the answer did")
+    return Completion(
+        request_id=started.request_id,
+        model=started.model,
+        seed=started.seed,
+        token_ids=tuple(id for delta in deltas for id in delta.token_ids),
+        text="".join(delta.text for delta in deltas),
+        reason=finished.reason,
+        usage=finished.usage,
+        segments=segments(deltas),
+    )
+
+
+def segments(deltas: Iterable[Delta]) -> tuple[Segment, ...]:
+    """Neighbouring deltas of one instance, joined."""
+    joined: list[Segment] = []
+    for delta in deltas:
+        if joined and joined[-1].instance == delta.instance:
+            last = joined[-1]
+            joined[-1] = Segment(last.instance, last.first_index, last.tokens + len(delta.token_ids))
+        else:
+            joined.append(Segment(delta.instance, delta.first_index, len(delta.token_ids)))
+    return tuple(joined)

@@ -1,0 +1,125 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Unpack
+
+import grpc
+
+from ..proto import control_pb2, inference_pb2
+from ..proto.control_pb2_grpc import ControlServiceStub
+from ..proto.inference_pb2_grpc import InferenceServiceStub
+from .address import resolve
+from .cluster import Cluster, Move, from_cluster, from_moves, migrate_request
+from .errors import from_rpc
+from .events import Completion, Event, Model, completion, from_response
+from .request import Attempts, Sampling, build
+
+CHANNEL = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+GENERATE_S = 600.0
+ASK_S = 10.0
+MIGRATE_S = 60.0
+
+
+class Client:
+    """Speaks to the router at `address`, else PENSTOCK_ADDRESS, else the last `penstock up` on this machine.
+
+    Every method may raise `PenstockError`, or `ValueError` where an argument is wrong. Usable from several threads.
+    """
+
+    def __init__(self, address: str | None = None):
+        self.address = resolve(address)
+        self._channel = grpc.insecure_channel(self.address, options=CHANNEL)
+        self._inference = InferenceServiceStub(self._channel)
+        self._control = ControlServiceStub(self._channel)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        request_id: str | None = None,
+        model: str | None = None,
+        timeout_s: float = GENERATE_S,
+        **sampling: Unpack[Sampling],
+    ) -> Generator[Event, None, None]:
+        """Stream one completion of a text or of token ids. Closing the iterator cancels the request.
+
+        Where the router is lost in mid-stream the request is resumed by itself, and no token comes twice.
+        """
+        attempts = Attempts(build(prompt, request_id, model, sampling))
+        return self._events(attempts, time.monotonic() + timeout_s)
+
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        request_id: str | None = None,
+        model: str | None = None,
+        timeout_s: float = GENERATE_S,
+        **sampling: Unpack[Sampling],
+    ) -> Completion:
+        """The whole completion at once."""
+        events = self.generate(prompt, request_id=request_id, model=model, timeout_s=timeout_s, **sampling)
+        return completion(events)
+
+    def models(self, timeout_s: float = ASK_S) -> tuple[Model, ...]:
+        """The models that are served."""
+        said = self._ask(self._inference.ListModels, inference_pb2.ListModelsRequest(), timeout_s)
+        return tuple(Model(model.name, model.context_tokens, model.vocabulary) for model in said.models)
+
+    def cluster(self, sessions: bool = False, timeout_s: float = ASK_S) -> Cluster:
+        """Instances and routers, and the running sessions where asked for."""
+        request = control_pb2.GetClusterRequest(sessions=sessions)
+        return from_cluster(self._ask(self._control.GetCluster, request, timeout_s))
+
+    def migrate(
+        self,
+        request_id: str,
+        destination: str | None = None,
+        choice: int | None = None,
+        mode: str = "live",
+        timeout_s: float = MIGRATE_S,
+    ) -> tuple[Move, ...]:
+        """Move a running request, each choice or one, to an instance or the freest other one; return when that is over.
+
+        `mode` is `live`, `blocking` (pause first) or `recompute` (copy nothing, prefill again).
+        """
+        request = migrate_request(request_id, destination, choice, mode)
+        return from_moves(self._ask(self._control.MigrateRequest, request, timeout_s))
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _events(self, attempts: Attempts, deadline: float) -> Generator[Event, None, None]:
+        while True:
+            call = self._inference.Generate(attempts.request(), timeout=max(0.0, deadline - time.monotonic()))
+            try:
+                for response in call:
+                    event = attempts.take(from_response(response))
+                    if event is not None:
+                        yield event
+                return
+            except grpc.RpcError as error:
+                pause_s = attempts.retry_after_s(from_rpc(error, self.address))
+            finally:
+                call.cancel()  # frees the request where the caller has left
+            time.sleep(pause_s)
+
+    def _ask(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+        try:
+            return method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc(error, self.address) from None
