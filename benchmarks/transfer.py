@@ -79,9 +79,14 @@ def measure(rounds: int, sizes: Sequence[int] = SIZES) -> Report:
 
 
 def _round(turn: int, sizes: Sequence[int]) -> list[Copy]:
-    """Every way for every size; each round begins with another way."""
-    order = [(turn + i) % len(WAYS) for i in range(len(WAYS))]
-    return [Copy(WAYS[i], blocks, seed=hash((turn, blocks, i))) for blocks in sizes for i in order]
+    """Every way in turn for every size, the small ones several times; each round begins with another way."""
+    order = [WAYS[(turn + i) % len(WAYS)] for i in range(len(WAYS))]
+    return [
+        Copy(way, blocks, seed=hash((turn, blocks, again, i)))
+        for blocks in sizes
+        for again in range(max(1, 16 // blocks))
+        for i, way in enumerate(order)
+    ]
 
 
 def _run(plan: list[list[Copy]]) -> list[list[float]]:
