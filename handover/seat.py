@@ -23,6 +23,7 @@ from .effects import (
     InstanceEvent,
     Launched,
     Leased,
+    Pause,
     PeerLost,
     Received,
     RouterSilent,
@@ -499,11 +500,11 @@ class Seat:
         seat = replace(self, holding=None)
         if holding.ended:
             return seat, []  # its KV went when it ended
-        seat = replace(seat, doomed=seat.doomed | {holding.epoch})
+        seat, pause = replace(seat, doomed=seat.doomed | {holding.epoch}), Pause(holding.epoch)
         if source is None:
-            return seat, []
+            return seat, [pause]
         gone, effects = source.abandon()
-        return seat._put_source(gone), effects
+        return seat._put_source(gone), [pause, *effects]
 
     def _drop_leases(self, void) -> tuple[Seat, list[InstanceEffect]]:
         seat, effects = self, []
