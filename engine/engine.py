@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ..handover.config import HandoverConfig
 from ..handover.effects import (
     Adopt,
     Beat,
@@ -33,12 +32,10 @@ from ..handover.effects import (
     Lease,
     Leased,
     Pause,
-    PeerLost,
     Quarantine,
     Receive,
     Release,
     Reserving,
-    RouterSilent,
     Stepped,
     Timeout,
     Timer,
@@ -51,6 +48,7 @@ from ..handover.frames import InstanceFrame, Step
 from ..handover.seat import House, Seat
 from ..handover.values import (
     Address,
+    Ask,
     Context,
     Epoch,
     Grant,
@@ -62,6 +60,7 @@ from ..handover.values import (
     Reserve,
     Stage,
     Start,
+    Unmoved,
     Window,
 )
 from ..policy.state import LoadView, blocks_for
@@ -82,7 +81,9 @@ class Model(Protocol):
 class Outside(Protocol):
     """What the engine asks of the threads around it. Every call returns at once."""
 
-    def send(self, to_routers: list[tuple[str, InstanceFrame]], to_peers: list[tuple[Incarnation, PeerMessage]]) -> None:
+    def send(
+        self, to_routers: list[tuple[str, InstanceFrame]], to_peers: list[tuple[Incarnation, PeerMessage]]
+    ) -> None:
         """Send these, in order."""
         ...
 
@@ -277,6 +278,8 @@ class Engine:
         self._seats[session], effects = seat.on(event, self._house)
         for effect in effects:
             self._do(session, effect)
+        for epoch in self._seats[session].doomed:
+            self._sequence(session, epoch).paused = True  # nobody owns it: it only waits to be freed
         return effects
 
     # ---- effects
@@ -285,15 +288,13 @@ class Engine:
         match effect:
             case ToRouter(router, News() as news):
                 self._news[router].append(news)
-            case ToRouter(router, message):
+            case ToRouter(router, Unmoved() | Ask() as message):
                 self._flush_news()
                 self._to_routers.append((router, message))
             case ToPeer(peer, message):
                 self._to_peers.append((peer, self._complete(message)))
             case Begin(start):
-                self._scheduler.add(
-                    Running.begin(session, start.epoch, start.context, self._limits.context)
-                )
+                self._scheduler.add(Running.begin(session, start.epoch, start.context, self._limits.context))
             case Drop(epoch):
                 self._scheduler.remove(LeaseKey(session, epoch))
             case Pause(epoch):

@@ -1,0 +1,346 @@
+"""One life of an instance behind `WorkerService`: the engine thread, the copies, and the streams around them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from ..handover import wire
+from ..handover.config import HandoverConfig
+from ..handover.effects import Beat as BeatEvent
+from ..handover.effects import Condemn, FromPeer, FromRouter, PeerLost, RouterSilent
+from ..handover.frames import (
+    Beat,
+    Dead,
+    Hello,
+    InstanceFrame,
+    PairOffer,
+    PeerHello,
+    RouterFrame,
+    SeenBatch,
+    Step,
+    Turn,
+    Welcome,
+)
+from ..handover.seat import House, Seat
+from ..handover.values import (
+    Address,
+    Incarnation,
+    Layout,
+    LeaseKey,
+    Move,
+    News,
+    PeerMessage,
+    Stage,
+    Start,
+    Window,
+)
+from ..policy.batching import Budget
+from ..policy.state import LoadView
+from ..proto import worker_pb2 as pb
+from ..proto.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
+from .blocks import BlockPool
+from .checkpoint import ModelSpec, read_checkpoint
+from .config import EngineConfig
+from .engine import Engine, Limits
+from .local import LocalWindow
+from .memory import SharedMemory
+from .peers import CHANNEL, Peers
+from .phase import Phase
+from .runner import Runner, choose_device, choose_dtype, choose_layout
+from .scheduler import Scheduler
+from .transfers import Transfers
+
+logger = logging.getLogger(__name__)
+
+OUT_QUEUE = 16384
+"""Frames that a router may be behind before its stream is cut."""
+
+
+class InstanceServer(WorkerServiceServicer):
+    """`start` loads the model and listens on a port of `host`; `stop` ends everything within seconds."""
+
+    def __init__(
+        self,
+        name: str,
+        life: int,
+        config: EngineConfig,
+        handover: HandoverConfig,
+        prefill_tokens: int,
+        decode_slots: int,
+        prefill_phase: Phase,
+        decode_phase: Phase,
+        host: str = "127.0.0.1",
+    ):
+        self.me = Incarnation(name, life)
+        self._config = config
+        self._handover = handover
+        self._role = Budget(prefill_tokens, decode_slots)
+        self._phases = prefill_phase, decode_phase
+        self._host = host
+        self._links: dict[str, asyncio.Queue[InstanceFrame]] = {}
+        self._heard_at: dict[str, float] = {}
+        self._told_at: dict[str, float] = {}
+        self._server = grpc.aio.server(options=CHANNEL)
+        self._memory: SharedMemory | None = None
+
+    # ---- life
+
+    async def start(self) -> str:
+        """The address once requests may come. ValueError for settings or a checkpoint that cannot be served."""
+        self._loop = asyncio.get_running_loop()
+        port = self._server.add_insecure_port(f"{self._host}:0")
+        self.address = f"{self._host}:{port}"
+        self._spec, self._runner = await asyncio.to_thread(self._load)
+        self._peers = Peers(Address(self.me, self.address), self._handover)
+        self._transfers = Transfers(
+            self.me, self._runner.cache, self._handover, self._host, self._peers.send, self._post
+        )
+        self._engine = self._make_engine()
+        add_WorkerServiceServicer_to_server(self, self._server)
+        self._engine.start()
+        await self._server.start()
+        self._heart = asyncio.create_task(self._beat(), name="heart")
+        layout = self._runner.layout
+        logger.info(
+            "%s.%d serves %s at %s: %d blocks of %d bytes", *self.me, self._spec.family, self.address,
+            layout.blocks, layout.block_bytes,
+        )  # fmt: skip
+        return self.address
+
+    async def stop(self) -> None:
+        """End streams, copies and the engine thread; returns within seconds."""
+        self._heart.cancel()
+        await self._server.stop(grace=0.2)
+        await self._peers.close()
+        await self._transfers.close()
+        await asyncio.to_thread(self._engine.stop, self._handover.transport_s)
+        if self._memory is not None:
+            self._memory.close()
+
+    @property
+    def failed(self) -> bool:
+        """The engine thread has ended by an error: the process should end too."""
+        return not self._engine.alive
+
+    def _load(self) -> tuple[ModelSpec, Runner]:
+        spec = read_checkpoint(self._config.folder)
+        device = choose_device(self._config)
+        if device.type == "cpu" and self._config.transport in ("auto", "local"):
+            layout = choose_layout(self._config, spec, choose_dtype(self._config, device))
+            self._memory = SharedMemory.create(layout.total_bytes)
+        buffer = None if self._memory is None else self._memory.buffer
+        return spec, Runner(self._config, spec, buffer)
+
+    def _make_engine(self) -> Engine:
+        shape = self._runner.layout
+        layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.block_size)
+        pool = BlockPool(shape.blocks)
+        scheduler = Scheduler(pool, shape.block_size, self._role, *self._phases)
+        return Engine(
+            self._runner,
+            scheduler,
+            House(self.me, self._spec.fingerprint, layout, self._handover),
+            Limits(self._spec.max_positions, self._spec.eos, shape.block_size),
+            self,
+            self._window(),
+        )
+
+    def _window(self) -> Window | None:
+        if self._memory is None:
+            return None
+        at = LocalWindow.describe(self._memory)
+        return Window(at.host, at.pid, at.fd, at.size_bytes, self._runner.layout.blocks, at.name)
+
+    # ---- what the engine asks (from its thread)
+
+    def send(
+        self, to_routers: list[tuple[str, InstanceFrame]], to_peers: list[tuple[Incarnation, PeerMessage]]
+    ) -> None:
+        self._call(self._send, to_routers, to_peers)
+
+    def condemn(self, writer: Incarnation) -> None:
+        self._call(self._tell_all, Condemn(writer))
+
+    def write_in_place(
+        self, stage: Stage, window: Window, source_ids: Sequence[int], destination_ids: Sequence[int]
+    ) -> None:
+        self._transfers.write_in_place(stage, window, source_ids, destination_ids)
+
+    def send_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
+        self._call(self._transfers.send_blocks, stage, ids)
+
+    def receive_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
+        self._call(self._transfers.receive_blocks, stage, ids)
+
+    def decline_blocks(self, stage: Stage) -> None:
+        self._call(self._transfers.decline, stage)
+
+    def close_receive(self, lease: LeaseKey) -> None:
+        self._call(self._transfers.close_receive, lease)
+
+    def reaches(self, destination: Address) -> bool:
+        same_host = destination.at.rpartition(":")[0] == self._host
+        return self._memory is not None and same_host and self._transfers.reachable(destination.incarnation)
+
+    def _call(self, call: Any, *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:
+            logger.debug("the event loop has ended; %s is not done", call)
+
+    # ---- in the event loop
+
+    def _send(
+        self, to_routers: list[tuple[str, InstanceFrame]], to_peers: list[tuple[Incarnation, PeerMessage]]
+    ) -> None:
+        for router, frame in to_routers:
+            self._tell(router, frame)
+        for peer, message in to_peers:
+            self._peers.send(peer, message)
+
+    def _tell(self, router: str, frame: InstanceFrame) -> None:
+        queue = self._links.get(router)
+        if queue is None:
+            return  # it hears all that it has not seen when it comes back
+        try:
+            queue.put_nowait(frame)
+            self._told_at[router] = time.monotonic()
+        except asyncio.QueueFull:
+            logger.warning("router %s does not drain its stream; it is cut", router)
+            del self._links[router]
+
+    def _tell_all(self, frame: InstanceFrame) -> None:
+        for router in list(self._links):
+            self._tell(router, frame)
+
+    def _post(self, session: str, event: Any) -> None:
+        self._engine.post(session, event)
+
+    async def _beat(self) -> None:
+        """Show life to routers that have heard nothing for a heartbeat, and notice those that show none."""
+        while True:
+            await asyncio.sleep(self._handover.heartbeat_s)
+            now = time.monotonic()
+            if self.failed:
+                logger.error("the engine thread has ended; so does the instance")
+                os._exit(70)
+            load = replace(self._engine.load, idle_s=now - self._engine.alive_at)
+            for router in list(self._links):
+                if now - self._told_at.get(router, 0.0) >= self._handover.heartbeat_s:
+                    self._tell(router, self._heartbeat(router, load))
+            for router, heard_at in list(self._heard_at.items()):
+                if now - heard_at > self._handover.grace_s:
+                    del self._heard_at[router]
+                    self._engine.post_all(RouterSilent(), _held_by(router))
+
+    def _heartbeat(self, router: str, load: LoadView) -> Step:
+        news: tuple[News, ...] = tuple(news for holder, news in self._engine.sessions if holder == router)
+        return Step(news, load)
+
+    # ---- WorkerService
+
+    async def Link(
+        self, request_iterator: AsyncIterator[pb.LinkRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.LinkResponse]:
+        """See worker.proto. Ends when the router does, or when another stream of the same router replaces it."""
+        hello = await self._first(request_iterator, wire.from_link_request, context)
+        if not isinstance(hello, Hello) or hello.incarnation != self.me:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, f"this is {self.me.instance}.{self.me.life}"
+            )
+        router, queue = hello.router, asyncio.Queue(OUT_QUEUE)
+        self._links[router] = queue
+        self._heard_at[router] = time.monotonic()
+        queue.put_nowait(self._welcome())
+        queue.put_nowait(Step((), self._engine.load))
+        self._engine.post_all(BeatEvent(), _held_by(router))
+        reader = asyncio.create_task(self._hear_router(router, request_iterator), name=f"from {router}")
+        try:
+            while self._links.get(router) is queue and not reader.done():
+                try:
+                    async with asyncio.timeout(self._handover.heartbeat_s):
+                        frame = await queue.get()
+                except TimeoutError:
+                    continue
+                yield wire.to_link_response(frame)
+            if reader.done() and not reader.cancelled() and isinstance(reader.exception(), ValueError):
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(reader.exception()))
+        finally:
+            reader.cancel()
+            if self._links.get(router) is queue:
+                del self._links[router]
+
+    def _welcome(self) -> Welcome:
+        spec = self._spec
+        return Welcome(self.me, spec.fingerprint, spec.max_positions, spec.vocab, os.getpid())
+
+    async def _hear_router(self, router: str, requests: AsyncIterator[pb.LinkRequest]) -> None:
+        async for request in requests:
+            self._heard_at[router] = time.monotonic()
+            self._take(router, wire.from_link_request(request))
+
+    def _take(self, router: str, frame: RouterFrame) -> None:
+        match frame:
+            case Beat() | Hello():
+                return
+            case SeenBatch(seen):
+                for one in seen:
+                    self._engine.post(one.session, FromRouter(router, one))
+            case Dead(incarnations):
+                for incarnation in incarnations:
+                    self._bury(incarnation)
+            case Start(destination=Address() as destination) | Move(destination=destination):
+                self._peers.meet(destination)
+                self._engine.post(frame.session, FromRouter(router, frame))
+            case message:
+                self._engine.post(message.session, FromRouter(router, message))
+
+    def _bury(self, incarnation: Incarnation) -> None:
+        self._peers.forget(incarnation)
+        self._transfers.forget(incarnation)
+        self._engine.post_all(PeerLost(incarnation))
+
+    async def Peer(
+        self, request_iterator: AsyncIterator[pb.PeerRequest], context: grpc.aio.ServicerContext
+    ) -> pb.PeerResponse:
+        """See worker.proto."""
+        hello = await self._first(request_iterator, wire.from_peer_request, context)
+        if not isinstance(hello, PeerHello) or hello.to != self.me:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, f"this is {self.me.instance}.{self.me.life}"
+            )
+        sender = hello.sender.incarnation
+        self._peers.meet(hello.sender)
+        try:
+            async for request in request_iterator:
+                frame = wire.from_peer_request(request)
+                if isinstance(frame, Turn | PairOffer):
+                    self._transfers.hear(sender, frame)
+                elif not isinstance(frame, PeerHello):
+                    self._engine.post(frame.lease.session, FromPeer(sender, frame))
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return pb.PeerResponse()
+
+    async def _first(self, requests: AsyncIterator[Any], read: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            async with asyncio.timeout(self._handover.hung_after_s):
+                return read(await anext(aiter(requests)))
+        except (TimeoutError, StopAsyncIteration, ValueError) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a stream begins with hello: {error}")
+
+
+def _held_by(router: str) -> Any:
+    def wanted(seat: Seat) -> bool:
+        return seat.holding is not None and seat.holding.router == router
+
+    return wanted

@@ -1,0 +1,315 @@
+"""An instance's copies: one thread does them, and one turn orders them.
+
+A two-sided message starts only when both ends hold their turn. Whoever is refused lets its own go and tries again a
+little later, so rings of instances that send to each other cannot lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from ..handover.config import HandoverConfig
+from ..handover.effects import InstanceEvent, Received, Written
+from ..handover.frames import PairOffer, PeerFrame, Turn, TurnKind
+from ..handover.values import Incarnation, LeaseKey, Stage, Window
+from .cache import KVCache
+from .local import LocalWindow, WindowDescriptor
+from .pair import Pair, Rendezvous
+from .transport import PeerLost
+from .turn import TransferTurn
+
+logger = logging.getLogger(__name__)
+
+JITTER_S = 0.004
+"""A refused sender waits up to this long, at random."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """The turn, as promised to a sender for one message."""
+
+    sender: Incarnation
+    pair: str
+    sequence: int
+
+
+class Transfers:
+    """Copies KV to and from peers. Called in the event loop, but for `write_in_place`, which any thread may call."""
+
+    def __init__(
+        self,
+        me: Incarnation,
+        cache: KVCache,
+        config: HandoverConfig,
+        host: str,
+        tell: Callable[[Incarnation, PeerFrame], None],
+        post: Callable[[str, InstanceEvent], None],
+    ):
+        self._me = me
+        self._cache = cache
+        self._config = config
+        self._host = host
+        self._tell = tell
+        self._post = post
+        self._backend = "gloo" if cache.device.type == "cpu" else "nccl"
+        self._rendezvous = Rendezvous(host)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="transfer")
+        self._turn = TransferTurn()
+        self._promised: Promised | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._answers: dict[tuple[str, int], asyncio.Future[bool]] = {}
+        self._out: dict[Incarnation, tuple[str, Pair | None]] = {}
+        self._in: dict[str, Pair] = {}
+        self._windows: dict[Incarnation, LocalWindow] = {}
+        self._unreachable: set[Incarnation] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sequence = 0
+
+    # ---- one-sided
+
+    def reachable(self, peer: Incarnation) -> bool:
+        """Whether writing the peer's memory in place has not failed yet."""
+        return peer not in self._unreachable
+
+    def write_in_place(
+        self, stage: Stage, window: Window, source_ids: Sequence[int], destination_ids: Sequence[int]
+    ) -> None:
+        """Copy blocks into the destination's memory in the transfer thread, then post `Written`."""
+        self._thread.submit(self._write, stage, window, tuple(source_ids), tuple(destination_ids))
+
+    def _write(
+        self, stage: Stage, window: Window, source_ids: Sequence[int], destination_ids: Sequence[int]
+    ) -> None:
+        ok = False
+        try:
+            self._window(stage.destination, window).write(self._cache, source_ids, destination_ids)
+            ok = True
+        except PeerLost as error:
+            self._unreachable.add(stage.destination)
+            logger.warning("cannot write to %s.%d in place: %s", *stage.destination, error)
+        finally:
+            self._post(stage.lease.session, Written(stage.lease, ok))
+
+    def _window(self, peer: Incarnation, window: Window) -> LocalWindow:
+        if peer not in self._windows:
+            layout = replace(self._cache.layout, blocks=window.blocks)
+            descriptor = WindowDescriptor(
+                host=window.host, pid=window.pid, fd=window.fd, name=window.name, size_bytes=window.size_bytes
+            )
+            self._windows[peer] = LocalWindow.attach(descriptor, layout)
+        return self._windows[peer]
+
+    # ---- two-sided, sending
+
+    def send_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
+        """Send header and blocks as soon as both ends hold their turn, then post `Written`."""
+        self._spawn(self._send(stage, tuple(ids)))
+
+    async def _send(self, stage: Stage, ids: Sequence[int]) -> None:
+        ok = False
+        try:
+            async with asyncio.timeout(self._config.transport_s):
+                await self._take_both_turns(stage.destination)
+            try:
+                ok = await self._send_holding_turns(stage, ids)
+            finally:
+                self._turn.give_back()
+        except TimeoutError:
+            logger.info("%s.%d did not give its turn in time", *stage.destination)
+        finally:
+            self._post(stage.lease.session, Written(stage.lease, ok))
+
+    async def _take_both_turns(self, peer: Incarnation) -> None:
+        while True:
+            await self._turn.take()
+            granted = False
+            try:
+                granted = await self._ask(peer)
+            finally:
+                if not granted:
+                    self._turn.give_back()
+            if granted:
+                return
+            await asyncio.sleep(random.random() * JITTER_S)
+
+    async def _ask(self, peer: Incarnation) -> bool:
+        self._sequence += 1
+        pair, _ = self._out.setdefault(peer, (f"{self._me.instance}.{self._me.life}/{self._sequence}", None))
+        key = pair, self._sequence
+        answer = self._answers[key] = asyncio.get_running_loop().create_future()
+        self._tell(peer, Turn(pair, self._sequence, TurnKind.ASK))
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._tell(peer, Turn(pair, key[1], TurnKind.RELEASE))
+            raise
+        finally:
+            del self._answers[key]
+
+    async def _send_holding_turns(self, stage: Stage, ids: Sequence[int]) -> bool:
+        peer, sequence = stage.destination, self._sequence
+        name, pair = self._out[peer]
+        try:
+            if pair is None and ids:
+                pair = await self._open_pair(peer, name)
+            size = self._cache.staging_bytes(len(ids))
+            self._tell(peer, replace(stage, pair=name, sequence=sequence, size_bytes=size))
+            if pair is not None and ids:
+                await self._in_thread(pair.send, self._cache, ids)
+            return True
+        except PeerLost as error:
+            logger.info("the pair to %s.%d is lost: %s", *peer, error)
+            self._out.pop(peer, None)
+            self._tell(peer, Turn(name, sequence, TurnKind.RELEASE))
+            return False
+
+    async def _open_pair(self, peer: Incarnation, name: str) -> Pair:
+        """Both ends hold their turn, so that both are free to meet."""
+        host, port = self._rendezvous.address
+        self._tell(peer, PairOffer(name, host, port, self._backend))
+        pair = await self._open((host, port), name, 0)
+        self._out[peer] = name, pair
+        return pair
+
+    async def _open(self, address: tuple[str, int], name: str, rank: int) -> Pair:
+        return await self._in_thread(
+            Pair.open, address, name, rank, self._config.transport_s, self._backend, self._host
+        )
+
+    # ---- two-sided, receiving
+
+    def hear(self, sender: Incarnation, frame: Turn | PairOffer) -> None:
+        """What a peer says about turns and pairs."""
+        match frame:
+            case Turn(pair, sequence, TurnKind.ASK):
+                self._grant(Promised(sender, pair, sequence))
+            case Turn(pair, sequence, TurnKind.RELEASE):
+                if self._promised == Promised(sender, pair, sequence):
+                    self._close_in(pair)
+                    self._give_back()
+            case Turn(pair, sequence, kind):
+                answer = self._answers.get((pair, sequence))
+                if answer is not None and not answer.done():
+                    answer.set_result(kind is TurnKind.GRANT)
+                elif kind is TurnKind.GRANT:
+                    self._tell(sender, Turn(pair, sequence, TurnKind.RELEASE))
+            case PairOffer():
+                self._spawn(self._meet(sender, frame))
+
+    def _grant(self, promised: Promised) -> None:
+        free = self._turn.try_take()
+        kind = TurnKind.GRANT if free else TurnKind.DENY
+        if free:
+            self._promised = promised
+            self._expiry = asyncio.get_running_loop().call_later(self._config.transport_s, self._give_back)
+        self._tell(promised.sender, Turn(promised.pair, promised.sequence, kind))
+
+    def _give_back(self) -> None:
+        if self._promised is None:
+            return
+        self._promised = None
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._turn.give_back()
+
+    async def _meet(self, sender: Incarnation, offer: PairOffer) -> None:
+        if self._promised is None or (self._promised.sender, self._promised.pair) != (sender, offer.pair):
+            return
+        try:
+            self._in[offer.pair] = await self._open((offer.host, offer.port), offer.pair, 1)
+        except PeerLost as error:
+            logger.info("no pair with %s.%d: %s", *sender, error)
+            self._give_back()
+
+    def receive_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
+        """Take the blocks that follow a header into `ids`, then post `Received`."""
+        self._spawn(self._receive(stage, tuple(ids)))
+
+    async def _receive(self, stage: Stage, ids: Sequence[int]) -> None:
+        ok = False
+        expected = Promised(stage.source, stage.pair, stage.sequence)
+        try:
+            pair = await self._pair_in(stage.pair)
+            if self._promised == expected and pair is not None and len(ids) == stage.count:
+                if self._expiry is not None:
+                    self._expiry.cancel()
+                await self._in_thread(pair.receive, self._cache, ids)
+                ok = True
+        except PeerLost as error:
+            logger.info("the pair with %s.%d is lost: %s", *stage.source, error)
+        finally:
+            if not ok:
+                self._close_in(stage.pair)
+            if self._promised == expected:
+                self._give_back()
+            self._post(stage.lease.session, Received(stage.lease, stage.first, stage.count, ok))
+
+    async def _pair_in(self, name: str) -> Pair | None:
+        """The pair, which may just be being opened in the transfer thread."""
+        if name not in self._in:
+            await self._in_thread(lambda: None)
+        return self._in.get(name)
+
+    def decline(self, stage: Stage) -> None:
+        """Nobody wants the blocks of this header: break the pair, so that the sender ends at once."""
+        if self._promised == Promised(stage.source, stage.pair, stage.sequence):
+            if stage.count:
+                self._close_in(stage.pair)
+            self._give_back()
+
+    def close_receive(self, lease: LeaseKey) -> None:
+        """A receive under way ends by itself within the transport's limit; torch.distributed cannot end it sooner."""
+        logger.info("a receive for %s is left to its deadline", lease.session)
+
+    # ---- both
+
+    def forget(self, peer: Incarnation) -> None:
+        """The incarnation is dead."""
+        name, pair = self._out.pop(peer, ("", None))
+        if pair is not None:
+            self._thread.submit(pair.close)
+        window = self._windows.pop(peer, None)
+        if window is not None:
+            self._thread.submit(window.close)
+        if self._promised is not None and self._promised.sender == peer:
+            self._give_back()
+        self._unreachable.discard(peer)
+
+    async def close(self) -> None:
+        """End all copies; returns within the transport's limit."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
+        for pair in [*self._in.values(), *(pair for _, pair in self._out.values())]:
+            if pair is not None:
+                pair.close()
+        for window in self._windows.values():
+            window.close()
+        self._rendezvous.close()
+
+    def _close_in(self, name: str) -> None:
+        pair = self._in.pop(name, None)
+        if pair is not None:
+            self._thread.submit(pair.close)
+
+    async def _in_thread(self, call: Callable, *arguments: object):
+        """Run in the transfer thread. A copy that has begun is waited for even when this is cancelled."""
+        job: Future = self._thread.submit(call, *arguments)
+        waiting = asyncio.wrap_future(job)
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            if not job.cancel():
+                await asyncio.wait([waiting])
+            raise
+
+    def _spawn(self, coroutine) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
