@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import grpc
@@ -136,3 +137,27 @@ async def generate(
                 if len(heard.ids) >= count:
                     await after.pop(count)()
     return heard
+
+
+class ThreadedFleet:
+    """A fleet whose loop runs in a thread; `run` runs a coroutine there."""
+
+    def __init__(self, **options):
+        self.options = options
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+
+    def run(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+
+    def __enter__(self):
+        self.thread.start()
+        self.stack = AsyncExitStack()
+        self.fleet = self.run(self.stack.enter_async_context(fleet(ONE_AND_TWO, **self.options)))
+        return self
+
+    def __exit__(self, *error):
+        self.run(self.stack.__aexit__(*error))
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+        self.loop.close()

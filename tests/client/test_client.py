@@ -1,0 +1,287 @@
+"""The client: typed events, errors with code and field, and streams that outlive their router."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from contextlib import aclosing
+
+import grpc
+import pytest
+from click.testing import CliRunner
+from toy_fleet import MODEL, ThreadedFleet
+from toy_instance import FAST, output
+
+from penstock.cli.generate import command
+from penstock.client import AsyncClient, Client, Delta, Finished, InvalidRequest, PenstockError, Started
+from penstock.client import address as addresses
+from penstock.router.config import RouterConfig
+from penstock.router.server import RouterServer
+
+PROMPT = (1, 2, 3)
+GREEDY = {"temperature": 0.0, "ignore_eos": True, "seed": 0}
+
+
+def test_events_are_started_then_deltas_then_finished(cluster):
+    with Client(cluster.fleet.address) as client:
+        events = list(client.generate(PROMPT, max_tokens=20, request_id="mine", **GREEDY))
+    started, *deltas, finished = events
+    assert isinstance(started, Started) and started.request_id == "mine" and started.model == "toy"
+    assert isinstance(finished, Finished) and finished.reason == "length"
+    assert all(isinstance(delta, Delta) for delta in deltas)
+    assert [id for delta in deltas for id in delta.token_ids] == output(PROMPT, 20)
+
+
+def test_a_completion_is_the_whole_answer_with_its_makers(cluster):
+    with Client(cluster.fleet.address) as client:
+        whole = client.complete(PROMPT, max_tokens=20, **GREEDY)
+    assert list(whole.token_ids) == output(PROMPT, 20)
+    assert whole.segments[0].instance == "a" and sum(part.tokens for part in whole.segments) == 20
+    assert whole.usage.handovers == 1 and whole.usage.completion_tokens == 20
+
+
+def test_a_drawn_seed_gives_the_same_tokens_again(cluster):
+    with Client(cluster.fleet.address) as client:
+        first = client.complete(PROMPT, max_tokens=20, ignore_eos=True)
+        again = client.complete(PROMPT, max_tokens=20, ignore_eos=True, seed=first.seed)
+        other = client.complete(PROMPT, max_tokens=20, ignore_eos=True)
+    assert again.token_ids == first.token_ids and again.request_id != first.request_id
+    assert other.seed != first.seed
+
+
+def test_async_is_the_same(cluster):
+    async def run():
+        async with AsyncClient(cluster.fleet.address) as client:
+            (model,) = await client.models()
+            assert (model.name, model.vocabulary) == ("toy", MODEL.vocabulary)
+            wholes = await asyncio.gather(
+                *(client.complete((n,), max_tokens=15, **GREEDY) for n in range(1, 6))
+            )
+            assert [list(whole.token_ids) for whole in wholes] == [output((n,), 15) for n in range(1, 6)]
+            with pytest.raises(InvalidRequest):
+                await client.complete((), max_tokens=5)
+
+    asyncio.run(run())
+
+
+def test_leaving_a_stream_frees_the_request(cluster):
+    with Client(cluster.fleet.address) as client:
+        events = client.generate(PROMPT, max_tokens=2000, **GREEDY)
+        next(events)
+        events.close()
+        cluster.run(cluster.fleet.settled())
+
+    async def leave():
+        async with AsyncClient(cluster.fleet.address) as client:
+            async with aclosing(client.generate(PROMPT, max_tokens=2000, **GREEDY)) as stream:
+                async for event in stream:
+                    if isinstance(event, Delta):
+                        break
+
+    asyncio.run(leave())
+    cluster.run(cluster.fleet.settled())
+
+
+@pytest.mark.parametrize(
+    "arguments, code, field",
+    [
+        ({"prompt": ()}, "INVALID_ARGUMENT", "token_ids"),
+        ({"prompt": [MODEL.vocabulary]}, "INVALID_ARGUMENT", "token_ids"),
+        ({"prompt": [1] * MODEL.context_tokens}, "INVALID_ARGUMENT", "token_ids"),
+        ({"prompt": "text"}, "FAILED_PRECONDITION", "text"),
+        ({"prompt": PROMPT, "max_tokens": 0}, "INVALID_ARGUMENT", "sampling.max_tokens"),
+        ({"prompt": PROMPT, "max_tokens": -5}, "INVALID_ARGUMENT", "sampling.max_tokens"),
+        ({"prompt": PROMPT, "temperature": -1.0}, "INVALID_ARGUMENT", "sampling.temperature"),
+        ({"prompt": PROMPT, "temperature": float("nan")}, "INVALID_ARGUMENT", "sampling.temperature"),
+        ({"prompt": PROMPT, "model": "other"}, "NOT_FOUND", "model"),
+        ({"prompt": PROMPT, "n": 2}, "UNIMPLEMENTED", "sampling.n"),
+        ({"prompt": PROMPT, "stop": ["x"]}, "UNIMPLEMENTED", "sampling.stop"),
+    ],
+)
+def test_a_wrong_argument_is_refused_with_code_and_field(cluster, arguments, code, field):
+    with Client(cluster.fleet.address) as client:
+        with pytest.raises(PenstockError) as caught:
+            client.complete(**arguments)
+        assert (caught.value.code.name, caught.value.field) == (code, field)
+        assert isinstance(caught.value, ValueError) == (code == "INVALID_ARGUMENT")
+        assert list(client.complete(PROMPT, max_tokens=5, **GREEDY).token_ids) == output(PROMPT, 5)
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": ["a"]}, "prompt"),
+        ({"prompt": PROMPT, "seed": -1}, "seed"),
+        ({"prompt": PROMPT, "max_tokens": 2**70}, "max_tokens"),
+        ({"prompt": PROMPT, "max_token": 5}, "max_token"),
+        ({"prompt": "\udcff"}, "prompt"),
+    ],
+)
+def test_what_no_request_can_hold_is_a_value_error_before_any_call(arguments, says):
+    with Client("127.0.0.1:1") as client:
+        with pytest.raises(ValueError, match=says) as caught:
+            client.generate(**arguments)
+        assert not isinstance(caught.value, PenstockError)
+
+
+def test_a_deadline_is_an_error_with_its_code(cluster):
+    with Client(cluster.fleet.address) as client:
+        with pytest.raises(PenstockError) as caught:
+            client.complete(PROMPT, max_tokens=2000, timeout_s=0.3, **GREEDY)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    cluster.run(cluster.fleet.settled())
+
+
+def test_migrate_refuses_a_mode_that_is_none(cluster):
+    with Client(cluster.fleet.address) as client:
+        with pytest.raises(ValueError, match="live, blocking, recompute"):
+            client.migrate("r", mode="fast")
+        with pytest.raises(PenstockError) as caught:
+            client.migrate("r")
+    assert caught.value.code is grpc.StatusCode.UNIMPLEMENTED  # this router has no controller
+
+
+@pytest.mark.parametrize("graceful", [True, False])
+def test_a_stream_outlives_its_router_without_a_gap_or_a_repeat(graceful):
+    with ThreadedFleet(config=RouterConfig(port=0, stop_s=0.1), settles=False) as running:
+        old = running.fleet.server
+
+        async def replace():
+            if graceful:
+                await old.stop()
+            else:
+                await old._server.stop(0)
+                await old.stop()
+            port = int(old.address.rpartition(":")[2])
+            running.fleet.server = RouterServer(RouterConfig(port=port, stop_s=0.1), MODEL, None, FAST)
+            await running.fleet.server.start()
+            running.fleet.told()
+
+        ids, starts = [], 0
+        with Client(old.address) as client:
+            for event in client.generate(PROMPT, max_tokens=120, **GREEDY):
+                match event:
+                    case Started():
+                        starts += 1
+                    case Delta(first_index=first, token_ids=new):
+                        assert first == len(ids)
+                        ids.extend(new)
+                        if 30 < len(ids) and running.fleet.server is old:
+                            running.run(replace())
+                    case Finished():
+                        assert event.usage.completion_tokens == 120
+        assert ids == output(PROMPT, 120) and starts == 1
+        running.run(running.fleet.settled())
+        running.stack.push_async_callback(running.fleet.server.stop)
+
+
+def test_a_router_that_never_comes_back_is_an_error_in_time(monkeypatch):
+    monkeypatch.setattr("penstock.client.request.MOST_RETRIES", 2)
+    with ThreadedFleet(config=RouterConfig(port=0, stop_s=0.1), settles=False) as running:
+        with Client(running.fleet.address) as client:
+            events = client.generate(PROMPT, max_tokens=2000, **GREEDY)
+            next(events)
+            running.run(running.fleet.server.stop())
+            with pytest.raises(PenstockError) as caught:
+                list(events)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+# ---- where the cluster is
+
+
+@pytest.fixture
+def no_cluster(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("PENSTOCK_ADDRESS", raising=False)
+
+
+def test_the_address_is_the_argument_then_the_variable_then_the_last_up(no_cluster, monkeypatch):
+    addresses.write_state("127.0.0.1:7", os.getpid())
+    assert addresses.resolve() == "127.0.0.1:7"
+    monkeypatch.setenv("PENSTOCK_ADDRESS", "127.0.0.1:8")
+    assert addresses.resolve() == "127.0.0.1:8"
+    assert addresses.resolve("127.0.0.1:9") == "127.0.0.1:9"
+
+
+def test_without_a_cluster_the_way_to_one_is_told(no_cluster):
+    with pytest.raises(ValueError, match="penstock up"):
+        addresses.resolve()
+
+
+def test_the_state_of_a_dead_up_is_no_cluster(no_cluster):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    addresses.write_state("127.0.0.1:7", gone.pid)
+    with pytest.raises(ValueError, match="No cluster is running"):
+        addresses.resolve()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "no json", '{"address": 1, "pid": "x"}', "[]"])
+def test_a_broken_state_file_is_no_cluster(no_cluster, text):
+    path = addresses.state_file()
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(ValueError, match="No cluster is running"):
+        addresses.resolve()
+
+
+def test_the_state_of_another_up_is_not_removed(no_cluster):
+    addresses.write_state("127.0.0.1:7", os.getpid())
+    addresses.remove_state(os.getpid() + 1)
+    assert addresses.resolve() == "127.0.0.1:7"
+    addresses.remove_state(os.getpid())
+    with pytest.raises(ValueError):
+        addresses.resolve()
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", "host:", ":5", "host:99999", "host:http"])
+def test_what_is_no_address_is_refused(wrong):
+    with pytest.raises(ValueError, match="no address"):
+        addresses.resolve(wrong)
+
+
+# ---- penstock generate
+
+
+def generate(*arguments, **options):
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], **options)
+
+
+def test_the_command_reports_tokens_and_makers_as_json(cluster):
+    asked = ["--token-ids", "1,2,3", "--max-tokens", 20, "--temperature", 0, "--seed", 0, "--ignore-eos"]
+    result = generate(*asked, "--json", "--address", cluster.fleet.address)
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout.splitlines()[-1])
+    assert said["token_ids"] == output(PROMPT, 20)
+    assert said["usage"]["completion_tokens"] == 20 and said["segments"][0]["instance"] == "a"
+
+
+def test_the_command_tells_ids_where_there_is_no_text(cluster):
+    asked = ["--token-ids", "1,2,3", "--max-tokens", 4, "--seed", 0, "--ignore-eos"]
+    result = generate(*asked, "--address", cluster.fleet.address)
+    assert result.stdout == " ".join(map(str, output(PROMPT, 4))) + "\n"
+    assert "4 out (a 1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["hi", "--token-ids", "1"], "not both"),
+        (["--token-ids", "1,x"], "numbers"),
+        (["hi", "--seed", "-1"], "seed"),
+        (["--token-ids", "1", "--max-tokens", "0"], "at least 1"),
+        (["hi", "--address", "nowhere"], "no address"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told(cluster, arguments, says):
+    given = arguments if "--address" in arguments else [*arguments, "--address", cluster.fleet.address]
+    result = generate(*given)
+    assert result.exit_code != 0 and says in result.output + str(result.exception)
+
+
+def test_standard_input_that_is_no_utf8_is_refused(cluster):
+    result = generate("--address", cluster.fleet.address, input=b"\xff\xfe")
+    assert result.exit_code != 0 and "UTF-8" in result.output
