@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import grpc
 import grpc.aio
-from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]
 
 from ..handover import wire
 from ..handover.config import HandoverConfig
@@ -64,8 +63,9 @@ class Link:
         self._queue = queue
         self._listener = listener
         self._linked = False
+        self._heard = False
         self._lost = False
-        self._load: LoadView | None = None
+        self.load: LoadView | None = None
         self._load_at = 0.0
         self._out: deque[RouterFrame] = deque()
         self._seen: dict[str, Seen] = {}
@@ -75,9 +75,9 @@ class Link:
     @property
     def view(self) -> InstanceView:
         """What policies may know; not alive until the stream has brought a load view."""
-        if self._load is None:
+        if self.load is None:
             return replace(self.listed, alive=False)
-        return replace(self.listed, load=self._load, seen_at=self._load_at, alive=self._linked)
+        return replace(self.listed, load=self.load, seen_at=self._load_at, alive=self._linked)
 
     def tell(self, message: RouterMessage) -> None:
         """Send soon, or never where the stream is broken: no party may depend on one message."""
@@ -131,27 +131,34 @@ class Link:
         self._seen.clear()
         async with grpc.aio.insecure_channel(self.listed.address, options=CHANNEL) as channel:
             call = WorkerServiceStub(channel).Link()
-            writer = None
+            ends = [
+                asyncio.create_task(work) for work in (self._read(call), self._write(call), self._watch())
+            ]
             try:
-                async with asyncio.timeout(self._cfg.hung_after_s):
-                    await call.write(wire.to_link_request(Hello(self._router, self.incarnation)))
-                writer = asyncio.create_task(self._write(call))
-                await self._read(call, writer)
+                done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                done.pop().result()
             finally:
-                if writer is not None:
-                    writer.cancel()
-                    await asyncio.gather(writer, return_exceptions=True)
+                for end in ends:
+                    end.cancel()
+                await asyncio.gather(*ends, return_exceptions=True)
                 call.cancel()
 
-    async def _read(self, call: Any, writer: asyncio.Task[None]) -> None:
-        while True:
-            async with asyncio.timeout(self._cfg.hung_after_s):
-                response = await call.read()
-            if response is EOF:
-                raise StreamBroken(await call.details() or "the instance ended the stream")
-            if writer.done():
-                await writer  # raises what ended it
+    async def _read(self, call: Any) -> None:
+        async for response in call:
+            self._heard = True
             self._take(wire.from_link_response(response))
+
+    async def _watch(self) -> None:
+        """Ends when nothing has been heard for too long.
+
+        Counted in heartbeats that this process waited out: where it stood still itself, that says nothing of others.
+        """
+        missed = 0
+        while missed * self._cfg.heartbeat_s < self._cfg.hung_after_s:
+            self._heard = False
+            await asyncio.sleep(self._cfg.heartbeat_s)
+            missed = 0 if self._heard else missed + 1
+        raise TimeoutError
 
     def _take(self, frame: Any) -> None:
         if not self._linked and not isinstance(frame, Welcome):
@@ -159,7 +166,7 @@ class Link:
         match frame:
             case Step(news, load):
                 if load is not None:
-                    self._load, self._load_at = load, time.monotonic()
+                    self.load, self._load_at = load, time.monotonic()
                 for message in news:
                     self._listener.heard(self.incarnation, message)
             case Unmoved() | Ask():
@@ -173,6 +180,7 @@ class Link:
 
     async def _write(self, call: Any) -> None:
         """What was told since the last write, all seen of a step in one message; a beat where that is nothing."""
+        await call.write(wire.to_link_request(Hello(self._router, self.incarnation)))
         while True:
             try:
                 async with asyncio.timeout(self._cfg.heartbeat_s):
@@ -186,8 +194,7 @@ class Link:
             if len(self._out) > self._queue:
                 raise StreamBroken("the instance does not drain its stream")
             while self._out:
-                async with asyncio.timeout(self._cfg.hung_after_s):
-                    await call.write(wire.to_link_request(self._out.popleft()))
+                await call.write(wire.to_link_request(self._out.popleft()))
 
 
 HUNG = "nothing was heard in time"
@@ -230,6 +237,11 @@ class Links:
 
     def views(self) -> list[InstanceView]:
         return [link.view for link in self._links.values()]
+
+    def step_s(self, instance: Incarnation) -> float:
+        """Mean time of the instance's recent steps, as far as it is known."""
+        link = self._links.get(instance)
+        return link.load.step_s if link and link.load else 0.0
 
     async def close(self) -> None:
         for incarnation in list(self._links):

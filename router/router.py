@@ -30,6 +30,9 @@ FORGET_AFTER = 4096
 UNTOLD = 1024
 """Reports kept at most for a controller that is away."""
 
+STALL_BEATS = 2
+"""A tick later than that means that this process stood still."""
+
 
 class Router:
     """Opens and closes sessions, and passes what instances say to them. Construct inside a running event loop."""
@@ -50,6 +53,7 @@ class Router:
         self._idle = asyncio.Event()
         """No session is open."""
         self._idle.set()
+        self._stood_still_s = 0.0
         self._memory = Memory()
         self._ended: dict[str, tuple[int, float]] = {}
         """Request id to its last attempt and when that ended, oldest first."""
@@ -140,6 +144,10 @@ class Router:
     def now(self) -> float:
         return time.monotonic()
 
+    def lived(self) -> float:
+        """The clock for others' silence. It leaves out when this process stood still and could hear nobody."""
+        return self.now() - self._stood_still_s
+
     def tell(self, instance: Incarnation, message: RouterMessage) -> None:
         self.links.tell(instance, message)
 
@@ -159,7 +167,7 @@ class Router:
 
     def silence_s(self, owner: Incarnation | None) -> float:
         """Longer where one step takes longer: an instance may not speak in the middle of one."""
-        step_s = next((view.load.step_s for view in self.links.views() if view.key == owner), 0.0)
+        step_s = self.links.step_s(owner) if owner else 0.0
         return max(self.handover.silence_s, 4 * step_s)
 
     def moved(self, result: MoveResult) -> None:
@@ -168,8 +176,11 @@ class Router:
     # ---- time
 
     async def _tick(self) -> None:
+        beat_s = self.handover.heartbeat_s
         while True:
-            await asyncio.sleep(self.handover.heartbeat_s)
+            slept_at = self.now()
+            await asyncio.sleep(beat_s)
+            self._stood_still_s += max(0.0, self.now() - slept_at - STALL_BEATS * beat_s)
             for session in list(self.sessions.values()):
                 self._guarded(session, session.tick)
 

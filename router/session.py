@@ -102,6 +102,10 @@ class Fleet(Protocol):
 
     def now(self) -> float: ...
 
+    def lived(self) -> float:
+        """Time in which instances could be heard; see `Router`."""
+        ...
+
     def tell(self, instance: Incarnation, message: RouterMessage) -> None: ...
 
     def dispatch(self, request: RequestShape, wanted: str) -> Assignment | NoInstance:
@@ -147,7 +151,7 @@ class LiveSession:
         self._handover = handover
         self._pending: deque[Delta] = deque()
         self._news = asyncio.Event()
-        self._heard_at = fleet.now()
+        self._heard_at = fleet.lived()
         self._nudged_at = 0.0
         self._dispatch_since: float | None = None
         """Since when no instance could be found."""
@@ -199,7 +203,7 @@ class LiveSession:
 
     def heard(self, sender: Incarnation, message: InstanceMessage) -> None:
         if not self.machine.closed and rules.accepts(self.machine.epoch, message.epoch):
-            self._heard_at = self._fleet.now()
+            self._heard_at = self._fleet.lived()
         self._feed(FromInstance(sender, message))
         self._try_move()
 
@@ -222,7 +226,7 @@ class LiveSession:
         now = self._fleet.now()
         if self._dispatch_since is not None:
             self._dispatch("")
-        elif now - self._heard_at > self._fleet.silence_s(self.machine.owner):
+        elif self._fleet.lived() - self._heard_at > self._fleet.silence_s(self.machine.owner):
             self._feed(Silent())
         elif self._destination_due is not None and now >= self._destination_due:
             self._find_destination(frozenset())
@@ -302,7 +306,8 @@ class LiveSession:
         if isinstance(found, NoInstance):
             self._wait_for_instance(found, now)
             return
-        self._dispatch_since, self._heard_at, self._nudged_at = None, now, now
+        self._dispatch_since, self._nudged_at = None, now
+        self._heard_at = self._fleet.lived()
         decode = None if found.decode is None else _address(found.decode)
         logger.info(
             "%s: prefill on %s, decode on %s",

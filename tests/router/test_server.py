@@ -1,0 +1,358 @@
+"""The router's server: health, text, control through it, its controller's comings and goings, and its end."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import grpc
+import grpc.aio
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from test_tokenizer import byte_level
+from toy_fleet import MODEL, ONE_AND_TWO, Heard, fleet, generate, request, until
+from toy_instance import FAST, ToyInstance, output
+
+from penstock.proto import (
+    control_pb2,
+    control_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    router_pb2,
+    router_pb2_grpc,
+)
+from penstock.router.config import RouterConfig
+from penstock.router.server import RouterServer
+
+
+async def health(address):
+    async with grpc.aio.insecure_channel(address) as channel:
+        said = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        return said.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def until_health(address, serving):
+    for _ in range(500):
+        if await health(address) is serving:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"health never said {serving}")
+
+
+def test_health_is_serving_only_while_both_phases_have_an_instance():
+    async def run():
+        async with fleet({"a": {"prefill_tokens": 512}}) as here:
+            await asyncio.sleep(3 * FAST.heartbeat_s)
+            assert not await health(here.address)
+            b = await here.add("b", decode_slots=8)
+            await here.linked()
+            await until_health(here.address, True)
+            await b.kill()
+            await until_health(here.address, False)
+
+    asyncio.run(run())
+
+
+def test_reflection_names_the_services():
+    async def run():
+        async with fleet({}) as here, grpc.aio.insecure_channel(here.address) as channel:
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            asked = [reflection_pb2.ServerReflectionRequest(list_services="")]
+            async for said in stub.ServerReflectionInfo(iter(asked), timeout=5):
+                names = {service.name for service in said.list_services_response.service}
+            assert {"penstock.inference.v1.InferenceService", "penstock.control.v1.ControlService"} <= names
+
+    asyncio.run(run())
+
+
+def test_text_goes_in_and_comes_out(tmp_path):
+    tokenizer = byte_level(tmp_path / "tokenizer.json")
+    model = replace(MODEL, tokenizer=tmp_path / "tokenizer.json", vocabulary=250)
+
+    async def run():
+        async with fleet(ONE_AND_TWO, model=model) as here:
+            prompt = await tokenizer.encode("déjà vu")
+            sampling = {"max_tokens": 40, "ignore_eos": True, "temperature": 0, "seed": 3}
+            heard = await generate(
+                here.address, inference_pb2.GenerateRequest(text="déjà vu", sampling=sampling)
+            )
+            assert heard.ids == output(prompt, 40, seed=3)
+            assert heard.text == tokenizer.decode(heard.ids)
+
+    asyncio.run(run())
+
+
+def test_a_refusal_names_the_field_in_rich_details():
+    async def run():
+        async with fleet({}) as here:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await generate(here.address, request(prompt=()))
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            (raw,) = [
+                value for key, value in caught.value.trailing_metadata() if key == "grpc-status-details-bin"
+            ]
+            bad = error_details_pb2.BadRequest()
+            assert status_pb2.Status.FromString(raw).details[0].Unpack(bad)
+            assert bad.field_violations[0].field == "token_ids"
+
+    asyncio.run(run())
+
+
+def test_invalid_utf8_is_refused_before_us():
+    async def run():
+        async with fleet({}) as here, grpc.aio.insecure_channel(here.address) as channel:
+            call = channel.unary_stream("/penstock.inference.v1.InferenceService/Generate")
+            with pytest.raises(grpc.aio.AioRpcError):
+                async for _ in call(b"\x42\x02\xff\xfe", timeout=5):
+                    pass
+            models = await inference_pb2_grpc.InferenceServiceStub(channel).ListModels(
+                inference_pb2.ListModelsRequest(), timeout=5
+            )
+            assert models.models[0].name == "toy"
+
+    asyncio.run(run())
+
+
+def test_a_port_in_use_is_told():
+    async def run(port):
+        server = RouterServer(RouterConfig(port=port), MODEL, None)
+        with pytest.raises(ValueError, match=f"127.0.0.1:{port}"):
+            await server.start()
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        asyncio.run(run(taken.getsockname()[1]))
+
+
+@pytest.mark.parametrize("wrong", [{"port": 70000}, {"max_sessions": 0}, {"host": ""}, {"stop_s": -1.0}])
+def test_a_wrong_configuration_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"router.{next(iter(wrong))}"):
+        RouterConfig(**wrong)
+
+
+# ---- the controller
+
+
+class ToyController(router_pb2_grpc.RouterServiceServicer, control_pb2_grpc.ControlServiceServicer):
+    """Tells instances and asks for moves; keeps what the router says."""
+
+    def __init__(self):
+        self.instances = []
+        self.hellos, self.held, self.moved, self.lost = [], [], [], []
+        self.asks = asyncio.Queue()
+
+    async def start(self, port=0):
+        self.server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        router_pb2_grpc.add_RouterServiceServicer_to_server(self, self.server)
+        control_pb2_grpc.add_ControlServiceServicer_to_server(self, self.server)
+        self.port = self.server.add_insecure_port(f"127.0.0.1:{port}")
+        await self.server.start()
+        return f"127.0.0.1:{self.port}"
+
+    async def Attach(self, request_iterator, context):
+        listening = asyncio.ensure_future(self.listen(request_iterator))
+        try:
+            infos = [
+                router_pb2.InstanceInfo(
+                    name=one.name,
+                    life=one.life,
+                    address=one.at,
+                    prefill_tokens=one.prefill_tokens,
+                    decode_slots=one.decode_slots,
+                )
+                for one in self.instances
+            ]
+            yield router_pb2.AttachResponse(instances=router_pb2.Instances(instances=infos))
+            while True:
+                yield router_pb2.AttachResponse(ask_move=await self.asks.get())
+        finally:
+            listening.cancel()
+
+    async def listen(self, requests):
+        async for said in requests:
+            match said.WhichOneof("message"):
+                case "hello":
+                    self.hellos.append(said.hello)
+                case "sessions":
+                    self.held.append(said.sessions)
+                case "moved":
+                    self.moved.append(said.moved)
+                case "lost":
+                    self.lost.append(said.lost)
+
+    async def GetCluster(self, request, context):
+        return control_pb2.GetClusterResponse(cluster="toy")
+
+    async def MigrateRequest(self, request, context):
+        metadata = (("grpc-status-details-bin", b"details"), ("other", "x"))
+        await context.abort(grpc.StatusCode.NOT_FOUND, "no such request", trailing_metadata=metadata)
+
+
+@asynccontextmanager
+async def controlled():
+    """A router under a toy controller, with the instances of the default cluster."""
+    controller = ToyController()
+    for name, role in ONE_AND_TWO.items():
+        controller.instances.append(ToyInstance(name, **role))
+        await controller.instances[-1].start()
+    server = RouterServer(
+        RouterConfig(port=0, stop_s=0.3), MODEL, await controller.start(), FAST, name="router-7"
+    )
+    await server.start()
+    try:
+        await until(lambda: server.router.serving())
+        yield controller, server
+    finally:
+        await server.stop()
+        await controller.server.stop(0)
+        for one in controller.instances:
+            await one.kill()
+
+
+def test_the_controller_hears_of_the_router_its_sessions_and_moves():
+    async def run():
+        async with controlled() as (controller, server):
+            heard = Heard()
+            asked = request(max_tokens=400, request_id="mine")
+            stream = asyncio.create_task(generate(server.address, asked, heard=heard))
+            await until(
+                lambda: any(session.owner in "bc" for held in controller.held for session in held.sessions)
+            )
+            (hello,) = controller.hellos
+            assert (hello.name, hello.address, hello.pid) == ("router-7", server.address, os.getpid())
+            held = controller.held[-1].sessions[0]
+            assert (held.request_id, held.choice, held.prompt_tokens) == ("mine", 0, 3)
+            live = router_pb2.MOVE_MODE_LIVE
+            await controller.asks.put(
+                router_pb2.AskMove(ask=11, session=held.session, mode=live, reason="a test")
+            )
+            await until(lambda: controller.moved)
+            (moved,) = controller.moved
+            assert moved.ask == 11 and moved.done and moved.source == held.owner
+            await stream
+            assert heard.ids == output((1, 2, 3), 400)
+            await until(lambda: not controller.held[-1].sessions)
+
+    asyncio.run(run())
+
+
+def test_the_router_serves_on_without_its_controller_and_finds_it_again():
+    async def run():
+        async with controlled() as (controller, server):
+            await controller.server.stop(0)
+            assert (await generate(server.address, request())).ids == output((1, 2, 3), 20)
+            infos, controller.instances = controller.instances, []
+            await controller.start(controller.port)  # a new one, which knows nobody yet
+            await until(lambda: len(controller.hellos) == 2)
+            controller.instances = infos
+            assert (await generate(server.address, request())).ids == output((1, 2, 3), 20)
+
+    asyncio.run(run())
+
+
+def test_the_controller_hears_of_a_lost_instance():
+    async def run():
+        async with controlled() as (controller, server):
+            await controller.instances[2].kill()
+            await until(lambda: controller.lost)
+            assert (controller.lost[0].name, controller.lost[0].condemned) == ("c", False)
+
+    asyncio.run(run())
+
+
+def test_control_calls_are_forwarded_with_their_errors():
+    async def run():
+        async with controlled() as (controller, server), grpc.aio.insecure_channel(server.address) as channel:
+            stub = control_pb2_grpc.ControlServiceStub(channel)
+            assert (await stub.GetCluster(control_pb2.GetClusterRequest(), timeout=5)).cluster == "toy"
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.MigrateRequest(control_pb2.MigrateRequestRequest(), timeout=5)
+            assert (caught.value.code(), caught.value.details()) == (
+                grpc.StatusCode.NOT_FOUND,
+                "no such request",
+            )
+            assert ("grpc-status-details-bin", b"details") in tuple(caught.value.trailing_metadata())
+            await controller.server.stop(0)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.GetCluster(control_pb2.GetClusterRequest(), timeout=5)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "the controller is away" in caught.value.details()
+
+    asyncio.run(run())
+
+
+# ---- its end
+
+
+def test_a_stop_lets_open_streams_end():
+    async def run():
+        async with fleet(ONE_AND_TWO, RouterConfig(port=0, stop_s=10.0)) as here:
+            heard = Heard()
+            stream = asyncio.create_task(generate(here.address, request(max_tokens=100), heard=heard))
+            await until(lambda: heard.ids)
+            await here.server.stop()
+            await stream
+            assert heard.ids == output((1, 2, 3), 100)
+
+    asyncio.run(run())
+
+
+def test_a_stop_that_cannot_wait_tells_the_client_to_come_again():
+    async def run():
+        async with fleet(ONE_AND_TWO, RouterConfig(port=0, stop_s=0.1)) as here:
+            heard = Heard()
+            stream = asyncio.create_task(generate(here.address, request(max_tokens=2000), heard=heard))
+            await until(lambda: heard.ids)
+            await here.server.stop()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stream
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    asyncio.run(run())
+
+
+def test_a_router_process_serves_without_torch_and_ends_on_sigterm():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--controller", "127.0.0.1:1", "--port", str(port), "--model", "toy"]
+    arguments = [*options, "--context-tokens", "100", "--vocabulary", "100"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "penstock.router.main", *arguments], stderr=subprocess.DEVNULL
+    )
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            grpc.channel_ready_future(channel).result(20)
+        with open(f"/proc/{process.pid}/maps") as maps:
+            assert "libtorch" not in maps.read()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_wrong_option_of_the_process_is_one_line_and_exit_code_2():
+    arguments = [
+        "--controller",
+        "x:1",
+        "--port",
+        "99999",
+        "--model",
+        "m",
+        "--context-tokens",
+        "9",
+        "--vocabulary",
+        "9",
+    ]
+    run = subprocess.run(
+        [sys.executable, "-m", "penstock.router.main", *arguments], capture_output=True, text=True, timeout=30
+    )
+    assert run.returncode == 2 and "router.port" in run.stderr and "Traceback" not in run.stderr
