@@ -64,7 +64,7 @@ class Link:
         self._listener = listener
         self._linked = False
         self._heard = False
-        self._lost = False
+        self._lost = True  # nobody misses it before it was there
         self.load: LoadView | None = None
         self._load_at = 0.0
         self._out: deque[RouterFrame] = deque()

@@ -80,8 +80,8 @@ class Router:
             del self.sessions[session.key]
         if not self.sessions:
             self._idle.set()
-        self._ended.pop(session.call.request_id, None)
-        self._ended[session.call.request_id] = (session.call.attempt, self.now())
+        attempt, _ = self._ended.pop(session.call.request_id, (0, 0.0))
+        self._ended[session.call.request_id] = (max(attempt, session.call.attempt), self.now())
         if len(self._ended) > FORGET_AFTER:
             del self._ended[next(iter(self._ended))]
 
