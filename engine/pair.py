@@ -66,7 +66,7 @@ class Pair:
         self._group: Group | None = group
         self._peer = 1 - rank
         self._timeout_s = timeout_s
-        self._staging: tuple[torch.Tensor, ...] = ()
+        self._staging: Staging | None = None
         self._sequence = 0
 
     @classmethod
@@ -135,7 +135,7 @@ class Pair:
         if self._group is not None:
             self._group.abort()  # NCCL would wait for ever for what a dead peer left undone
         self._group = None
-        self._staging = ()
+        self._staging = None
 
     @contextmanager
     def _call(self) -> Iterator[tuple[Group, float]]:
@@ -152,18 +152,12 @@ class Pair:
         """Cut a copy into messages. Both ends cut alike: the cut follows from the number of blocks and the layout."""
         block_bytes = cache.staging_bytes(1, layers)
         step = max(1, min(MESSAGE_BLOCKS, MESSAGE_BYTES // block_bytes))
-        slots = self._slots(min(step, len(block_ids)) * block_bytes, cache.device)
+        if self._staging is None or not self._staging.fits(cache, step * block_bytes):
+            self._staging = Staging(cache, step * block_bytes)
         for number, start in enumerate(range(0, len(block_ids), step)):
             ids = block_ids[start : start + step]
-            size_bytes = len(ids) * block_bytes
-            staging = cache.from_bytes(slots[number % SLOTS][:size_bytes], len(ids), layers)
-            yield Message(ids, staging, self._next_tag(size_bytes))
-
-    def _slots(self, slot_bytes: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Staging memory, SLOTS times `[slot_bytes or more]` of uint8: kept between calls, for new pages are slow."""
-        if not self._staging or len(self._staging[0]) < slot_bytes:
-            self._staging = torch.zeros(SLOTS, slot_bytes, dtype=torch.uint8, device=device).unbind()
-        return self._staging
+            room = self._staging.room(number % SLOTS, len(ids), layers)
+            yield Message(ids, room, self._next_tag(len(ids) * block_bytes))
 
     def _next_tag(self, size_bytes: int) -> int:
         """A message's tag says its place and its size, so that ends which disagree never match, and both time out.
@@ -174,8 +168,28 @@ class Pair:
         return crc32(f"{self._sequence} {size_bytes}".encode()) >> 1
 
 
+class Staging:
+    """What messages to and from one cache pass through: SLOTS rooms, kept between calls, for new pages are slow."""
+
+    def __init__(self, cache: KVCache, slot_bytes: int):
+        self._cache = cache
+        self._slots = torch.zeros(SLOTS, slot_bytes, dtype=torch.uint8, device=cache.device).unbind()
+        self._rooms: dict[tuple[int, int, int], torch.Tensor] = {}
+
+    def fits(self, cache: KVCache, slot_bytes: int) -> bool:
+        return cache is self._cache and slot_bytes <= len(self._slots[0])
+
+    def room(self, slot: int, blocks: int, layers: slice) -> torch.Tensor:
+        """A slot as `[layers, 2, blocks, block_size, heads, dim]`."""
+        key = slot, blocks, len(self._cache.layers[layers])
+        if key not in self._rooms:
+            room = self._slots[slot][: self._cache.staging_bytes(blocks, layers)]
+            self._rooms[key] = self._cache.from_bytes(room, blocks, layers)
+        return self._rooms[key]
+
+
 class Message(NamedTuple):
-    """Some blocks of a copy, and the staging that they pass through: `[layers, 2, blocks, block_size, heads, dim]`."""
+    """Some blocks of a copy, and the room in staging that they pass through."""
 
     block_ids: Sequence[int]
     staging: torch.Tensor
