@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
 import grpc.aio
 
 from ..handover.config import HandoverConfig
 from ..handover.effects import Condemn
-from ..handover.frames import Beat, Hello, Step
+from ..handover.frames import Beat, Dead, Hello, Step
 from ..handover.values import Incarnation
 from ..handover.wire import from_link_response, to_link_request
 from ..policy.state import LoadView
@@ -37,13 +37,16 @@ class Link:
         address: str,
         config: HandoverConfig,
         on_condemn: Callable[[Incarnation], None],
+        dead: Sequence[Incarnation],
     ):
+        """`dead`, which grows, are the lives that have ended for certain: the instance hears of each."""
         self.load: LoadView | None = None
         self._router = router
         self._who = who
         self._address = address
         self._config = config
         self._on_condemn = on_condemn
+        self._dead = dead
         self._heard_at = time.monotonic()
         self._heard = True
 
@@ -85,9 +88,11 @@ class Link:
 
     async def _beats(self) -> AsyncIterator[pb.LinkRequest]:
         yield to_link_request(Hello(self._router, self._who))
+        told = 0
         while True:
+            news, told = tuple(self._dead[told:]), len(self._dead)
+            yield to_link_request(Dead(news) if news else Beat())
             await asyncio.sleep(self._config.heartbeat_s)
-            yield to_link_request(Beat())
 
     def _hear(self, response: pb.LinkResponse) -> None:
         self._heard, self._heard_at = True, time.monotonic()

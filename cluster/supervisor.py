@@ -58,7 +58,7 @@ class Supervisor:
         self._on_change = on_change
         self._links: dict[str, Link] = {}
         self._doomed: dict[Incarnation, asyncio.Future[str]] = {}
-        self._keepers: list[asyncio.Task[None]] = []
+        self._dead: list[Incarnation] = []
 
     async def run(self) -> None:
         """Take over what runs already, start the rest, and keep all of it running until cancelled."""
@@ -69,6 +69,7 @@ class Supervisor:
         for who in found:
             if not self.registry.is_current(who):
                 await self._host.kill(who)
+                self._dead.append(who)
         async with asyncio.TaskGroup() as tasks:
             for record in self.registry.records.values():
                 tasks.create_task(self._keep(record.spec))
@@ -116,7 +117,7 @@ class Supervisor:
 
     async def _watch(self, who: Incarnation, running: Running) -> str:
         """Wait until this life is dead, silent or condemned; which of them."""
-        link = Link(self._name, who, running.address, self._config, self._condemned_by(who))
+        link = Link(self._name, who, running.address, self._config, self._condemned_by(who), self._dead)
         doomed = asyncio.get_running_loop().create_future()
         self._links[who.instance], self._doomed[who] = link, doomed
         ways = {
@@ -144,6 +145,7 @@ class Supervisor:
         logger.warning("%s (life %d) is lost: %s", who.instance, who.life, reason)
         self._set(self.registry.lost(who, reason))
         await self._host.kill(who)
+        self._dead.append(who)
 
     def _set(self, registry: Registry) -> None:
         if registry is not self.registry:
