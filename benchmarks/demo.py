@@ -15,8 +15,6 @@ from ..client import Client, Delta, Move, PenstockError, Started
 from ..cluster import config as cluster_config
 from ..cluster import processes
 from ..cluster.launcher import Cluster
-from ..engine.draw import uniform
-from ..engine.sampler import sample_from_logits
 from .gaps import Arrival, Downtime, downtimes, turns
 
 PROMPT = "Return a new"
@@ -25,8 +23,6 @@ TOKENS = 256
 TEMPERATURE = 0.8
 MOVE_AT = 96
 """Tokens that the client has when it asks for the move."""
-TIE = 1e-4
-"""A draw so near to a sampling boundary may fall on either side, by rounding."""
 STYLES = {"prefill-0": "magenta", "decode-0": "cyan", "decode-1": "green"}
 
 
@@ -154,38 +150,24 @@ def _tell_downtime(outcome: Outcome, console: Console) -> None:
 
 def _tell_verdict(outcome: Outcome, folder: Path, console: Console) -> bool:
     """Whether a `transformers` run of the same checkpoint, in this process and with the same draws, gives the same."""
-    expected, close = _reference(folder, outcome)
-    wrong = [
-        index
-        for index, (ours, theirs) in enumerate(zip(outcome.token_ids, expected, strict=True))
-        if ours != theirs and not close[index]
-    ]
-    if wrong:
-        console.print(f"OTHER TOKENS than transformers, first at index {wrong[0]}", style="bold red")
+    from tokenizers import Tokenizer
+
+    from .compare import compare
+    from .reference import Reference
+
+    prompt = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PROMPT).ids
+    logits = Reference(folder).logits(prompt, outcome.token_ids)
+    found = compare(outcome.token_ids, logits, TEMPERATURE, SEED)
+    if found.mismatched:
+        first = found.tokens - found.mismatched
+        console.print(f"OTHER TOKENS than transformers from index {first} on", style="bold red")
     else:
+        ties = f" ({found.ties} rounding ties)" if found.ties else ""
         console.print(
-            f"same tokens: all {len(expected)} are those of transformers, run in one process with the same draws",
+            f"same tokens: all {found.tokens} are those of transformers, run in one process with the same draws{ties}",
             style="bold green",
         )
-    return not wrong
-
-
-def _reference(folder: Path, outcome: Outcome) -> tuple[list[int], list[bool]]:
-    """The token that `transformers` draws at each index after the same tokens, and where rounding may decide it."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    prompt = AutoTokenizer.from_pretrained(folder)(PROMPT).input_ids
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.inference_mode():
-        logits = model(torch.tensor([[*prompt, *outcome.token_ids]])).logits[0, len(prompt) - 1 : -1]
-    draws = [uniform(SEED, 0, index) for index in range(len(logits))]
-    expected = [sample_from_logits(row, TEMPERATURE, u) for row, u in zip(logits, draws, strict=True)]
-    cumulative = torch.softmax(logits.double() / TEMPERATURE, dim=-1).cumsum(dim=-1)
-    distance = (cumulative - torch.tensor(draws, dtype=torch.float64).unsqueeze(1)).abs().amin(dim=1)
-    return expected, (distance < TIE).tolist()
+    return not found.mismatched
 
 
 def main() -> int:
