@@ -22,6 +22,21 @@ _SIZES = {
     "tie_word_embeddings": True,
     "eos_token_id": 2,
 }
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 1024,
+}
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("llama", {"tie_word_embeddings": False, "rope_parameters": _LLAMA3_ROPE}),
+    ("mistral", {"sliding_window": 256, "head_dim": 48}),
+    ("qwen2", {}),
+    ("qwen3", {"tie_word_embeddings": False}),
+)
+"""Every family with something that is its own, to be drawn from."""
 
 
 def make_checkpoint(

@@ -1,0 +1,247 @@
+"""Whether a live cluster gives the tokens of `transformers`, each once, while its requests move, and loses no block.
+
+For each checkpoint and transport a cluster is started, its share of the trials run against it, its blocks counted,
+and the cluster stopped. The tokens are compared afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..client import AsyncClient
+from ..client.cluster import Instance
+from ..cluster.config import Config, default
+from ..cluster.controller import INSTANCE
+from ..cluster.launcher import ROUTER, Cluster
+from ..engine.config import EMBEDDED
+from .checkpoints import VARIANTS, make_checkpoint
+from .compare import compare
+from .exercise import Stream, exercise
+from .figures import Report, progress
+from .reference import Reference
+from .trials import MOVED_WITHIN, draw_trials
+
+logger = logging.getLogger(__name__)
+
+RANDOM = "random"
+CHECKPOINTS = (EMBEDDED, RANDOM)
+TRANSPORTS = ("local", "gloo")
+AT_ONCE = 12
+"""Requests that run at a time."""
+LEAST_MOVED = 0.8
+MOST_TIES = 1e-4
+LEAST_SENSITIVITY = 0.9
+UNITS = {
+    "requests": "requests",
+    "tokens": "tokens",
+    "ties": "tokens",
+    "mismatched": "tokens",
+    "duplicated": "tokens",
+    "missing": "tokens",
+    "leaked_blocks": "blocks",
+    "moves_done": "moves",
+    "moves_aborted": "moves",
+    "cancelled": "requests",
+    "sensitivity": "1",
+}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What to verify. `instance` and `router` name the classes that run, as `Cluster.start` takes them."""
+
+    requests: int
+    moves: int
+    seed: int
+    model: str | None = None
+    """A checkpoint's folder, in the place of our own `checkpoints`."""
+    checkpoints: Sequence[str] = CHECKPOINTS
+    transports: Sequence[str] = TRANSPORTS
+    config: Config = default()
+    instance: str = INSTANCE
+    router: str = ROUTER
+
+    def __post_init__(self) -> None:
+        if self.requests < 1:
+            raise ValueError(f"at least 1 request is needed, got {self.requests}")
+        if self.moves < 0:
+            raise ValueError(f"a request cannot be moved {self.moves} times")
+        if self.config.cluster.decode < 2:
+            raise ValueError("moves need at least 2 decode instances")
+
+    @property
+    def command(self) -> str:
+        model = f" --model {self.model}" if self.model else ""
+        return f"verify --requests {self.requests} --moves {self.moves} --seed {self.seed}{model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found, and in a sentence each what of it may not be."""
+
+    report: Report
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """One cluster's part of the whole."""
+
+    folder: Path
+    transport: str
+    requests: int
+    seed: int
+
+
+def verify(asked: Verification, say: Say = logger.info) -> Verdict:
+    """Run it all; `say` hears what begins. `ValueError` for a checkpoint that cannot be served."""
+    counts: Counter[str] = Counter(dict.fromkeys(UNITS, 0))
+    streams: dict[Path, list[Stream]] = {}
+    with _folders(asked) as folders:
+        for trip in _trips(asked, folders):
+            say(f"{trip.requests} requests: {trip.folder.name} checkpoint, transport {trip.transport}")
+            ran, leaked = _travel(asked, trip, say)
+            streams.setdefault(trip.folder, []).extend(ran)
+            counts["leaked_blocks"] += leaked
+        for ran in streams.values():
+            counts.update(_arrivals(ran))
+        say("comparing with transformers")
+        changed = [
+            change for folder, ran in streams.items() for change in _beside_reference(folder, ran, counts)
+        ]
+    figures = {**counts, "sensitivity": sum(changed) / len(changed) if changed else 0.0}
+    return Verdict(
+        Report(command=asked.command, figures=figures, units=UNITS),
+        tuple(failures(figures, ours=asked.model is None)),
+    )
+
+
+def failures(figures: dict[str, float], ours: bool) -> Iterator[str]:
+    """What the figures show to be wrong; `ours`: the checkpoints are our own, which notice damage."""
+    for name in ("mismatched", "duplicated", "missing", "leaked_blocks"):
+        if figures[name]:
+            yield f"{name} is {figures[name]:g} and must be 0"
+    drawn = figures["moves_done"] + figures["moves_aborted"]
+    if figures["moves_done"] < LEAST_MOVED * drawn:
+        yield f"only {figures['moves_done']:g} of {drawn:g} moves were done"
+    if figures["ties"] > max(1, MOST_TIES * figures["tokens"]):
+        yield f"{figures['ties']:g} ties in {figures['tokens']:g} tokens are a defect"
+    if ours and figures["sensitivity"] < LEAST_SENSITIVITY:
+        yield f"only {figures['sensitivity']:.0%} of the streams would show a damaged KV block"
+
+
+# ---- the clusters
+
+
+@contextmanager
+def _folders(asked: Verification) -> Iterator[list[Path]]:
+    """The checkpoints, the random one written for as long as it is needed."""
+    with tempfile.TemporaryDirectory(prefix="penstock-verify-") as scratch:
+        if asked.model is not None:
+            yield [replace(asked.config.engine, model=asked.model).folder]
+            return
+        family, fields = VARIANTS[asked.seed % len(VARIANTS)]
+        made = {
+            EMBEDDED: lambda: replace(asked.config.engine, model=EMBEDDED).folder,
+            RANDOM: lambda: make_checkpoint(Path(scratch) / f"random-{family}", family, asked.seed, **fields),
+        }
+        yield [made[name]() for name in asked.checkpoints]
+
+
+def _trips(asked: Verification, folders: Sequence[Path]) -> Iterator[Trip]:
+    """The requests shared among every checkpoint and transport; one that gets none is left out."""
+    pairs = [(folder, transport) for folder in folders for transport in asked.transports]
+    for number, (folder, transport) in enumerate(pairs):
+        requests = (asked.requests + len(pairs) - 1 - number) // len(pairs)
+        if requests:
+            yield Trip(folder, transport, requests, asked.seed * len(pairs) + number)
+
+
+def _travel(asked: Verification, trip: Trip, say: Say) -> tuple[list[Stream], int]:
+    """Start a cluster, run the trials, count the blocks that are not given back, and stop it."""
+    config = replace(
+        asked.config,
+        engine=replace(asked.config.engine, model=str(trip.folder), transport=trip.transport),
+        router=replace(asked.config.router, port=0),
+    )
+    with Cluster.start(config, progress=say, instance=asked.instance, router=asked.router) as cluster:
+        trials = draw_trials(
+            trip.requests,
+            asked.moves,
+            trip.seed,
+            vocabulary=cluster.model.vocabulary,
+            context_tokens=cluster.model.context_tokens,
+        )
+        decoders = [instance.name for instance in cluster.instances() if instance.role.decode_slots]
+        with progress("requests", len(trials)) as advance:
+            ran = asyncio.run(exercise(cluster.address, trials, decoders, AT_ONCE, lambda: advance(1)))
+        return ran, asyncio.run(_leaked(cluster.address, config))
+
+
+async def _leaked(address: str, config: Config) -> int:
+    """Blocks that are neither free nor cached in some pool once every lease and grace time has passed."""
+    handover = config.handover
+    async with AsyncClient(address) as client:
+        try:
+            async with asyncio.timeout(handover.lease_s + handover.grace_s):
+                while True:
+                    await asyncio.sleep(3 * handover.heartbeat_s)  # so that each pool has spoken since
+                    if not any(map(_kept, (await client.cluster()).instances)):
+                        return 0
+        except TimeoutError:
+            return sum(map(_kept, (await client.cluster()).instances))
+
+
+def _kept(instance: Instance) -> int:
+    blocks = instance.blocks
+    return blocks.total - blocks.free - blocks.cached
+
+
+# ---- what came of it
+
+
+def _arrivals(streams: Sequence[Stream]) -> Counter[str]:
+    """What the streams show by themselves."""
+    return Counter(
+        requests=len(streams),
+        tokens=sum(len(stream.tokens) for stream in streams),
+        duplicated=sum(stream.duplicated for stream in streams),
+        missing=sum(stream.missing for stream in streams),
+        moves_done=sum(stream.moves_done for stream in streams),
+        moves_aborted=sum(stream.moves_aborted for stream in streams),
+        cancelled=sum(stream.cancelled for stream in streams),
+    )
+
+
+def _beside_reference(folder: Path, streams: Sequence[Stream], counts: Counter[str]) -> Iterator[bool]:
+    """Count ties and mismatched tokens; for each stream that can tell, whether a damaged block would change it."""
+    reference = Reference(folder)
+    with progress("comparing", len(streams)) as advance:
+        for stream in streams:
+            trial, tokens = stream.trial, stream.tokens
+            if tokens:
+                logits = reference.logits(trial.prompt, tokens)
+                found = compare(tokens, logits, trial.temperature, trial.seed)
+                counts.update(ties=found.ties, mismatched=found.mismatched)
+            if len(tokens) > 1:
+                yield _notices_damage(reference, stream)
+            advance(1)
+
+
+def _notices_damage(reference: Reference, stream: Stream) -> bool:
+    trial, tokens = stream.trial, stream.tokens
+    draw = random.Random(trial.seed)
+    at = draw.randrange(1, max(2, int(MOVED_WITHIN * len(tokens))))
+    logits = reference.damaged_logits(trial.prompt, tokens, at, draw.getrandbits(32))
+    found = compare(tokens[at:], logits, trial.temperature, trial.seed, first=at)
+    return found.mismatched > 0

@@ -1,0 +1,15 @@
+"""`penstock bench`: one measurement each."""
+
+from __future__ import annotations
+
+from .lazy import LazyGroup
+
+COMMANDS = {
+    "migration": (
+        "penstock.cli.bench_migration",
+        "Downtime of live, blocking and recomputed moves by context.",
+    ),
+    "transfer": ("penstock.cli.bench_transfer", "GB/s of the KV transports beside a socket and a copy."),
+}
+
+command = LazyGroup("bench", table=COMMANDS, help="Measure one thing, and print figures with their units.")
