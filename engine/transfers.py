@@ -62,9 +62,12 @@ class Transfers:
         self._turn = TransferTurn()
         self._promised: Promised | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        self._claim = asyncio.Lock()
+        """One sender at a time asks for turns: between two tries the own turn is free for others to be granted."""
+        self._queues: dict[Incarnation, asyncio.Lock] = {}
         self._answers: dict[tuple[str, int], asyncio.Future[bool]] = {}
         self._out: dict[Incarnation, tuple[str, Pair | None]] = {}
-        self._in: dict[str, Pair] = {}
+        self._in: dict[Incarnation, tuple[str, Pair]] = {}
         self._windows: dict[Incarnation, LocalWindow] = {}
         self._unreachable: set[Incarnation] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -77,25 +80,30 @@ class Transfers:
         return peer not in self._unreachable
 
     def write_in_place(
-        self, stage: Stage, window: Window, source_ids: Sequence[int], destination_ids: Sequence[int]
+        self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
     ) -> None:
-        """Copy blocks into the destination's memory in the transfer thread, then post `Written`."""
+        """Copy blocks into the destination's memory (None: it has none to share) in the transfer thread.
+
+        `Written` is posted when that has ended.
+        """
         self._thread.submit(self._write, stage, window, tuple(source_ids), tuple(destination_ids))
 
     def _write(
-        self, stage: Stage, window: Window, source_ids: Sequence[int], destination_ids: Sequence[int]
+        self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
     ) -> None:
         ok = False
         try:
             self._window(stage.destination, window).write(self._cache, source_ids, destination_ids)
             ok = True
-        except PeerLost as error:
+        except Exception as error:  # noqa: BLE001 - the copy ends here; the next one goes another way
             self._unreachable.add(stage.destination)
-            logger.warning("cannot write to %s.%d in place: %s", *stage.destination, error)
+            logger.warning("cannot write to %s.%d in place: %r", *stage.destination, error)
         finally:
             self._post(stage.lease.session, Written(stage.lease, ok))
 
-    def _window(self, peer: Incarnation, window: Window) -> LocalWindow:
+    def _window(self, peer: Incarnation, window: Window | None) -> LocalWindow:
+        if window is None:
+            raise PeerLost("it shares no memory")
         if peer not in self._windows:
             layout = replace(self._cache.layout, blocks=window.blocks)
             descriptor = WindowDescriptor(
@@ -114,59 +122,75 @@ class Transfers:
         ok = False
         try:
             async with asyncio.timeout(self._config.transport_s):
-                await self._take_both_turns(stage.destination)
+                name = await self._take_both_turns(stage.destination)
             try:
-                ok = await self._send_holding_turns(stage, ids)
+                ok = await self._send_holding_turns(stage, ids, name)
             finally:
                 self._turn.give_back()
         except TimeoutError:
             logger.info("%s.%d did not give its turn in time", *stage.destination)
+        except Exception:  # noqa: BLE001 - the copy ends here
+            logger.exception("a copy to %s.%d failed", *stage.destination)
         finally:
             self._post(stage.lease.session, Written(stage.lease, ok))
 
-    async def _take_both_turns(self, peer: Incarnation) -> None:
-        while True:
-            await self._turn.take()
-            granted = False
-            try:
-                granted = await self._ask(peer)
-            finally:
-                if not granted:
-                    self._turn.give_back()
-            if granted:
-                return
-            await asyncio.sleep(random.random() * JITTER_S)
+    async def _take_both_turns(self, peer: Incarnation) -> str:
+        """The name of the pair, once both ends hold their turn. A peer that does not answer delays no other's claim."""
+        async with self._queues.setdefault(peer, asyncio.Lock()):
+            while True:
+                async with self._claim:
+                    name = await self._try_both_turns(peer)
+                    if name is not None:
+                        return name
+                    await asyncio.sleep(random.random() * JITTER_S)
 
-    async def _ask(self, peer: Incarnation) -> bool:
+    async def _try_both_turns(self, peer: Incarnation) -> str | None:
+        await self._turn.take()
+        granted = False
+        try:
+            async with asyncio.timeout(self._config.heartbeat_s):
+                name, granted = await self._ask(peer)
+            return name if granted else None
+        except TimeoutError:
+            return None
+        finally:
+            if not granted:
+                self._turn.give_back()
+
+    async def _ask(self, peer: Incarnation) -> tuple[str, bool]:
         self._sequence += 1
         pair, _ = self._out.setdefault(peer, (f"{self._me.instance}.{self._me.life}/{self._sequence}", None))
         key = pair, self._sequence
         answer = self._answers[key] = asyncio.get_running_loop().create_future()
         self._tell(peer, Turn(pair, self._sequence, TurnKind.ASK))
         try:
-            return await answer
+            return pair, await answer
         except asyncio.CancelledError:
             self._tell(peer, Turn(pair, key[1], TurnKind.RELEASE))
             raise
         finally:
             del self._answers[key]
 
-    async def _send_holding_turns(self, stage: Stage, ids: Sequence[int]) -> bool:
-        peer, sequence = stage.destination, self._sequence
-        name, pair = self._out[peer]
+    async def _send_holding_turns(self, stage: Stage, ids: Sequence[int], name: str) -> bool:
+        peer, sequence, sent = stage.destination, self._sequence, False
+        known, pair = self._out.get(peer, ("", None))
         try:
+            if known != name:
+                raise PeerLost("it died")
             if pair is None and ids:
                 pair = await self._open_pair(peer, name)
             size = self._cache.staging_bytes(len(ids))
             self._tell(peer, replace(stage, pair=name, sequence=sequence, size_bytes=size))
             if pair is not None and ids:
                 await self._in_thread(pair.send, self._cache, ids)
-            return True
+            sent = True
         except PeerLost as error:
             logger.info("the pair to %s.%d is lost: %s", *peer, error)
-            self._out.pop(peer, None)
-            self._tell(peer, Turn(name, sequence, TurnKind.RELEASE))
-            return False
+        finally:
+            if not sent:
+                self._close_out(peer, name)
+                self._tell(peer, Turn(name, sequence, TurnKind.RELEASE))
+        return sent
 
     async def _open_pair(self, peer: Incarnation, name: str) -> Pair:
         """Both ends hold their turn, so that both are free to meet."""
@@ -190,7 +214,6 @@ class Transfers:
                 self._grant(Promised(sender, pair, sequence))
             case Turn(pair, sequence, TurnKind.RELEASE):
                 if self._promised == Promised(sender, pair, sequence):
-                    self._close_in(pair)
                     self._give_back()
             case Turn(pair, sequence, kind):
                 answer = self._answers.get((pair, sequence))
@@ -220,8 +243,9 @@ class Transfers:
     async def _meet(self, sender: Incarnation, offer: PairOffer) -> None:
         if self._promised is None or (self._promised.sender, self._promised.pair) != (sender, offer.pair):
             return
+        self._close_in(sender)  # a sender that makes a new pair has lost the old one
         try:
-            self._in[offer.pair] = await self._open((offer.host, offer.port), offer.pair, 1)
+            self._in[sender] = offer.pair, await self._open((offer.host, offer.port), offer.pair, 1)
         except PeerLost as error:
             logger.info("no pair with %s.%d: %s", *sender, error)
             self._give_back()
@@ -234,7 +258,7 @@ class Transfers:
         ok = False
         expected = Promised(stage.source, stage.pair, stage.sequence)
         try:
-            pair = await self._pair_in(stage.pair)
+            pair = await self._pair_in(stage)
             if self._promised == expected and pair is not None and len(ids) == stage.count:
                 if self._expiry is not None:
                     self._expiry.cancel()
@@ -244,22 +268,23 @@ class Transfers:
             logger.info("the pair with %s.%d is lost: %s", *stage.source, error)
         finally:
             if not ok:
-                self._close_in(stage.pair)
+                self._close_in(stage.source, stage.pair)
             if self._promised == expected:
                 self._give_back()
             self._post(stage.lease.session, Received(stage.lease, stage.first, stage.count, ok))
 
-    async def _pair_in(self, name: str) -> Pair | None:
+    async def _pair_in(self, stage: Stage) -> Pair | None:
         """The pair, which may just be being opened in the transfer thread."""
-        if name not in self._in:
+        if self._in.get(stage.source, ("", None))[0] != stage.pair:
             await self._in_thread(lambda: None)
-        return self._in.get(name)
+        name, pair = self._in.get(stage.source, ("", None))
+        return pair if name == stage.pair else None
 
     def decline(self, stage: Stage) -> None:
         """Nobody wants the blocks of this header: break the pair, so that the sender ends at once."""
         if self._promised == Promised(stage.source, stage.pair, stage.sequence):
             if stage.count:
-                self._close_in(stage.pair)
+                self._close_in(stage.source, stage.pair)
             self._give_back()
 
     def close_receive(self, lease: LeaseKey) -> None:
@@ -270,9 +295,9 @@ class Transfers:
 
     def forget(self, peer: Incarnation) -> None:
         """The incarnation is dead."""
-        name, pair = self._out.pop(peer, ("", None))
-        if pair is not None:
-            self._thread.submit(pair.close)
+        self._close_out(peer)
+        self._close_in(peer)
+        self._queues.pop(peer, None)
         window = self._windows.pop(peer, None)
         if window is not None:
             self._thread.submit(window.close)
@@ -285,18 +310,25 @@ class Transfers:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
-        for pair in [*self._in.values(), *(pair for _, pair in self._out.values())]:
+        await asyncio.to_thread(self._thread.shutdown)
+        for _, pair in [*self._in.values(), *self._out.values()]:
             if pair is not None:
                 pair.close()
         for window in self._windows.values():
             window.close()
         self._rendezvous.close()
 
-    def _close_in(self, name: str) -> None:
-        pair = self._in.pop(name, None)
-        if pair is not None:
-            self._thread.submit(pair.close)
+    def _close_in(self, peer: Incarnation, name: str = "") -> None:
+        """Close the pair from `peer`: any, or only the one of that name."""
+        if peer in self._in and name in ("", self._in[peer][0]):
+            self._thread.submit(self._in.pop(peer)[1].close)
+
+    def _close_out(self, peer: Incarnation, name: str = "") -> None:
+        """Close the pair to `peer`: any, or only the one of that name."""
+        if peer in self._out and name in ("", self._out[peer][0]):
+            _, pair = self._out.pop(peer)
+            if pair is not None:
+                self._thread.submit(pair.close)
 
     async def _in_thread(self, call: Callable, *arguments: object):
         """Run in the transfer thread. A copy that has begun is waited for even when this is cancelled."""
