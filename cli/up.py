@@ -47,14 +47,14 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
     _interrupt_once()
     with Cluster.start(settled, progress=console.print, began=began, foreground=True) as cluster:
         try:
-            client_address.write(cluster.address)
+            client_address.write_state(cluster.address, os.getpid())
             _announce(cluster, as_json)
             while True:
                 signal.pause()
         except KeyboardInterrupt:
             return
         finally:
-            client_address.remove(cluster.address)
+            client_address.remove_state(os.getpid())
 
 
 def configured(

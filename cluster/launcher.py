@@ -14,20 +14,17 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
-import grpc
 import ray
 from ray._private import worker as ray_worker
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ..proto import control_pb2, inference_pb2
-from ..proto.control_pb2_grpc import ControlServiceStub
-from ..proto.inference_pb2_grpc import InferenceServiceStub
+from ..client import Client, Delta, Instance, Sampling
 from ..router.config import ModelInfo
 from . import logs, processes, state
 from .config import Config
 from .controller import INSTANCE, Controller, Place, named_actors, resolve
-from .preparation import LOOPBACK, environment, inherited, model_info, new_record, own_sigterm, settled
+from .preparation import LOOPBACK, environment, inherited, model_info, new_record, settled, signals_held
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +34,8 @@ CALL_S = 10.0
 GONE_S = 3.0
 """How long the processes of a stopped cluster may take to end by themselves."""
 POLL_S = 0.05
+WARM_UP = [0] * 8
+"""Prompt of the first request, whose token shows that the whole way works."""
 
 Progress = Callable[[str], None]
 
@@ -119,11 +118,10 @@ class Cluster:
     ) -> None:
         self.stop()
 
-    def instances(self) -> list[control_pb2.Instance]:
+    def instances(self) -> tuple[Instance, ...]:
         """What the controller knows of every instance now."""
-        with grpc.insecure_channel(self.controller_address) as channel:
-            request = control_pb2.GetClusterRequest()
-            return list(ControlServiceStub(channel).GetCluster(request, timeout=CALL_S).instances)
+        with Client(self.controller_address) as client:
+            return client.cluster().instances
 
     def memory(self) -> processes.Memory:
         """Memory of every process of the cluster on this machine, this one included."""
@@ -201,16 +199,12 @@ class Cluster:
             time.sleep(min(POLL_S, _left(deadline)))
 
     def _first_token(self, deadline: float) -> float:
-        """Send a request of one token; when it came, as `time.monotonic()`."""
-        request = inference_pb2.GenerateRequest(
-            token_ids=inference_pb2.TokenIds(ids=[0] * 8),
-            sampling=inference_pb2.SamplingParams(temperature=0, max_tokens=2, ignore_eos=True),
-        )
+        """Send a request; when its first token came, as `time.monotonic()`."""
         came = 0.0
-        with grpc.insecure_channel(self.address) as channel:
-            stub = InferenceServiceStub(channel)
-            for response in stub.Generate(request, timeout=_left(deadline)):
-                if response.HasField("delta") and not came:
+        with Client(self.address) as client:
+            asked: Sampling = {"temperature": 0.0, "max_tokens": 2, "ignore_eos": True}
+            for event in client.generate(WARM_UP, timeout_s=_left(deadline), **asked):
+                if isinstance(event, Delta) and not came:
                     came = time.monotonic()
         return came
 
@@ -251,7 +245,7 @@ def _start_ray(config: Config, record: state.ClusterRecord) -> None:
     counts = {"prefill": config.cluster.prefill, "decode": config.cluster.decode}
     with (
         environment(mark | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}),
-        own_sigterm(),
+        signals_held(),
     ):
         ray.init(
             address="local",

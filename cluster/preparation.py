@@ -79,14 +79,22 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def own_sigterm() -> Iterator[None]:
-    """Ray's start takes SIGTERM for itself; the caller keeps its own way of ending."""
-    own = signal.getsignal(signal.SIGTERM)
+def signals_held() -> Iterator[None]:
+    """SIGINT and SIGTERM wait for the end: a start of Ray that is cut short crashes, and it takes SIGTERM over."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    own = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in own:
+        signal.signal(number, lambda number, frame: held.append(number))
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, own)
+        for number, handler in own.items():
+            signal.signal(number, handler)
+    if held:
+        signal.raise_signal(held[0])
 
 
 def model_info(config: Config) -> ModelInfo:

@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator
 
 import grpc.aio
+
 from penstock.cluster.config import InstanceSettings
 from penstock.handover.effects import Condemn
 from penstock.handover.frames import Hello, Step, Welcome
@@ -80,5 +81,3 @@ class DoomedInstance(StubInstance):
 
     async def start(self) -> str:
         os._exit(1)
-
-

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 import pytest
+
 from penstock.cluster.config import Config, InstanceSettings, build, default, load, parse
 
 
@@ -51,7 +52,10 @@ def test_what_is_written_is_what_runs(tmp_path):
         ({"cluster": {"temp_dir": "/" + "x" * 60}}, "cluster.temp_dir must have at most 28 characters"),
         ({"cluster": {"controller_port": 70000}}, "cluster.controller_port must be a port or 0, got 70000"),
         ({"cluster": {"object_store_bytes": 1}}, "cluster.object_store_bytes: Ray wants at least"),
-        ({"cluster": {"log_level": "loud"}}, "cluster.log_level must be debug, info, warning or error, got 'loud'"),
+        (
+            {"cluster": {"log_level": "loud"}},
+            "cluster.log_level must be debug, info, warning or error, got 'loud'",
+        ),
         ({"cluster": {"start_s": 0}}, "cluster.start_s must be above 0, got 0.0"),
     ],
 )
@@ -71,7 +75,13 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, text):
 
 
 def test_the_settings_of_an_instance_are_read_with_the_same_care():
-    tree = {"name": "decode-0", "life": 1, "prefill_tokens": 512, "decode_slots": 64, "engine": {"kv_blocks": 9}}
+    tree = {
+        "name": "decode-0",
+        "life": 1,
+        "prefill_tokens": 512,
+        "decode_slots": 64,
+        "engine": {"kv_blocks": 9},
+    }
     settings = build(InstanceSettings, tree)
     assert settings.engine.kv_blocks == 9
     with pytest.raises(ValueError, match="did you mean `life`"):

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from penstock.cluster.config import ClusterConfig
 from penstock.cluster.registry import Registry, Running, State, freest, next_life, specs
 from penstock.handover.values import Incarnation
@@ -13,7 +14,9 @@ RUNNING = Running("127.0.0.1:1", 7, "here")
 NAMES = [spec.name for spec in SPECS]
 
 events = st.lists(
-    st.tuples(st.sampled_from(["starting", "serving", "lost", "found"]), st.sampled_from(NAMES), st.integers(1, 6)),
+    st.tuples(
+        st.sampled_from(["starting", "serving", "lost", "found"]), st.sampled_from(NAMES), st.integers(1, 6)
+    ),
     max_size=30,
 )
 
