@@ -41,6 +41,7 @@ class BlockPool:
         assert total > 0
         self.total = total
         self._kind = np.zeros(total, dtype=np.int8)
+        self._counts = dict.fromkeys(Holder, 0) | {Holder.FREE: total}
         self._tables: dict[Hashable, list[int]] = {}
         self._room: dict[Hashable, int] = {}
 
@@ -62,15 +63,13 @@ class BlockPool:
         """Let a sequence hold `count` blocks in all; OutOfBlocks where too few are free."""
         table = self._tables[key]
         for _ in range(count - len(table)):
-            block = self._next_to(table)
-            self._kind[block] = Holder.HELD
+            block = self._next_to(table, self._room[key] - len(table))
+            self._pass([block], Holder.FREE, Holder.HELD)
             table.append(block)
 
     def adopt(self, key: Hashable) -> None:
         """A lease's blocks become the sequence's of the same key."""
-        table = self._tables[key]
-        self._expect(table, Holder.LEASED)
-        self._kind[table] = Holder.HELD
+        self._pass(self._tables[key], Holder.LEASED, Holder.HELD)
 
     def rename(self, was: Hashable, now: Hashable) -> None:
         """A sequence is known by another key from here on."""
@@ -80,35 +79,40 @@ class BlockPool:
 
     def quarantine(self, lease: Hashable) -> None:
         """Keep a lease's blocks from everybody: somebody may still write them."""
-        table = self._tables[lease]
-        self._expect(table, Holder.LEASED)
-        self._kind[table] = Holder.QUARANTINED
+        self._pass(self._tables[lease], Holder.LEASED, Holder.QUARANTINED)
 
     def free(self, key: Hashable) -> None:
         """Free all blocks of a sequence or lease."""
         table = self._tables.pop(key)
         del self._room[key]
-        assert (self._kind[table] != Holder.FREE).all(), f"{key} frees a block twice"
-        self._kind[table] = Holder.FREE
+        holder = Holder(self._kind[table[0]])
+        assert holder is not Holder.FREE, f"{key} frees a block twice"
+        self._pass(table, holder, Holder.FREE)
 
     def holds(self, key: Hashable) -> bool:
         return key in self._tables
 
     def counts(self) -> Counts:
-        found = np.bincount(self._kind, minlength=len(Holder))
-        return Counts(self.total, *(int(found[kind]) for kind in Holder))
+        return Counts(self.total, *self._counts.values())
+
+    def _pass(self, blocks: list[int], giver: Holder, taker: Holder) -> None:
+        """All of `blocks` go from one holder to another."""
+        assert (self._kind[blocks] == giver).all(), f"blocks are not {giver.name.lower()}"
+        self._kind[blocks] = taker
+        self._counts[giver] -= len(blocks)
+        self._counts[taker] += len(blocks)
 
     # ---- where blocks are found
 
     def _take(self, key: Hashable, count: int, room: int, kind: Holder) -> list[int]:
         assert key not in self._tables and count > 0
-        if int((self._kind == Holder.FREE).sum()) < count:
+        if self._counts[Holder.FREE] < count:
             raise OutOfBlocks(f"{count} blocks were asked for")
-        start = self._find_run(max(count, room)) if room > count else self._find_run(count)
+        start = self._find_run(max(count, room))
         if start is None:
             start = self._find_run(count)
         blocks = self._scattered(count) if start is None else list(range(start, start + count))
-        self._kind[blocks] = kind
+        self._pass(blocks, Holder.FREE, kind)
         self._tables[key] = blocks
         self._room[key] = max(count, room)
         return blocks
@@ -130,17 +134,15 @@ class BlockPool:
         longest_first = sorted(runs, key=len, reverse=True)
         return [int(block) for run in longest_first for block in run][:count]
 
-    def _next_to(self, table: list[int]) -> int:
+    def _next_to(self, table: list[int], left: int) -> int:
+        """The block after the last one; else where `left` blocks are free in a row; else any."""
         after = table[-1] + 1
         if after < self.total and self._kind[after] == Holder.FREE:
             return after
-        start = self._find_run(1)
-        if start is not None:
-            return start
-        free = np.flatnonzero(self._kind == Holder.FREE)
-        if not len(free):
+        for length in (max(left, 1), 1):
+            start = self._find_run(length)
+            if start is not None:
+                return start
+        if not self._counts[Holder.FREE]:
             raise OutOfBlocks("one more block was asked for")
-        return int(free[0])
-
-    def _expect(self, table: list[int], kind: Holder) -> None:
-        assert (self._kind[table] == kind).all(), f"blocks are not {kind.name.lower()}"
+        return int(np.argmin(self._kind))

@@ -90,9 +90,9 @@ class Outside(Protocol):
     def condemn(self, writer: Incarnation) -> None: ...
 
     def write_in_place(
-        self, stage: Stage, window: Window, source_ids: Sequence[int], destination_ids: Sequence[int]
+        self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
     ) -> None:
-        """Copy blocks into a peer's memory; `Written` is posted when that has ended."""
+        """Copy blocks into a peer's memory (None: it shares none); `Written` is posted when that has ended."""
         ...
 
     def send_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
@@ -195,6 +195,11 @@ class Engine:
         self._inbox.put(Everyone(event, wanted))
 
     @property
+    def backlog(self) -> int:
+        """Events that wait for the step to end; whoever posts holds back while they are many."""
+        return self._inbox.qsize()
+
+    @property
     def alive(self) -> bool:
         return self._thread.is_alive()
 
@@ -259,7 +264,7 @@ class Engine:
                     self._consider(destination)
                 case FromRouter(_, Move(destination=destination)):
                     self._consider(destination)
-                case FromPeer(_, Grant() as grant):
+                case FromPeer(_, Grant() as grant) if grant.source == self._house.me:
                     self._grants[grant.lease] = grant
             effects = self._feed(session, event)
             if isinstance(event, FromPeer) and isinstance(event.message, Stage) and event.message.pair:
@@ -348,6 +353,7 @@ class Engine:
         sequence = self._sequence(session, effect.epoch)
         prompt = tuple(sequence.tokens[: sequence.prompt])
         emitted = tuple(sequence.tokens[sequence.prompt :])
+        planned = next(source for source in self._seats[session].sources if source.lease == effect.lease)
         reserve = Reserve(
             lease=effect.lease,
             source=self._house.me,
@@ -357,7 +363,7 @@ class Engine:
             blocks=self._blocks(sequence.most),
             context=Context(prompt, emitted, sequence.params),
             router=effect.router,
-            one_sided=effect.destination.incarnation.instance in self._house.reaches,
+            one_sided=planned.one_sided,
         )
         self._to_peers.append((reserve.destination, reserve))
 
@@ -367,7 +373,8 @@ class Engine:
         held = len(reserve.context.prompt) + len(reserve.context.emitted)
         most = len(reserve.context.prompt) + reserve.context.params.max_tokens
         size = Size(held, min(most, self._limits.context))
-        granted = self._scheduler.lease(key, reserve.blocks, size)
+        in_turn = not first or not self._waiting
+        granted = in_turn and self._scheduler.lease(key, reserve.blocks, size)
         if not granted and first:
             self._waiting.append(key)
         if granted or first:
@@ -394,7 +401,6 @@ class Engine:
             return
         grant = self._grants[stage.lease]
         targets = grant.block_ids[stage.first : stage.first + stage.count]
-        assert grant.window is not None and len(targets) == len(ids)
         self._outside.write_in_place(stage, grant.window, ids, targets)
 
     # ---- time

@@ -25,6 +25,7 @@ class Scheduler:
         self._decode = decode
         self._sequences: dict[LeaseKey, Sequence] = {}
         self._leased: dict[LeaseKey, int] = {}
+        self._quarantined: set[LeaseKey] = set()
 
     # ---- who is here
 
@@ -56,7 +57,10 @@ class Scheduler:
     # ---- leases
 
     def lease(self, key: LeaseKey, blocks: int, size: Size) -> bool:
-        """Blocks for a sequence that is to arrive; False where there is no room now."""
+        """Blocks for a sequence that is to arrive; False where there is no room or no slot now."""
+        coming = len(self._leased) - len(self._quarantined)
+        if self.decoding + coming >= self.role.decode_slots:
+            return False
         needed = promise(self._decode.demand(size, self.role), self.block_size)
         if not admits(max(needed, blocks), self.promised, self.pool.total):
             return False
@@ -75,9 +79,11 @@ class Scheduler:
 
     def quarantine(self, key: LeaseKey) -> None:
         self.pool.quarantine(key)
+        self._quarantined.add(key)
 
     def release(self, key: LeaseKey) -> None:
         """Free a lease's blocks, if it had any."""
+        self._quarantined.discard(key)
         if self._leased.pop(key, None) is not None:
             self.pool.free(key)
 
@@ -111,12 +117,17 @@ class Scheduler:
         return sequence.admitted and not sequence.paused and phase.wants_step(sequence.pending, self.role)
 
     def _admit(self) -> None:
-        """Promise memory to waiting sequences, in order of arrival; the first that does not fit holds back the rest."""
+        """Promise memory to waiting sequences, in order of arrival.
+
+        The first that does not fit holds back the rest, unless it never can.
+        """
         promised = self.promised
         for sequence in self:
             if sequence.admitted:
                 continue
             needed = promise(self._prefill.demand(sequence.size, self.role), self.block_size)
+            if not admits(needed, 0, self.pool.total):
+                continue
             if not admits(needed, promised, self.pool.total):
                 return
             sequence.admitted, sequence.promised = True, needed
@@ -138,6 +149,10 @@ class Scheduler:
     @property
     def running(self) -> int:
         return sum(sequence.computed > 0 for sequence in self)
+
+    @property
+    def decoding(self) -> int:
+        return sum(sequence.decoding for sequence in self)
 
     @property
     def queued_tokens(self) -> int:

@@ -63,6 +63,8 @@ logger = logging.getLogger(__name__)
 
 OUT_QUEUE = 16384
 """Frames that a router may be behind before its stream is cut."""
+IN_QUEUE = 16384
+"""Events that may wait for the engine before its streams are read no further."""
 
 
 class InstanceServer(WorkerServiceServicer):
@@ -119,10 +121,10 @@ class InstanceServer(WorkerServiceServicer):
     async def stop(self) -> None:
         """End streams, copies and the engine thread; returns within seconds."""
         self._heart.cancel()
+        await asyncio.to_thread(self._engine.stop, self._handover.transport_s)
         await self._server.stop(grace=0.2)
         await self._peers.close()
         await self._transfers.close()
-        await asyncio.to_thread(self._engine.stop, self._handover.transport_s)
         if self._memory is not None:
             self._memory.close()
 
@@ -171,7 +173,7 @@ class InstanceServer(WorkerServiceServicer):
         self._call(self._tell_all, Condemn(writer))
 
     def write_in_place(
-        self, stage: Stage, window: Window, source_ids: Sequence[int], destination_ids: Sequence[int]
+        self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
     ) -> None:
         self._transfers.write_in_place(stage, window, source_ids, destination_ids)
 
@@ -237,6 +239,8 @@ class InstanceServer(WorkerServiceServicer):
             for router in list(self._links):
                 if now - self._told_at.get(router, 0.0) >= self._handover.heartbeat_s:
                     self._tell(router, self._heartbeat(router, load))
+            for router, _ in self._engine.sessions:
+                self._heard_at.setdefault(router, now)  # of a sequence that arrived from elsewhere
             for router, heard_at in list(self._heard_at.items()):
                 if now - heard_at > self._handover.grace_s:
                     del self._heard_at[router]
@@ -287,6 +291,7 @@ class InstanceServer(WorkerServiceServicer):
         async for request in requests:
             self._heard_at[router] = time.monotonic()
             self._take(router, wire.from_link_request(request))
+            await self._keep_pace()
 
     def _take(self, router: str, frame: RouterFrame) -> None:
         match frame:
@@ -327,9 +332,15 @@ class InstanceServer(WorkerServiceServicer):
                     self._transfers.hear(sender, frame)
                 elif not isinstance(frame, PeerHello):
                     self._engine.post(frame.lease.session, FromPeer(sender, frame))
+                    await self._keep_pace()
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return pb.PeerResponse()
+
+    async def _keep_pace(self) -> None:
+        """Read no further while the engine is far behind; the streams' own windows then hold back the senders."""
+        while self._engine.backlog > IN_QUEUE and self._engine.alive:  # noqa: ASYNC110 - a thread empties it
+            await asyncio.sleep(self._handover.heartbeat_s)
 
     async def _first(self, requests: AsyncIterator[Any], read: Any, context: grpc.aio.ServicerContext) -> Any:
         try:
