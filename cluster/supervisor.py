@@ -82,13 +82,14 @@ class Supervisor:
         """Seconds since an instance that runs was last heard; 0 where none does."""
         return self._links[name].silent_s if name in self._links else 0.0
 
-    def condemn(self, who: Incarnation, reason: str) -> bool:
-        """End this life of an instance; False where it is not the current one or does not run."""
+    def condemn(self, who: Incarnation, reason: str) -> None:
+        """End this life of an instance. Of one that has ended before, though perhaps under another controller, the
+        instances are told so again."""
         doomed = self._doomed.get(who)
-        if doomed is None or doomed.done():
-            return False
-        doomed.set_result(reason)
-        return True
+        if doomed is not None and not doomed.done():
+            doomed.set_result(reason)
+        elif who.instance in self.registry and who.life < self.registry[who.instance].life:
+            self._dead.append(who)
 
     async def _keep(self, spec: Spec) -> None:
         failures = 0

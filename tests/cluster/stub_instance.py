@@ -8,7 +8,7 @@ import grpc.aio
 
 from penstock.cluster.config import InstanceSettings
 from penstock.handover.effects import Condemn
-from penstock.handover.frames import Hello, Step, Welcome
+from penstock.handover.frames import Dead, Hello, Step, Welcome
 from penstock.handover.values import End, Incarnation, News, Start, TokenRecord
 from penstock.handover.wire import from_link_request, to_link_response
 from penstock.policy.state import LoadView
@@ -30,6 +30,8 @@ class StubInstance(WorkerServiceServicer):
         self.hung = False
         self.writer: Incarnation | None = None
         """Whose end it asks for next."""
+        self.dead: set[Incarnation] = set()
+        """What it was told of."""
 
     async def start(self) -> str:
         if "refuses" in self.settings.engine.model:
@@ -66,6 +68,8 @@ class StubInstance(WorkerServiceServicer):
             frame = from_link_request(request)
             if isinstance(frame, Start):
                 started.append(frame)
+            elif isinstance(frame, Dead):
+                self.dead.update(frame.incarnations)
             elif isinstance(frame, Hello):
                 assert frame.incarnation == self.who
 

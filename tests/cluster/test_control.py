@@ -1,0 +1,251 @@
+"""ControlService and RouterService: what an operator may ask, and what becomes of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import grpc
+import grpc.aio
+import pytest
+from waiting import until
+
+from penstock.cluster.config import ClusterConfig
+from penstock.cluster.control import Control
+from penstock.cluster.registry import Running, specs
+from penstock.cluster.routers import Routers
+from penstock.cluster.supervisor import Supervisor
+from penstock.handover.config import HandoverConfig
+from penstock.handover.values import Incarnation
+from penstock.proto import control_pb2 as control
+from penstock.proto import router_pb2 as pb
+from penstock.proto.control_pb2_grpc import ControlServiceStub, add_ControlServiceServicer_to_server
+from penstock.proto.router_pb2_grpc import RouterServiceStub, add_RouterServiceServicer_to_server
+
+HANDOVER = HandoverConfig(heartbeat_s=0.02)
+MOVE_S = 2.0
+
+
+class FakeRouter:
+    """Attaches, lists one session, and answers moves with `answer`, or not at all where that is None."""
+
+    def __init__(self, answer: pb.Moved | None):
+        self.answer = answer
+        self.asked: list[pb.AskMove] = []
+        self.listed: list[pb.Instances] = []
+        self._out: asyncio.Queue[pb.AttachRequest | None] = asyncio.Queue()
+
+    def say(self, request: pb.AttachRequest | None) -> None:
+        """None: go away."""
+        self._out.put_nowait(request)
+
+    async def attached(self, stub: RouterServiceStub) -> None:
+        async for response in stub.Attach(self._requests()):
+            if response.HasField("instances"):
+                self.listed.append(response.instances)
+            else:
+                self.asked.append(response.ask_move)
+                if self.answer is not None:
+                    moved = pb.Moved()
+                    moved.CopyFrom(self.answer)
+                    moved.ask = response.ask_move.ask
+                    self.say(pb.AttachRequest(moved=moved))
+
+    async def _requests(self) -> AsyncIterator[pb.AttachRequest]:
+        yield pb.AttachRequest(hello=pb.RouterHello(name="router-0", address="127.0.0.1:1", pid=7))
+        held = pb.HeldSession(
+            session="s#0", request_id="r", owner="decode-0", prompt_tokens=3, emitted_tokens=5
+        )
+        yield pb.AttachRequest(sessions=pb.SessionsHeld(sessions=[held]))
+        while (request := await self._out.get()) is not None:
+            yield request
+
+
+class Party:
+    """A controller without Ray, all of whose instances serve, and a router that is attached to it."""
+
+    def __init__(self, answer: pb.Moved | None):
+        self.lost: list[tuple[Incarnation, bool]] = []
+        self.routers = Routers("c", "m", lambda who, condemned: self.lost.append((who, condemned)))
+        self.supervisor = Supervisor(None, specs(ClusterConfig()), HANDOVER, "controller:c", self.tell)  # type: ignore[arg-type]
+        self.router = FakeRouter(answer)
+        for name in self.supervisor.registry.records:
+            registry = self.supervisor.registry.starting(name, 1)
+            self.supervisor.registry = registry.serving(
+                Incarnation(name, 1), Running("127.0.0.1:2", 9, "here")
+            )
+
+    def tell(self) -> None:
+        self.routers.tell(self.supervisor.registry.usable())
+
+    def lose(self, name: str) -> None:
+        self.supervisor.registry = self.supervisor.registry.lost(Incarnation(name, 1), "its process died")
+        self.tell()
+
+
+def play(
+    scenario: Callable[[Party, ControlServiceStub], Awaitable[None]], answer: pb.Moved | None = None
+) -> None:
+    async def played() -> None:
+        party = Party(answer)
+        server = grpc.aio.server()
+        control_service = Control(
+            "c", "m", party.supervisor, party.routers, HANDOVER, MOVE_S, lambda record: 1 << 20
+        )
+        add_ControlServiceServicer_to_server(control_service, server)
+        add_RouterServiceServicer_to_server(party.routers, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            router = asyncio.create_task(party.router.attached(RouterServiceStub(channel)))
+            try:
+                async with asyncio.timeout(60):
+                    await until(lambda: bool(party.routers.attached and party.routers.holding("r")))
+                    await scenario(party, ControlServiceStub(channel))
+            finally:
+                router.cancel()
+                await asyncio.gather(router, return_exceptions=True)
+                await server.stop(0)
+
+    asyncio.run(played())
+
+
+def asked(**fields) -> control.MigrateRequestRequest:
+    return control.MigrateRequestRequest(**{"request_id": "r", **fields})
+
+
+MOVED = pb.Moved(done=True, seconds=0.25, source="decode-0")
+
+
+def test_the_cluster_is_told_whole():
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        said = await stub.GetCluster(control.GetClusterRequest(sessions=True))
+        assert [instance.name for instance in said.instances] == ["prefill-0", "decode-0", "decode-1"]
+        assert {instance.state for instance in said.instances} == {control.INSTANCE_STATE_SERVING}
+        assert said.instances[0].role == control.Role(prefill_tokens=512, decode_slots=0)
+        assert (said.routers[0].address, said.routers[0].sessions) == ("127.0.0.1:1", 1)
+        assert (said.sessions[0].request_id, said.sessions[0].owner) == ("r", "decode-0")
+        assert not (await stub.GetCluster(control.GetClusterRequest())).sessions
+
+    play(scenario)
+
+
+def test_a_move_without_a_destination_goes_to_the_other_instance_that_decodes():
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        (move,) = (await stub.MigrateRequest(asked())).moves
+        assert (move.source, move.destination, move.done, move.seconds) == (
+            "decode-0",
+            "decode-1",
+            True,
+            0.25,
+        )
+        assert (party.router.asked[0].session, party.router.asked[0].mode) == ("s#0", pb.MOVE_MODE_LIVE)
+
+    play(scenario, MOVED)
+
+
+def test_a_move_that_is_done_is_known_before_the_routers_next_list():
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        for _ in range(3):
+            await stub.MigrateRequest(asked())
+        assert [ask.destination for ask in party.router.asked] == ["decode-1", "decode-0", "decode-1"]
+
+    play(scenario, MOVED)
+
+
+@pytest.mark.parametrize("name", ["LIVE", "BLOCKING", "RECOMPUTE"])
+def test_the_router_is_asked_for_the_mode_that_the_operator_named(name):
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        await stub.MigrateRequest(asked(destination="decode-1", mode=f"MOVE_MODE_{name}"))
+        assert pb.MoveMode.Name(party.router.asked[0].mode) == f"MOVE_MODE_{name}"
+
+    play(scenario, MOVED)
+
+
+def test_a_move_that_is_refused_says_why():
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        (move,) = (await stub.MigrateRequest(asked(destination="decode-1"))).moves
+        assert (move.done, move.reason) == (False, "no room")
+
+    play(scenario, pb.Moved(reason="no room"))
+
+
+def test_a_router_that_never_answers_costs_the_move_and_no_more():
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        (move,) = (await stub.MigrateRequest(asked())).moves
+        assert not move.done and "did not answer" in move.reason
+        assert (await stub.GetCluster(control.GetClusterRequest())).routers
+
+    play(scenario)
+
+
+def test_a_router_that_goes_away_ends_its_moves():
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        call = asyncio.ensure_future(stub.MigrateRequest(asked()))
+        await until(lambda: bool(party.router.asked))
+        party.router.say(None)
+        (move,) = (await call).moves
+        assert (move.done, move.reason) == (False, "its router went away")
+        assert not party.routers.attached
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    "fields, code, text",
+    [
+        ({"request_id": ""}, grpc.StatusCode.INVALID_ARGUMENT, "request_id must not be empty"),
+        ({"request_id": "x"}, grpc.StatusCode.NOT_FOUND, "no request x runs here"),
+        ({"choice": 4}, grpc.StatusCode.NOT_FOUND, "no choice 4 of request r runs here"),
+        (
+            {"destination": "decode-9"},
+            grpc.StatusCode.NOT_FOUND,
+            "no instance decode-9; there are decode-0, decode-1, prefill-0",
+        ),
+        ({"destination": "prefill-0"}, grpc.StatusCode.FAILED_PRECONDITION, "prefill-0 does not decode"),
+        ({"destination": "decode-0"}, grpc.StatusCode.FAILED_PRECONDITION, "r runs on decode-0 already"),
+        ({"mode": 77}, grpc.StatusCode.INVALID_ARGUMENT, "no move mode 77"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence_with_its_code(fields, code, text):
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.MigrateRequest(asked(**fields))
+        assert (raised.value.code(), raised.value.details()) == (code, text)
+        assert not party.router.asked
+
+    play(scenario, MOVED)
+
+
+def test_an_instance_that_is_lost_takes_no_request():
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        party.lose("decode-1")
+        for destination, text in (
+            ("decode-1", "decode-1 takes no request: it is lost (its process died)"),
+            ("", "there is no other instance that decodes"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await stub.MigrateRequest(asked(destination=destination))
+            assert (raised.value.code(), raised.value.details()) == (
+                grpc.StatusCode.FAILED_PRECONDITION,
+                text,
+            )
+
+    play(scenario, MOVED)
+
+
+def test_routers_hear_at_once_of_what_is_lost():
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        party.tell()
+        party.lose("decode-1")
+        await until(
+            lambda: [info.name for info in party.router.listed[-1].instances] == ["prefill-0", "decode-0"]
+        )
+
+    play(scenario)
+
+
+def test_a_router_may_condemn_an_instance():
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        party.router.say(pb.AttachRequest(lost=pb.LostInstance(name="decode-0", life=1, condemned=True)))
+        await until(lambda: party.lost == [(Incarnation("decode-0", 1), True)])
+
+    play(scenario)

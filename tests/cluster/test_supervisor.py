@@ -1,0 +1,229 @@
+"""The supervisor: whatever ends, hangs or fails to start is started again, in a later life; nobody else is touched."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from stub_instance import StubInstance
+from waiting import until
+
+from penstock.cluster.config import ClusterConfig, InstanceSettings
+from penstock.cluster.registry import Running, Spec, State, specs
+from penstock.cluster.supervisor import Supervisor
+from penstock.handover.config import HandoverConfig
+from penstock.handover.values import Incarnation
+
+HANDOVER = HandoverConfig(heartbeat_s=0.02, hung_after_s=0.4)
+SPECS = specs(ClusterConfig())
+NAMES = [spec.name for spec in SPECS]
+
+
+class FakeHost:
+    """Instances in this process."""
+
+    def __init__(self):
+        self.living: dict[Incarnation, StubInstance] = {}
+        self.deaths: dict[Incarnation, asyncio.Future[str]] = {}
+        self.running: dict[Incarnation, Running] = {}
+        self.killed: list[Incarnation] = []
+        self.failures = 0
+        """How many starts are to fail from now on."""
+
+    async def find(self) -> dict[Incarnation, Running]:
+        return {who: self.running[who] for who in self.living}
+
+    async def start(self, spec: Spec, life: int) -> Running:
+        if self.failures:
+            self.failures -= 1
+            raise ValueError("no such model")
+        who = Incarnation(spec.name, life)
+        settings = InstanceSettings(
+            name=spec.name,
+            life=life,
+            prefill_tokens=spec.prefill_tokens,
+            decode_slots=spec.decode_slots,
+            handover=HANDOVER,
+        )
+        instance = StubInstance(settings)
+        self.running[who] = Running(await instance.start(), 1, "here")
+        self.living[who] = instance
+        self.deaths[who] = asyncio.get_running_loop().create_future()
+        return self.running[who]
+
+    async def ended(self, who: Incarnation) -> str:
+        return await asyncio.shield(self.deaths[who])
+
+    async def kill(self, who: Incarnation) -> None:
+        self.killed.append(who)
+        await self.die(who)
+
+    async def die(self, who: Incarnation) -> None:
+        instance = self.living.pop(who, None)
+        if instance is not None:
+            await instance.stop()
+            self.deaths[who].set_result("its process died")
+
+
+def play(scenario: Callable[[FakeHost], Awaitable[None]]) -> None:
+    """Run it with a host of its own, whose instances are gone afterwards."""
+
+    async def played() -> None:
+        host = FakeHost()
+        try:
+            async with asyncio.timeout(60):
+                await scenario(host)
+        finally:
+            for who in list(host.living):
+                await host.die(who)
+
+    asyncio.run(played())
+
+
+@asynccontextmanager
+async def supervised(host: FakeHost) -> AsyncIterator[Supervisor]:
+    supervisor = Supervisor(host, SPECS, HANDOVER, "controller:test", lambda: None)
+    task = asyncio.create_task(supervisor.run())
+    try:
+        await until(lambda: serving(supervisor) == NAMES)
+        yield supervisor
+        assert not task.done()
+    finally:
+        await cancelled(task)
+
+
+async def cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def serving(supervisor: Supervisor) -> list[str]:
+    records = supervisor.registry.records
+    return [name for name in NAMES if records[name].state == State.SERVING]
+
+
+def lives(supervisor: Supervisor) -> dict[str, int]:
+    return {name: supervisor.registry[name].life for name in NAMES}
+
+
+async def replaced(supervisor: Supervisor, who: Incarnation) -> None:
+    """A later life of this instance serves, and the others live as before."""
+    before = lives(supervisor)
+    await until(lambda: supervisor.registry[who.instance].life > who.life and serving(supervisor) == NAMES)
+    after = lives(supervisor)
+    assert {name for name in NAMES if after[name] != before[name]} <= {who.instance}
+
+
+def test_a_process_that_dies_has_a_later_life():
+    async def scenario(host: FakeHost) -> None:
+        async with supervised(host) as supervisor:
+            who = supervisor.registry["decode-0"].incarnation
+            await host.die(who)
+            await replaced(supervisor, who)
+            assert supervisor.registry["decode-0"].restarts == 1
+
+    play(scenario)
+
+
+def test_an_instance_that_says_nothing_is_ended_before_its_next_life_begins():
+    async def scenario(host: FakeHost) -> None:
+        async with supervised(host) as supervisor:
+            who = supervisor.registry["decode-1"].incarnation
+            host.living[who].hung = True
+            await replaced(supervisor, who)
+            assert host.killed == [who]
+
+    play(scenario)
+
+
+def test_an_instance_that_serves_again_is_listed_only_in_its_later_life():
+    async def scenario(host: FakeHost) -> None:
+        async with supervised(host) as supervisor:
+            who = supervisor.registry["decode-0"].incarnation
+            await host.die(who)
+            await until(lambda: not supervisor.registry["decode-0"].usable)
+            assert [record.spec.name for record in supervisor.registry.usable()] == ["prefill-0", "decode-1"]
+
+    play(scenario)
+
+
+def test_a_writer_that_a_peer_condemns_is_ended_and_the_peers_hear_of_its_death():
+    async def scenario(host: FakeHost) -> None:
+        async with supervised(host) as supervisor:
+            writer = supervisor.registry["prefill-0"].incarnation
+            peer = host.living[supervisor.registry["decode-0"].incarnation]
+            peer.writer = writer
+            await replaced(supervisor, writer)
+            assert host.killed == [writer]
+            await until(lambda: writer in peer.dead)
+
+    play(scenario)
+
+
+def test_peers_hear_again_of_a_death_under_an_earlier_controller():
+    async def scenario(host: FakeHost) -> None:
+        async with supervised(host) as supervisor:
+            current = supervisor.registry["prefill-0"].incarnation
+            earlier = current._replace(life=current.life - 1)
+            peer = host.living[supervisor.registry["decode-0"].incarnation]
+            peer.writer = earlier
+            await until(lambda: earlier in peer.dead)
+            assert supervisor.registry["prefill-0"].incarnation == current and host.killed == []
+
+    play(scenario)
+
+
+def test_a_start_that_fails_is_tried_again_and_its_reason_is_kept_meanwhile():
+    async def scenario(host: FakeHost) -> None:
+        host.failures = 2
+        supervisor = Supervisor(
+            host, SPECS, HANDOVER, "controller:test", lambda: reasons.update(told(supervisor))
+        )
+        reasons: set[str] = set()
+        task = asyncio.create_task(supervisor.run())
+        await until(lambda: serving(supervisor) == NAMES)
+        await cancelled(task)
+        assert reasons == {"", "no such model"} and told(supervisor) == {""}
+
+    def told(supervisor: Supervisor) -> set[str]:
+        return {record.reason for record in supervisor.registry.records.values()}
+
+    play(scenario)
+
+
+def test_a_new_controller_takes_over_what_runs_and_ends_what_is_older():
+    async def scenario(host: FakeHost) -> None:
+        async with supervised(host) as first:
+            older = Incarnation("decode-0", first.registry["decode-0"].life - 1)
+            await host.start(SPECS[1], older.life)
+            second = Supervisor(host, SPECS, HANDOVER, "controller:test", lambda: None)
+            task = asyncio.create_task(second.run())
+            await until(lambda: host.killed == [older])
+            assert lives(second) == lives(first) and serving(second) == NAMES
+            await cancelled(task)
+
+    play(scenario)
+
+
+def test_a_controller_that_stood_still_blames_nobody():
+    async def scenario(host: FakeHost) -> None:
+        async with supervised(host) as supervisor:
+            before = lives(supervisor)
+            time.sleep(2 * HANDOVER.hung_after_s)  # noqa: ASYNC251  the whole process stands still
+            await asyncio.sleep(4 * HANDOVER.heartbeat_s)
+            assert lives(supervisor) == before and host.killed == []
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("who", [Incarnation("decode-0", 1 << 60), Incarnation("nobody", 1)])
+def test_to_condemn_what_does_not_live_changes_nothing(who):
+    async def scenario(host: FakeHost) -> None:
+        async with supervised(host) as supervisor:
+            before = lives(supervisor)
+            supervisor.condemn(who, "why")
+            await asyncio.sleep(2 * HANDOVER.heartbeat_s)
+            assert lives(supervisor) == before and host.killed == []
+
+    play(scenario)
