@@ -17,9 +17,9 @@ import grpc.aio
 from ..policy.state import InstanceView, LoadView
 from ..proto import router_pb2 as pb
 from ..proto.router_pb2_grpc import RouterServiceStub
+from .fleet import Mode, MoveWanted
 from .links import CHANNEL
 from .router import Router
-from .session import Mode, MoveWanted
 
 logger = logging.getLogger(__name__)
 

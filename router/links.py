@@ -70,6 +70,7 @@ class Link:
         self._out: deque[RouterFrame] = deque()
         self._seen: dict[str, Seen] = {}
         self._wake = asyncio.Event()
+        self._sent = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"link to {listed.name}")
 
     @property
@@ -87,9 +88,17 @@ class Link:
             self._seen[message.session] = message
         else:
             self._out.append(message)
+        self._sent.clear()
         self._wake.set()
 
     async def close(self) -> None:
+        """Send what was told already, and end the stream."""
+        if self._linked:
+            try:
+                async with asyncio.timeout(self._cfg.hung_after_s):
+                    await self._sent.wait()
+            except TimeoutError:
+                logger.info("%s does not take the last messages", self.incarnation)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -195,6 +204,7 @@ class Link:
                 raise StreamBroken("the instance does not drain its stream")
             while self._out:
                 await call.write(wire.to_link_request(self._out.popleft()))
+            self._sent.set()
 
 
 HUNG = "nothing was heard in time"

@@ -17,9 +17,10 @@ from ..policy import dispatch as policy
 from ..policy.dispatch import Assignment, Memory, NoInstance
 from ..policy.state import InstanceView, RequestShape
 from .config import ModelInfo, RouterConfig
+from .fleet import MoveResult, MoveWanted
 from .links import Links
 from .refusal import Refused
-from .session import LiveSession, MoveResult, MoveWanted
+from .session import LiveSession
 from .wire import Call
 
 logger = logging.getLogger(__name__)
@@ -204,5 +205,4 @@ class Router:
         self._ticker.cancel()
         for session in list(self.sessions.values()):
             session.cancel(Refused(grpc.StatusCode.UNAVAILABLE, "The router stops."))
-        await asyncio.sleep(0)  # lets links write the revokes
         await self.links.close()

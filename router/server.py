@@ -17,10 +17,11 @@ from ..policy.state import InstanceView
 from ..proto import control_pb2, control_pb2_grpc, inference_pb2, inference_pb2_grpc
 from .attach import attach
 from .config import ModelInfo, RouterConfig
+from .fleet import Delta
 from .links import CHANNEL
 from .refusal import DETAILS_KEY, Refused
 from .router import Router
-from .session import Delta, LiveSession
+from .session import LiveSession
 from .tokenizer import Tokenizer
 from .wire import Call, read_request
 

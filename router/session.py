@@ -7,8 +7,6 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from enum import Enum
-from typing import Protocol
 
 import grpc
 
@@ -43,11 +41,11 @@ from ..handover.values import (
     InstanceMessage,
     MoveMode,
     Revoke,
-    RouterMessage,
 )
-from ..policy.dispatch import Assignment, NoInstance
+from ..policy.dispatch import NoInstance
 from ..policy.state import InstanceView, RequestShape
 from .config import RouterConfig
+from .fleet import Delta, Fleet, Mode, MoveResult, MoveWanted
 from .refusal import Refused
 from .wire import Call
 
@@ -55,72 +53,6 @@ logger = logging.getLogger(__name__)
 
 RETRY_S = 0.1
 """How soon an instance or a destination is looked for again."""
-
-
-class Mode(Enum):
-    """How somebody wants a session moved."""
-
-    LIVE = "live"
-    BLOCKING = "blocking"
-    RECOMPUTE = "recompute"
-
-
-@dataclass(frozen=True, slots=True)
-class MoveWanted:
-    """A move that the controller asks for. An empty destination is the freest other one."""
-
-    ask: int
-    session: str
-    destination: str
-    mode: Mode
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class MoveResult:
-    """What became of it. `seconds` from the ask to the first token of the new owner."""
-
-    ask: int
-    done: bool
-    reason: str
-    seconds: float
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """Tokens for the client; `last` where the output ends with them."""
-
-    first_index: int
-    token_ids: tuple[int, ...]
-    instance: str
-    last: bool
-
-
-class Fleet(Protocol):
-    """What a session asks of the router that holds it."""
-
-    def now(self) -> float: ...
-
-    def lived(self) -> float:
-        """Time in which instances could be heard; see `Router`."""
-        ...
-
-    def tell(self, instance: Incarnation, message: RouterMessage) -> None: ...
-
-    def dispatch(self, request: RequestShape, wanted: str) -> Assignment | NoInstance:
-        """`wanted` names the instance that is to decode, or nobody."""
-        ...
-
-    def redirect(
-        self, request: RequestShape, avoid: frozenset[Incarnation], wanted: str
-    ) -> InstanceView | NoInstance: ...
-
-    def silence_s(self, owner: Incarnation | None) -> float:
-        """How long the owner of a session may say nothing of it."""
-        ...
-
-    def moved(self, result: MoveResult) -> None: ...
 
 
 @dataclass(slots=True)

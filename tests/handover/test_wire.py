@@ -6,7 +6,7 @@ from enum import IntEnum
 
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.handover import frames, values, wire
@@ -59,18 +59,21 @@ def coherent(frame):
     return frame
 
 
+@settings(deadline=None)
 @given(of(frames.RouterFrame).map(coherent))
 def test_what_a_router_says_survives_the_wire(frame):
     sent = wire.to_link_request(frame).SerializeToString()
     assert wire.from_link_request(pb.LinkRequest.FromString(sent)) == frame
 
 
+@settings(deadline=None)
 @given(of(frames.InstanceFrame))
 def test_what_an_instance_says_survives_the_wire(frame):
     sent = wire.to_link_response(frame).SerializeToString()
     assert wire.from_link_response(pb.LinkResponse.FromString(sent)) == frame
 
 
+@settings(deadline=None)
 @given(of(frames.PeerFrame))
 def test_what_peers_say_survives_the_wire(frame):
     sent = wire.to_peer_request(frame).SerializeToString()
@@ -156,6 +159,7 @@ def test_a_malformed_frame_is_refused_by_name(read, frame, says):
         read(frame)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_bytes_of_a_stranger_give_a_value_or_a_value_error(data):
     try:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.policy.dispatch import SETTLE_S, Assignment, Memory, NoInstance, dispatch, redirect
@@ -42,6 +42,7 @@ REQUESTS = st.builds(RequestShape, prompt_tokens=st.integers(1, 2000))
 SEEDS = st.integers(0, 2**64 - 1)
 
 
+@settings(deadline=None)
 @given(REQUESTS, VIEWS, SEEDS)
 def test_only_instances_that_may_are_picked(request_, views, seed):
     found, _ = dispatch(request_, views, 0.0, seed, Memory())
@@ -56,6 +57,7 @@ def test_only_instances_that_may_are_picked(request_, views, seed):
         assert found.ever == (not (prefills and decodes))
 
 
+@settings(deadline=None)
 @given(REQUESTS.filter(lambda r: r.prompt_tokens < 1600), VIEWS, SEEDS)
 def test_the_shortest_queue_and_the_most_room_win(request_, views, seed):
     found, _ = dispatch(request_, views, 0.0, seed, Memory())
@@ -69,6 +71,7 @@ def test_the_shortest_queue_and_the_most_room_win(request_, views, seed):
             assert (found.decode or found.prefill).load.free_blocks == max(slots)
 
 
+@settings(deadline=None)
 @given(REQUESTS, VIEWS, SEEDS, st.randoms())
 def test_the_order_of_the_views_does_not_matter(request_, views, seed, random):
     shuffled = random.sample(views, len(views))
@@ -156,6 +159,7 @@ def test_a_wanted_instance_decodes_and_prefills_if_it_may():
         assert isinstance(redirect(shape, views, frozenset(), 0.0, 0, Memory(), wanted=name)[0], NoInstance)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 128))
 def test_blocks_hold_their_tokens_and_not_a_block_more(tokens, size):
     assert (blocks_for(tokens, size) - 1) * size < tokens <= blocks_for(tokens, size) * size or tokens == 0

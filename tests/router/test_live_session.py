@@ -26,8 +26,9 @@ from penstock.handover.values import (
 from penstock.policy.dispatch import Assignment, NoInstance
 from penstock.policy.state import InstanceView
 from penstock.router.config import RouterConfig
+from penstock.router.fleet import Mode, MoveWanted
 from penstock.router.refusal import Refused
-from penstock.router.session import LiveSession, Mode, MoveWanted
+from penstock.router.session import LiveSession
 from penstock.router.wire import Call
 
 A, B, C = (Incarnation(name, 1) for name in "abc")

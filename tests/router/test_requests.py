@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_fleet import MODEL
 
@@ -48,6 +48,7 @@ def test_output_is_capped_at_the_context():
     assert read(sampled(max_tokens=5)).params.max_tokens == 5
 
 
+@settings(deadline=None)
 @given(st.decimals(0, 10, places=3).map(float))
 def test_a_temperature_is_the_decimal_that_was_meant(temperature):
     assert read(sampled(temperature=temperature)).params.temperature == temperature
@@ -136,6 +137,7 @@ def test_a_resume_with_all_tokens_is_ended(ids, ignore_eos, ended):
     assert call.ended((9,)) is ended
 
 
+@settings(deadline=None)
 @given(st.builds(pb.GenerateRequest.FromString, st.just(b"")), st.binary(max_size=40))
 def test_any_request_is_a_value_or_refused(request_, more):
     try:

@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from test_tokenizer import byte_level
-from toy_fleet import MODEL, ONE_AND_TWO, Heard, fleet, generate, request, until
+from toy_fleet import MODEL, ONE_AND_TWO, Heard, fleet, generate, request, swept, until
 from toy_instance import FAST, ToyInstance, output
 
 from penstock.proto import (
@@ -156,6 +156,11 @@ class ToyController(router_pb2_grpc.RouterServiceServicer, control_pb2_grpc.Cont
         await self.server.start()
         return f"127.0.0.1:{self.port}"
 
+    async def stop(self):
+        if self.server is not None:
+            await self.server.stop(0)
+        self.server = None
+
     async def Attach(self, request_iterator, context):
         listening = asyncio.ensure_future(self.listen(request_iterator))
         try:
@@ -211,9 +216,10 @@ async def controlled():
         yield controller, server
     finally:
         await server.stop()
-        await controller.server.stop(0)
+        await controller.stop()
         for one in controller.instances:
             await one.kill()
+        await swept()
 
 
 def test_the_controller_hears_of_the_router_its_sessions_and_moves():
@@ -246,7 +252,7 @@ def test_the_controller_hears_of_the_router_its_sessions_and_moves():
 def test_the_router_serves_on_without_its_controller_and_finds_it_again():
     async def run():
         async with controlled() as (controller, server):
-            await controller.server.stop(0)
+            await controller.stop()
             assert (await generate(server.address, request())).ids == output((1, 2, 3), 20)
             infos, controller.instances = controller.instances, []
             await controller.start(controller.port)  # a new one, which knows nobody yet
@@ -279,7 +285,7 @@ def test_control_calls_are_forwarded_with_their_errors():
                 "no such request",
             )
             assert ("grpc-status-details-bin", b"details") in tuple(caught.value.trailing_metadata())
-            await controller.server.stop(0)
+            await controller.stop()
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.GetCluster(control_pb2.GetClusterRequest(), timeout=5)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -11,7 +11,7 @@ from toy_instance import output
 from penstock.proto import inference_pb2 as pb
 from penstock.proto.inference_pb2_grpc import InferenceServiceStub
 from penstock.router.config import RouterConfig
-from penstock.router.session import Mode, MoveWanted
+from penstock.router.fleet import Mode, MoveWanted
 
 LONG = 150
 

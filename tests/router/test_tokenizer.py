@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Encoder
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -64,6 +64,7 @@ def encode(tokenizer, text):
     return asyncio.run(tokenizer.encode(text))
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="▁<"), min_size=1, max_size=30))
 def test_the_pieces_of_a_text_are_the_text(tokenizer, text):
     ids = encode(tokenizer, text)
@@ -74,6 +75,7 @@ def test_the_pieces_of_a_text_are_the_text(tokenizer, text):
         assert not any("�" in piece for piece in pieces)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 250), max_size=80))
 def test_any_tokens_give_text_and_never_an_error(tokenizer, ids):
     stream = tokenizer.stream()
@@ -82,6 +84,7 @@ def test_any_tokens_give_text_and_never_an_error(tokenizer, ids):
     stream.flush()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 250), max_size=40), st.integers(0, 40), st.integers(1, 5))
 def test_a_resumed_stream_says_what_the_first_would_have_said(tokenizer, ids, cut, size):
     whole = tokenizer.stream()

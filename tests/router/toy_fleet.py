@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -61,6 +62,12 @@ async def until(true, seconds: float = 10.0) -> None:
             await asyncio.sleep(0.005)
 
 
+async def swept() -> None:
+    """gRPC's servers, which lie in cycles, die while their loop lives: later they would raise in `__del__`."""
+    gc.collect()
+    await asyncio.sleep(0)
+
+
 @asynccontextmanager
 async def fleet(
     roles: dict[str, dict], config: RouterConfig | None = None, model: ModelInfo = MODEL, settles: bool = True
@@ -80,6 +87,7 @@ async def fleet(
         await server.stop()
         for one in here.instances.values():
             await one.kill()
+        await swept()
 
 
 ONE_AND_TWO = {"a": {"prefill_tokens": 512}, "b": {"decode_slots": 8}, "c": {"decode_slots": 8}}

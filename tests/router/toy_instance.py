@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
@@ -74,6 +75,8 @@ class Sequence:
     computed: int = 0
     paused: bool = False
     ended: bool = False
+    sampled: bool = False
+    """A token was made here."""
 
     @property
     def length(self) -> int:
@@ -104,6 +107,7 @@ class ToyInstance(worker_pb2_grpc.WorkerServiceServicer):
         self.me = Incarnation(self.name, self.life)
         self.house = House(self.me, "toy", LAYOUT, self.cfg, reaches=frozenset("abcdefgh"))
         self.routers: dict[str, asyncio.Queue] = {}
+        self.heard_at: dict[str, float] = {}
         self.book: dict[Incarnation, str] = {}
         self.peers: dict[Incarnation, asyncio.Queue] = {}
         self.news: dict[str, list[News]] = defaultdict(list)
@@ -135,7 +139,9 @@ class ToyInstance(worker_pb2_grpc.WorkerServiceServicer):
         self.frozen = True
         for task in list(self.tasks):
             task.cancel()
-        await self.server.stop(0)
+        if self.server is not None:
+            await self.server.stop(0)
+        self.server = None  # gRPC's server wants to die while its loop lives
 
     # ---- the machines
 
@@ -231,8 +237,7 @@ class ToyInstance(worker_pb2_grpc.WorkerServiceServicer):
 
     def waits(self, sequence: Sequence) -> bool:
         """Prefilled, on an instance that does not decode: it stays until it is handed over."""
-        prefilled = bool(sequence.emitted) and sequence.computed >= sequence.length - 1
-        return prefilled and not self.decode_slots
+        return sequence.computed == sequence.length - 1 and sequence.sampled and not self.decode_slots
 
     def advance(self, sequence: Sequence) -> tuple[TokenRecord, ...]:
         sequence.computed = min(sequence.computed + CHUNK, sequence.length)
@@ -243,6 +248,7 @@ class ToyInstance(worker_pb2_grpc.WorkerServiceServicer):
         end = End.LENGTH if index + 1 == params.max_tokens else None
         end = End.STOP if made == EOS and not params.ignore_eos else end
         sequence.emitted.append(made)
+        sequence.sampled = True
         sequence.ended = end is not None
         return (TokenRecord(made, end),)
 
@@ -251,8 +257,11 @@ class ToyInstance(worker_pb2_grpc.WorkerServiceServicer):
             await asyncio.sleep(self.cfg.heartbeat_s)
             for session, seat in list(self.seats.items()):
                 if seat.holding is not None:
-                    self.feed(session, fx.Beat())
+                    self.feed(session, fx.Beat() if self.hears(seat.holding.router) else fx.RouterSilent())
             self.flush(whether_or_not=True)
+
+    def hears(self, router: str) -> bool:
+        return time.monotonic() - self.heard_at.get(router, 0.0) < self.cfg.grace_s
 
     def flush(self, whether_or_not: bool = False) -> None:
         for router in self.routers if whether_or_not else list(self.news):
@@ -283,6 +292,7 @@ class ToyInstance(worker_pb2_grpc.WorkerServiceServicer):
         assert isinstance(first, Hello)
         if first.incarnation != self.me:
             return
+        self.heard_at[first.router] = time.monotonic()
         queue = self.routers[first.router] = asyncio.Queue()
         self.to_router(first.router, Welcome(self.me, "toy", 4096, VOCABULARY, 1))
         self.to_router(first.router, Step((), self.load()))
@@ -297,6 +307,7 @@ class ToyInstance(worker_pb2_grpc.WorkerServiceServicer):
         try:
             async for request in requests:
                 frame = wire.from_link_request(request)
+                self.heard_at[router] = time.monotonic()
                 for message in frame.seen if isinstance(frame, SeenBatch) else (frame,):
                     self.told(router, message)
         except (grpc.RpcError, asyncio.CancelledError):
