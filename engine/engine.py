@@ -43,6 +43,7 @@ from ..handover.effects import (
     ToRouter,
     Unpause,
     Write,
+    Written,
 )
 from ..handover.frames import InstanceFrame, Step
 from ..handover.seat import House, Seat
@@ -70,6 +71,9 @@ from .sequence import Sequence as Running
 from .step import StepItem
 
 logger = logging.getLogger(__name__)
+
+COMMIT_WAIT_S = 0.005
+"""Most that a step is put off for the final stage of a sequence that leaves."""
 
 
 class Model(Protocol):
@@ -156,6 +160,8 @@ class Engine:
         self._reserves: dict[LeaseKey, Reserve] = {}
         self._grants: dict[LeaseKey, Grant] = {}
         self._waiting: list[LeaseKey] = []
+        self._committing: set[LeaseKey] = set()
+        """Final stages that are being written in place."""
         self._timers: list[tuple[float, int, Clock, LeaseKey]] = []
         self._timer_ids: dict[tuple[Clock, LeaseKey], int] = {}
         self._count = itertools.count()
@@ -208,17 +214,20 @@ class Engine:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._round()
+                self.round()
         except Exception as error:  # noqa: BLE001 - the thread ends here; the server ends the instance
             self.failure = error
             logger.exception("the engine failed")
 
-    def _round(self) -> None:
+    def round(self, wait: bool = True) -> None:
+        """One step, and all that has arrived; where nothing is to run, `wait` for what arrives or falls due."""
         batch = self._scheduler.next_batch()
         if batch:
             self._step(batch)
             self._flush()
-        self._take_inbox(wait=not batch)
+        self._take_inbox(wait and not batch)
+        if wait:
+            self._await_commits()
         self._fire_timers()
         self._retry_leases()
         if time.monotonic() >= self._next_beat:
@@ -253,6 +262,15 @@ class Engine:
         except queue.Empty:
             pass
 
+    def _await_commits(self) -> None:
+        """A commit's last blocks are few: their header leaves before the next step begins, not after it has ended."""
+        deadline = time.monotonic() + COMMIT_WAIT_S
+        while self._committing and (left_s := deadline - time.monotonic()) > 0:
+            try:
+                self._take(self._inbox.get(timeout=left_s))
+            except queue.Empty:
+                return
+
     def _take(self, item: tuple[str, InstanceEvent] | Everyone | None) -> None:
         if isinstance(item, Everyone):
             for session in [key for key, seat in self._seats.items() if item.wanted(seat)]:
@@ -266,6 +284,8 @@ class Engine:
                     self._consider(destination)
                 case FromPeer(_, Grant() as grant) if grant.source == self._house.me:
                     self._grants[grant.lease] = grant
+                case Written(lease):
+                    self._committing.discard(lease)
             effects = self._feed(session, event)
             if isinstance(event, FromPeer) and isinstance(event.message, Stage) and event.message.pair:
                 if not any(isinstance(effect, Receive) for effect in effects):
@@ -401,6 +421,8 @@ class Engine:
             return
         grant = self._grants[stage.lease]
         targets = grant.block_ids[stage.first : stage.first + stage.count]
+        if stage.commit is not None:
+            self._committing.add(stage.lease)
         self._outside.write_in_place(stage, grant.window, ids, targets)
 
     # ---- time
