@@ -59,14 +59,18 @@ class Destination:
     @staticmethod
     def asked(reserve: Reserve) -> tuple[Destination, list[InstanceEffect]]:
         """A reservation that may be met; the driver answers `Lease` now or when there is room."""
-        new = Destination(reserve.lease, reserve.source, reserve.destination, reserve.router, reserve.one_sided)
+        new = Destination(
+            reserve.lease, reserve.source, reserve.destination, reserve.router, reserve.one_sided
+        )
         return new, [Timer(Clock.LEASE, reserve.lease), Lease(reserve)]
 
     @property
     def expired(self) -> bool:
         return self.state is not State.LEASED
 
-    def leased(self, granted: bool, have: int, cfg: HandoverConfig) -> tuple[Destination, list[InstanceEffect]]:
+    def leased(
+        self, granted: bool, have: int, cfg: HandoverConfig
+    ) -> tuple[Destination, list[InstanceEffect]]:
         assert self.state is State.WAITING
         if not granted:
             return self, [ToPeer(self.source, Wait(self.lease, self.source, self.me))]
@@ -78,8 +82,6 @@ class Destination:
 
     def stage(self, stage: Stage) -> tuple[Destination, list[InstanceEffect]]:
         """The header of a stage. One-sided: its blocks are here. Two-sided: take them in."""
-        if self.state is not State.LEASED:
-            return self, []
         place = (stage.first, stage.count)
         if place in self.arrived or place in self.receiving:
             return self, []  # told twice

@@ -86,7 +86,10 @@ class Leased:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The answer to `Write`: no more of it can reach the destination. `ok` where all of it did (or was handed to the pair)."""
+    """The answer to `Write`: no more of it can reach the destination.
+
+    `ok` where all of it did, or was handed to the pair.
+    """
 
     lease: LeaseKey
     ok: bool
@@ -190,7 +193,8 @@ class Lease:
 class Write:
     """Copy the blocks of `stage` to the destination; answer with `Written`.
 
-    Two-sided: the driver sends the header, then the blocks. One-sided: the blocks only; the machine sends the header after.
+    Two-sided: the driver sends the header, then the blocks.
+    One-sided: the blocks only; the machine sends the header after.
     """
 
     epoch: Epoch
@@ -353,7 +357,17 @@ class Closed:
 
 
 InstanceEvent = (
-    FromRouter | FromPeer | Launched | Stepped | Leased | Written | Received | Timeout | PeerLost | Beat | RouterSilent
+    FromRouter
+    | FromPeer
+    | Launched
+    | Stepped
+    | Leased
+    | Written
+    | Received
+    | Timeout
+    | PeerLost
+    | Beat
+    | RouterSilent
 )
 InstanceEffect = (
     ToRouter

@@ -44,9 +44,12 @@ def fresh(mark: Epoch | None, epoch: Epoch) -> bool:
     return mark is None or epoch > mark
 
 
-def adoptable(mark: Epoch | None, epoch: Epoch, expired: bool) -> bool:
-    """Rule 5: a commit is valid only against its own unexpired lease, whose epoch is the mark."""
-    return not expired and epoch == mark
+def takes(expired: bool) -> bool:
+    """Rule 5: stages and their commit are valid only against an unexpired lease, whose epoch is the mark.
+
+    A lease ends where the mark rises above it, so that none below the mark is unexpired.
+    """
+    return not expired
 
 
 def complete(commit: Commit | None, end: int, have: int, arrived: frozenset[tuple[int, int]]) -> bool:
@@ -78,7 +81,7 @@ def drops_for_silent_router() -> bool:
 
 
 def may_release(one_sided: bool, writer_fenced: bool) -> bool:
-    """Rule 8 and the second fence: blocks that a live one-sided writer may still touch are quarantined until it is fenced."""
+    """Rule 8, second fence: what a live one-sided writer may touch is quarantined until it is fenced."""
     return writer_fenced or not one_sided
 
 

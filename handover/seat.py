@@ -1,6 +1,7 @@
 """One session's seat at one instance: its mark, the sequence it owns here, the handovers out and the leases in.
 
-A value: `on(event)` returns the next seat and what to do. The driver keeps one seat a session and feeds it one event at a time.
+A value: `on(event)` returns the next seat and what to do. The driver keeps one seat a session and feeds it one event
+at a time.
 """
 
 from __future__ import annotations
@@ -85,7 +86,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """The sequence owned here. `records` begin at index `first`; the router has seen up to `seen`, was told up to `told`."""
+    """The sequence owned here, its records from index `first` on.
+
+    The router has seen what lies before `seen`, and was told what lies before `told`.
+    """
 
     epoch: Epoch
     router: str
@@ -169,7 +173,9 @@ class Seat:
 
     # ---- the router speaks
 
-    def _from_router(self, router: str, message: RouterMessage, house: House) -> tuple[Seat, list[InstanceEffect]]:
+    def _from_router(
+        self, router: str, message: RouterMessage, house: House
+    ) -> tuple[Seat, list[InstanceEffect]]:
         match message:
             case Start():
                 return self._start(router, message, house)
@@ -203,7 +209,9 @@ class Seat:
         assert self.holding is not None
         one_sided = move.destination.incarnation.instance in house.reaches
         lease = LeaseKey(self.session, move.next_epoch)
-        source = Source(house.me, self.holding.router, move.epoch, lease, move.destination, move.mode, one_sided)
+        source = Source(
+            house.me, self.holding.router, move.epoch, lease, move.destination, move.mode, one_sided
+        )
         return replace(self, sources=(*self.sources, source))
 
     def _move(self, move: Move, house: House) -> tuple[Seat, list[InstanceEffect]]:
@@ -238,10 +246,11 @@ class Seat:
             return self, []
         if holding.epoch != resume.asked or not rules.fresh(self.mark, resume.epoch):
             return self, []
+        seat, dropped = self._drop_leases(lambda lease: lease.lease.epoch < resume.epoch)
         ended, effects = source.resume(resume.epoch)
-        seat = replace(self, mark=resume.epoch, holding=replace(holding, epoch=resume.epoch))
+        seat = replace(seat, mark=resume.epoch, holding=replace(holding, epoch=resume.epoch))
         seat = seat._put_source(ended)
-        return seat, [*effects, *seat._restate()]
+        return seat, [*dropped, *effects, *seat._restate()]
 
     def _revoke(self, bound: Epoch) -> tuple[Seat, list[InstanceEffect]]:
         seat = replace(self, mark=bound) if self.mark is None or bound > self.mark else self
@@ -341,8 +350,9 @@ class Seat:
         if reason:
             refuse = Refuse(reserve.lease, reserve.source, reserve.destination, reason)
             return self, [ToPeer(reserve.source, refuse)]
-        lease, effects = Destination.asked(reserve)
-        return replace(self, mark=reserve.lease.epoch, leases=(*self.leases, lease)), effects
+        seat, effects = self._drop_leases(lambda lease: lease.lease.epoch < reserve.lease.epoch)
+        lease, more = Destination.asked(reserve)
+        return replace(seat, mark=reserve.lease.epoch, leases=(*seat.leases, lease)), effects + more
 
     def _why_not(self, reserve: Reserve, house: House) -> str:
         if not rules.fresh(self.mark, reserve.lease.epoch):
@@ -376,7 +386,7 @@ class Seat:
             if self.holding is not None and self.holding.epoch == stage.lease.epoch:
                 return self, []  # adopted already
             return self, [ToPeer(stage.source, Stop(stage.lease, stage.source, stage.destination))]
-        if lease.source != stage.source:
+        if lease.source != stage.source or not rules.takes(lease.expired):
             return self, []
         return self._put_lease(lease.stage(stage), house)
 
@@ -414,7 +424,9 @@ class Seat:
 
     # ---- the driver answers
 
-    def _leased(self, lease: LeaseKey, granted: bool, have: int, house: House) -> tuple[Seat, list[InstanceEffect]]:
+    def _leased(
+        self, lease: LeaseKey, granted: bool, have: int, house: House
+    ) -> tuple[Seat, list[InstanceEffect]]:
         known = self._lease(lease)
         assert known is not None, "blocks were allotted to a lease that is no more"
         changed, effects = known.leased(granted, have, house.config)
@@ -441,7 +453,7 @@ class Seat:
             if clock is Clock.RESERVE and source.state is SourceState.RESERVING:
                 return self._failed(*source.abort("no room was granted in time"))
             if clock is Clock.SETTLE and source.state is SourceState.COMMITTING:
-                return self, source.ask()
+                return self._failed(*source.abort("the commit was not acknowledged"))
         if known is not None and clock in (Clock.LEASE, Clock.STOP):
             changed, effects = known.drop() if clock is Clock.LEASE else known.unanswered()
             return self._set_lease(changed), effects
@@ -450,11 +462,8 @@ class Seat:
     def _peer_lost(self, peer: Incarnation) -> tuple[Seat, list[InstanceEffect]]:
         seat, effects = self, []
         source = self.source
-        if source is not None and source.peer == peer:
-            if source.state is SourceState.COMMITTING:
-                effects = source.ask()
-            elif source.state is not SourceState.PLANNED:
-                seat, effects = self._failed(*source.abort("the destination was lost"))
+        if source is not None and source.peer == peer and source.state is not SourceState.PLANNED:
+            seat, effects = self._failed(*source.abort("the destination was lost"))
         for lease in seat.leases:
             if lease.source == peer:
                 seat, more = seat._lose_writer(lease)
@@ -473,8 +482,8 @@ class Seat:
         holding = self.holding
         if holding is None or (self.source is not None and self.source.state is SourceState.COMMITTING):
             return []
-        news = News(self.session, holding.epoch, holding.seen, holding.since(holding.seen))
-        return [ToRouter(holding.router, news)]
+        first = rules.restated_from(holding.seen, holding.made)
+        return [ToRouter(holding.router, News(self.session, holding.epoch, first, holding.since(first)))]
 
     def _failed(self, source: Source, effects: list[InstanceEffect]) -> tuple[Seat, list[InstanceEffect]]:
         """A handover came to nothing; remember what the router was told."""
@@ -526,13 +535,15 @@ class Seat:
     ) -> tuple[Seat, list[InstanceEffect]]:
         """Keep the changed lease, and adopt where that made it whole."""
         lease, effects = outcome
-        if not lease.complete or not rules.adoptable(self.mark, lease.lease.epoch, lease.expired):
+        if not lease.complete:
             return self._set_lease(lease), effects
-        assert lease.commit is not None
+        assert lease.commit is not None and lease.lease.epoch == self.mark
         seat, more = self._set_lease(lease.adopted())._clear_below(lease.lease.epoch)
         commit = lease.commit
         made = commit.first_index + len(commit.records)
-        holding = Holding(lease.lease.epoch, lease.router, commit.first_index, commit.first_index, made, commit.records)
+        holding = Holding(
+            lease.lease.epoch, lease.router, commit.first_index, commit.first_index, made, commit.records
+        )
         seat = replace(seat, holding=holding, unmoved=None)
         committed = Committed(lease.lease, lease.source, house.me)
         return seat, [

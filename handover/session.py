@@ -90,7 +90,9 @@ class Session:
             case MoveAsked():
                 return self._move(event)
             case InstanceLost(instance):
-                return self._recover(f"{instance.instance} was lost") if instance == self.owner else (self, [])
+                return (
+                    self._recover(f"{instance.instance} was lost") if instance == self.owner else (self, [])
+                )
             case Silent():
                 return self._recover("silence") if rules.recovers_on_silence() else (self, [])
             case RecoverAsked(reason):

@@ -115,10 +115,13 @@ class Source:
     def advance(
         self, cfg: HandoverConfig, launched: bool, commit: tuple[int, tuple[TokenRecord, ...]]
     ) -> tuple[Source, list[InstanceEffect]]:
-        """Start the next write, if one is due. `commit` is the (first index, records) that the final stage would carry."""
+        """Start the next write, if one is due.
+
+        `commit` is the (first index, records) that the final stage would carry.
+        """
         if self.writing is not None or self.state not in (State.COPYING, State.PAUSED):
             return self, []
-        source, effects = self, []
+        source, effects = self, list[InstanceEffect]()
         if source.state is State.COPYING and self.ready and self.blocks - self.sent <= cfg.final_blocks:
             source, effects = replace(source, state=State.PAUSED), [Pause(self.epoch)]
         if source.state is State.PAUSED and self.blocks - self.sent <= cfg.final_blocks:
@@ -138,7 +141,10 @@ class Source:
         return source, [*effects, Write(self.epoch, stage, self.one_sided)]
 
     def written(self, ok: bool) -> tuple[Source, list[InstanceEffect]]:
-        """The write in flight has ended. A one-sided writer sends the header now, which thereby says that the blocks landed."""
+        """The write in flight has ended.
+
+        A one-sided writer sends the header now, which thereby says that the blocks landed.
+        """
         assert self.writing is not None
         source, effects = replace(self, writing=None), []
         if ok and self.one_sided and self.active:
@@ -154,15 +160,15 @@ class Source:
 
     # ---- the ways out
 
-    def abort(self, reason: str | None) -> tuple[Source, list[InstanceEffect]]:
-        """Give up before the commit: the sequence runs on here, and the router hears the reason."""
-        assert rules.may_run_again(self.state is State.COMMITTING)
+    def abort(self, reason: str) -> tuple[Source, list[InstanceEffect]]:
+        """Give up: the sequence runs on here, and the router hears the reason; after a commit it is asked instead."""
+        if not rules.may_run_again(self.state is State.COMMITTING):
+            return self, self._ask()
         effects: list[InstanceEffect] = []
         if self.paused:
             effects.append(Unpause(self.epoch, self.epoch))
-        if reason is not None:
-            session = self.lease.session
-            effects.append(ToRouter(self.router, Unmoved(session, self.epoch, self.lease.epoch, reason)))
+        session = self.lease.session
+        effects.append(ToRouter(self.router, Unmoved(session, self.epoch, self.lease.epoch, reason)))
         return self._end(effects)
 
     def resume(self, epoch: Epoch) -> tuple[Source, list[InstanceEffect]]:
@@ -182,7 +188,9 @@ class Source:
 
     def _end(self, effects: list[InstanceEffect]) -> tuple[Source, list[InstanceEffect]]:
         source = replace(self, state=State.ABORTED)
-        return source._leave(effects) if rules.may_answer_stop(self.writing is not None) else (source, effects)
+        return (
+            source._leave(effects) if rules.may_answer_stop(self.writing is not None) else (source, effects)
+        )
 
     def _leave(self, effects: list[InstanceEffect]) -> tuple[Source, list[InstanceEffect]]:
         """Tell the destination that nothing follows, which is true from now on."""
@@ -197,7 +205,9 @@ class Source:
         """The destination wants no more. After a commit this changes nothing but that it is answered."""
         source = replace(self, owes_stopped=True)
         if self.state in (State.COMMITTING, State.ABORTED):
-            return source._answer_stop([]) if rules.may_answer_stop(self.writing is not None) else (source, [])
+            return (
+                source._answer_stop([]) if rules.may_answer_stop(self.writing is not None) else (source, [])
+            )
         return source.abort("the destination stopped it")
 
     def _answer_stop(self, effects: list[InstanceEffect]) -> tuple[Source, list[InstanceEffect]]:
@@ -206,8 +216,9 @@ class Source:
         answer = ToPeer(self.peer, Stopped(self.lease, self.me, self.peer))
         return replace(self, owes_stopped=False), [*effects, answer]
 
-    def ask(self) -> list[InstanceEffect]:
-        """Who owns the session? Asked again until answered."""
-        assert self.state is State.COMMITTING
+    def _ask(self) -> list[InstanceEffect]:
+        """Who owns the session? Asked again until answered; not while a copy reads, since the answer may be to run on."""
+        if self.writing is not None:
+            return []
         session = self.lease.session
         return [ToRouter(self.router, Ask(session, self.epoch)), Timer(Clock.SETTLE, self.lease)]

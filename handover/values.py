@@ -250,7 +250,7 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Header of one message of blocks, `count` of them from position `first` of the block table; the last has the commit.
+    """Header of a message of blocks, `count` of them from position `first` of the block table; the last has the commit.
 
     Two-sided transports: before the blocks. One-sided: after they were written.
     """
