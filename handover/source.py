@@ -121,9 +121,10 @@ class Source:
         """
         if self.writing is not None or self.state not in (State.COPYING, State.PAUSED):
             return self, []
-        source, effects = self, list[InstanceEffect]()
+        source, effects = self, []
         if source.state is State.COPYING and self.ready and self.blocks - self.sent <= cfg.final_blocks:
-            source, effects = replace(source, state=State.PAUSED), [Pause(self.epoch)]
+            source = replace(source, state=State.PAUSED)
+            effects.append(Pause(self.epoch))
         if source.state is State.PAUSED and self.blocks - self.sent <= cfg.final_blocks:
             if not rules.may_copy_last(launched):
                 return source, effects
@@ -217,7 +218,7 @@ class Source:
         return replace(self, owes_stopped=False), [*effects, answer]
 
     def _ask(self) -> list[InstanceEffect]:
-        """Who owns the session? Asked again until answered; not while a copy reads, since the answer may be to run on."""
+        """Who owns the session? Asked again until answered, but not while a copy reads: it may run on then."""
         if self.writing is not None:
             return []
         session = self.lease.session
