@@ -1,0 +1,231 @@
+"""The engine among engines: whatever the network and the copies do, streams are right and nothing is left held."""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from toy_model import VOCABULARY, answer
+from toy_world import BLOCK, CONTEXT, Clock, World
+
+from penstock.engine import engine as engine_module
+from penstock.handover.config import HandoverConfig
+from penstock.handover.values import Context, MoveMode, SamplingParams
+from penstock.policy.batching import Budget
+
+CONFIG = HandoverConfig(stage_blocks=4, final_blocks=2, grace_s=3.0, reserve_wait_s=0.5, lease_s=1.0)
+SPLIT = {"prefill": Budget(16, 0), "decode-0": Budget(0, 8), "decode-1": Budget(0, 8)}
+MIXED = {"a": Budget(12, 6), "b": Budget(12, 6)}
+
+
+@dataclass(frozen=True)
+class Case:
+    seed: int
+    roles: str
+    in_place: bool
+    loss: float
+    blocks: int
+    sessions: int
+    moves: int
+    cancels: int
+    kills: int
+
+
+CASES = st.builds(
+    Case,
+    seed=st.integers(0, 2**32),
+    roles=st.sampled_from(("split", "mixed")),
+    in_place=st.booleans(),
+    loss=st.sampled_from((0.0, 0.0, 0.05, 0.25)),
+    blocks=st.sampled_from((40, 64, 256)),
+    sessions=st.integers(1, 6),
+    moves=st.integers(0, 12),
+    cancels=st.integers(0, 2),
+    kills=st.sampled_from((0, 0, 1, 2)),
+)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(engine_module, "time", clock)
+    return clock
+
+
+def context(draw: random.Random, prompt: int | None = None, **params) -> Context:
+    length = prompt or draw.choice((1, BLOCK - 1, BLOCK, BLOCK + 1, 16, 17, 33, 64, CONTEXT - 1))
+    params = {
+        "seed": draw.randrange(1000),
+        "max_tokens": draw.choice((1, 2, BLOCK, 20, 60, 1000)),
+        "ignore_eos": draw.random() < 0.8,
+        **params,
+    }
+    return Context(tuple(draw.randrange(VOCABULARY) for _ in range(length)), (), SamplingParams(**params))
+
+
+def world(case: Case, clock: Clock) -> World:
+    roles = SPLIT if case.roles == "split" else MIXED
+    return World(case.seed, roles, CONFIG, clock, case.blocks, case.in_place, case.loss)
+
+
+def all_right(world: World) -> None:
+    for key, stream in world.sessions.items():
+        right = answer(stream.context, CONTEXT)
+        if stream.cancelled:
+            assert stream.ids == right[: len(stream.ids)], key
+        else:
+            assert stream.session.closed, f"{key} never ended: {len(stream.ids)} of {len(right)} tokens"
+            assert stream.ids == right, key
+    for instance in world.instances.values():
+        assert instance.idle, f"{instance.me} holds {instance.pool.counts()}"
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(CASES)
+def test_streams_are_right_and_nothing_is_held_whatever_happens(clock, case):
+    now = world(case, clock)
+    now.be_uneven()
+    draw = random.Random(case.seed)
+    plan = (
+        ["start"] * case.sessions + ["move"] * case.moves + ["cancel"] * case.cancels + ["kill"] * case.kills
+    )
+    draw.shuffle(plan)
+    plan.sort(key="start".__ne__) if case.seed % 2 else None
+    for what in plan:
+        open_keys = [key for key, stream in now.sessions.items() if not stream.session.closed]
+        if what == "start":
+            now.start(f"s{len(now.sessions)}", context(draw))
+        elif what == "kill":
+            now.kill(draw.choice(list(now.instances)))
+        elif open_keys and what == "move":
+            now.move(draw.choice(open_keys), draw.choice(tuple(MoveMode)))
+        elif open_keys:
+            now.cancel(draw.choice(open_keys))
+        for _ in range(draw.choice((0, 5, 40, 200))):
+            now.happen()
+    for _ in range(20):
+        now.settle(2.0)
+        for key in now.sessions:
+            now.nudge(key)
+    all_right(now)
+
+
+def settled(now: World, seconds: float) -> None:
+    now.settle(seconds)
+    all_right(now)
+
+
+def until(now: World, true, things: int = 20000) -> None:
+    """Let things happen until the condition holds."""
+    for _ in range(things):
+        if true():
+            return
+        now.happen()
+    raise AssertionError("it never came to that")
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("max_tokens", [1, 2, BLOCK, BLOCK + 1])
+def test_prompts_at_block_borders_and_short_outputs_are_handed_over_right(clock, in_place, max_tokens):
+    now = World(max_tokens, SPLIT, CONFIG, clock, in_place=in_place)
+    draw = random.Random(5)
+    for number, prompt in enumerate((1, BLOCK - 1, BLOCK, BLOCK + 1, 16, 17, CONTEXT - 2, CONTEXT - 1)):
+        now.start(f"s{number}", context(draw, prompt, max_tokens=max_tokens))
+    settled(now, 20.0)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_cancel_at_any_moment_frees_within_a_round_and_a_lease(clock, in_place):
+    for moment in range(0, 160, 5):
+        now = World(moment, SPLIT, CONFIG, clock, in_place=in_place)
+        now.start("s", context(random.Random(moment), 33, max_tokens=60))
+        for _ in range(moment):
+            now.happen()
+            if moment > 60 and not now.sessions["s"].session.pending and now.sessions["s"].got:
+                now.move("s")
+        now.cancel("s")
+        now.settle(CONFIG.lease_s + 0.1)
+        all_right(now)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("wait", [0, 3, 6, 10, 20])
+def test_a_destination_that_hangs_stops_no_stream(clock, in_place, wait):
+    now = World(wait, SPLIT, CONFIG, clock, in_place=in_place)
+    stream = now.start("s", context(random.Random(wait), 40, max_tokens=100, ignore_eos=True))
+    decoders = [one.me for one in now.decoders]
+    until(
+        now, lambda: len(stream.got) > 5 and stream.session.owner in decoders and not stream.session.pending
+    )
+    [target] = [one for one in now.decoders if one.me != stream.session.owner]
+    now.move_to("s", target)
+    for _ in range(wait):
+        now.happen()
+    target.hung = True
+    now.settle(CONFIG.lease_s + CONFIG.hung_after_s + CONFIG.silence_s)
+    assert stream.session.closed and stream.ids == answer(stream.context, CONTEXT)
+    target.hung = False
+    settled(now, 5.0)
+
+
+def test_a_copy_goes_the_way_that_its_reservation_said(clock):
+    """Between a start and its reservation another session may find the destination's memory out of reach."""
+    now = World(1, SPLIT, CONFIG, clock)
+    now.start("s", context(random.Random(1), 30, max_tokens=30))
+    now.start("t", context(random.Random(2), 30, max_tokens=30))
+    prefill = now.instances["prefill"].engine
+    until(now, lambda: prefill._seats.get("s") is not None)
+    now.unreachable |= {one.me for one in now.instances.values()}
+    now.start("u", context(random.Random(3), 30, max_tokens=30))
+    settled(now, 20.0)
+
+
+def test_a_destination_without_shared_memory_is_reached_another_way(clock):
+    now = World(1, SPLIT, CONFIG, clock)
+    for name in ("decode-0", "decode-1"):
+        now.instances[name] = now.build(name, 2, shares_memory=False)
+    now.start("s", context(random.Random(1), 30, max_tokens=30))
+    settled(now, 20.0)
+    assert any(now.moves)
+
+
+def test_reservations_are_met_in_order_of_arrival(clock):
+    """A small one does not overtake a large one for ever."""
+    now = World(1, {"prefill": Budget(64, 0), "decode": Budget(0, 8)}, CONFIG, clock, blocks=CONTEXT // BLOCK)
+    draw = random.Random(1)
+    for number in range(6):
+        now.start(f"small{number}", context(draw, 8, max_tokens=40, ignore_eos=True))
+    now.start("large", context(draw, 60, max_tokens=1000, ignore_eos=True))
+    for number in range(6, 12):
+        now.start(f"small{number}", context(draw, 8, max_tokens=40, ignore_eos=True))
+    settled(now, 60.0)
+
+
+def test_a_prompt_that_fits_no_memory_waits_and_harms_nobody(clock):
+    now = World(1, MIXED, CONFIG, clock, blocks=8)
+    stuck = now.start("stuck", context(random.Random(1), 60, max_tokens=5))
+    now.start("s", context(random.Random(2), 8, max_tokens=8))
+    now.settle(5.0)
+    assert now.sessions["s"].session.closed and not stuck.got
+    now.cancel("stuck")
+    settled(now, CONFIG.lease_s)
+
+
+def test_an_engine_that_fails_says_so(clock, monkeypatch):
+    monkeypatch.undo()  # real time: the thread waits for what arrives
+    now = World(1, MIXED, CONFIG, clock)
+    engine = now.instances["a"].engine
+    engine.start()
+    assert engine.alive
+    engine.post("s", object())  # type: ignore[arg-type]  no event that a seat knows
+    engine._thread.join(10)
+    assert not engine.alive and isinstance(engine.failure, AssertionError)
+
+
+def test_an_engine_stops_when_it_is_told(clock, monkeypatch):
+    monkeypatch.undo()
+    engine = World(1, MIXED, CONFIG, clock).instances["a"].engine
+    engine.start()
+    engine.stop(10.0)
+    assert not engine.alive and engine.failure is None

@@ -1,0 +1,198 @@
+"""The scheduler: who was admitted can always run to its end, in order of arrival, within the budget."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from penstock.decode_worker.phase import DecodePhase
+from penstock.engine.blocks import BlockPool
+from penstock.engine.phase import Size
+from penstock.engine.scheduler import Scheduler
+from penstock.engine.sequence import Sequence
+from penstock.handover.values import Commit, Context, Epoch, LeaseKey, SamplingParams, TokenRecord
+from penstock.policy.batching import Budget
+from penstock.prefill_worker.phase import PrefillPhase
+
+BLOCK, TOTAL, CONTEXT = 4, 30, 80
+NO_ENDS: frozenset[int] = frozenset()
+
+
+def scheduler(role: Budget, total: int = TOTAL) -> Scheduler:
+    return Scheduler(BlockPool(total), BLOCK, role, PrefillPhase(), DecodePhase())
+
+
+def sequence(number: int, prompt: int, max_tokens: int) -> Sequence:
+    context = Context(tuple(range(prompt)), (), SamplingParams(max_tokens=max_tokens))
+    return Sequence.begin(f"s{number}", Epoch(1, 1), context, CONTEXT)
+
+
+def step(now: Scheduler) -> list[tuple[Sequence, int]]:
+    """Run one step as the engine does, and remove what ended."""
+    batch = now.next_batch()
+    items = [now.item(one, tokens) for one, tokens in batch]
+    for (one, tokens), item in zip(batch, items, strict=True):
+        end = one.computed + tokens
+        assert len(item.tokens) == tokens and item.start == one.computed
+        assert len(item.block_table) * BLOCK >= end > (len(item.block_table) - 1) * BLOCK
+        one.computed = end
+        if item.sample and one.append(1, NO_ENDS).end is not None:
+            now.remove(one.key)
+    return batch
+
+
+class Laws(RuleBasedStateMachine):
+    """An instance of both roles: prompts come, leases are asked for, adopted and expire, sequences are cancelled."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = scheduler(Budget(8, 4))
+        self.number = 0
+        self.asked: dict[LeaseKey, tuple[int, int]] = {}
+        self.quarantined: set[LeaseKey] = set()
+
+    @rule(prompt=st.integers(1, 60), more=st.integers(1, 60))
+    def a_prompt_comes(self, prompt, more):
+        self.number += 1
+        self.now.add(sequence(self.number, prompt, more))
+
+    @rule(held=st.integers(1, 60), more=st.integers(1, 60))
+    def a_lease_is_asked_for(self, held, more):
+        self.number += 1
+        key = LeaseKey(f"s{self.number}", Epoch(1, 2))
+        size = Size(held, min(held + more, CONTEXT))
+        if self.now.lease(key, -(-size.most // BLOCK), size):
+            self.asked[key] = held, more
+
+    @precondition(lambda self: self.asked)
+    @rule()
+    def a_sequence_arrives(self):
+        key = next(iter(self.asked))
+        held, more = self.asked.pop(key)
+        context = Context(tuple(range(held)), (), SamplingParams(max_tokens=more + 1))
+        commit = Commit(0, (TokenRecord(5),), held)
+        self.now.adopt(Sequence.adopt(key, context, commit, CONTEXT + 1))
+
+    @precondition(lambda self: self.asked)
+    @rule(writer_lives=st.booleans())
+    def a_lease_expires(self, writer_lives):
+        key = next(iter(self.asked))
+        del self.asked[key]
+        if writer_lives:
+            self.now.quarantine(key)
+            self.quarantined.add(key)
+        else:
+            self.now.release(key)
+
+    @precondition(lambda self: self.quarantined)
+    @rule()
+    def a_writer_is_fenced(self):
+        self.now.release(self.quarantined.pop())
+
+    @precondition(lambda self: list(self.now))
+    @rule(place=st.integers(0, 100))
+    def a_sequence_is_cancelled(self, place):
+        sequences = list(self.now)
+        self.now.remove(sequences[place % len(sequences)].key)
+
+    @rule()
+    def a_step_runs(self):
+        step(self.now)
+
+    @invariant()
+    def promises_are_covered(self):
+        assert self.now.promised <= TOTAL
+        for one in self.now:
+            if self.now.pool.holds(one.key):
+                assert len(self.now.pool.table(one.key)) <= one.promised
+
+    def teardown(self):
+        for key in [*self.asked, *self.quarantined]:
+            self.now.release(key)
+        for _ in range(2000):
+            if not any(one.admitted or -(-one.most // BLOCK) <= TOTAL for one in self.now):
+                break
+            step(self.now)  # OutOfBlocks would fail here
+        assert all(-(-one.most // BLOCK) > TOTAL for one in self.now), "all that fits has run to its end"
+        for one in list(self.now):
+            self.now.remove(one.key)
+        counts = self.now.pool.counts()
+        assert counts.free == counts.total and self.now.promised == 0
+
+
+TestLaws = Laws.TestCase
+TestLaws.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+
+
+def test_prompts_are_cut_to_the_budget_and_end_in_order_of_arrival():
+    now = scheduler(Budget(8, 4))
+    for number in range(3):
+        now.add(sequence(number, 10, 1))
+    ran = []
+    while list(now):
+        batch = step(now)
+        assert sum(tokens for _, tokens in batch) <= 8
+        ran += [one.session for one, _ in batch]
+    assert ran == sorted(ran)
+
+
+def test_what_waits_for_memory_is_not_overtaken():
+    now = scheduler(Budget(8, 4))
+    now.add(sequence(0, 60, 20))
+    now.add(sequence(1, 60, 20))
+    now.add(sequence(2, 1, 1))
+    while now.get("s0", Epoch(1, 1)):
+        assert {one.session for one, _ in step(now)} == {"s0"}
+    assert {one.session for one, _ in step(now)} == {"s1"}
+
+
+def test_a_sequence_that_can_never_fit_holds_nobody_back():
+    now = scheduler(Budget(8, 4), total=4)
+    now.add(sequence(0, 60, 20))
+    now.add(sequence(1, 8, 8))
+    assert {one.session for one, _ in step(now)} == {"s1"}
+
+
+def test_a_prompt_that_fills_memory_exactly_runs():
+    now = scheduler(Budget(16, 0), total=4)
+    now.add(sequence(0, 16, 50))
+    [(one, tokens)] = step(now)
+    assert (tokens, one.pending, now.next_batch()) == (16, 1, []), "it waits to be taken elsewhere"
+
+
+def test_a_lease_needs_a_free_slot():
+    now = scheduler(Budget(0, 2))
+    keys = [LeaseKey(f"s{number}", Epoch(1, 2)) for number in range(3)]
+    assert [now.lease(key, 2, Size(4, 8)) for key in keys] == [True, True, False]
+    now.quarantine(keys[0])  # its blocks serve nobody, its slot does
+    assert now.lease(keys[2], 2, Size(4, 8))
+    assert not scheduler(Budget(8, 0)).lease(keys[0], 1, Size(2, 4)), "nothing decodes here"
+
+
+def test_a_paused_sequence_keeps_its_blocks_and_runs_in_no_step():
+    now = scheduler(Budget(8, 4))
+    now.add(sequence(0, 4, 8))
+    step(now)
+    one = now.get("s0", Epoch(1, 1))
+    assert one is not None
+    one.paused = True
+    held = now.pool.counts().held
+    assert step(now) == [] and now.pool.counts().held == held
+
+
+def test_a_sequence_under_a_new_epoch_keeps_its_blocks():
+    now = scheduler(Budget(8, 4))
+    now.add(sequence(0, 4, 8))
+    step(now)
+    [one] = now
+    table = list(now.pool.table(one.key))
+    now.rename(one, Epoch(1, 9))
+    assert now.get("s0", Epoch(1, 1)) is None and now.get("s0", Epoch(1, 9)) is one
+    assert list(now.pool.table(one.key)) == table
+
+
+def test_an_epoch_is_queued_once():
+    now = scheduler(Budget(8, 4))
+    now.add(sequence(0, 4, 8))
+    with pytest.raises(AssertionError):
+        now.add(sequence(0, 4, 8))

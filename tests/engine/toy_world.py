@@ -1,0 +1,405 @@
+"""Engines, a router's sessions and the network between them in one thread, moved by a seeded draw.
+
+The engines, schedulers, pools, seats and sessions are the shipped ones; the model is a toy, the copies and the clock
+are the world's. Messages of one stream keep their order; streams lose what they hold, messages come late, and copies
+fail, hang or end in any order.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from toy_model import EOS, ToyModel
+
+from penstock.decode_worker.phase import DecodePhase
+from penstock.engine.blocks import BlockPool
+from penstock.engine.engine import Engine, Limits
+from penstock.engine.scheduler import Scheduler
+from penstock.handover import effects as fx
+from penstock.handover.config import HandoverConfig
+from penstock.handover.frames import InstanceFrame, Step
+from penstock.handover.seat import House
+from penstock.handover.session import Session
+from penstock.handover.values import (
+    Address,
+    Context,
+    Incarnation,
+    Layout,
+    LeaseKey,
+    MoveMode,
+    PeerMessage,
+    Stage,
+    TokenRecord,
+    Window,
+)
+from penstock.policy.batching import Budget
+from penstock.prefill_worker.phase import PrefillPhase
+
+BLOCK = 4
+CONTEXT = 160
+LAYOUT = Layout(1, 1, 1, "float32", BLOCK)
+ROUTER = "router"
+
+
+class Clock:
+    """Stands in for the module `time` in the engine."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+
+@dataclass(eq=False)
+class Copy:
+    """A copy under way. One-sided: blocks land as one write. Two-sided: they leave, and land where they are taken."""
+
+    source: Instance
+    stage: Stage
+    ids: tuple[int, ...]
+    targets: tuple[int, ...] | None = None
+    """Where a one-sided copy writes."""
+    data: np.ndarray | None = None
+    """What left, two-sided."""
+
+
+@dataclass(eq=False)
+class Instance:
+    """One incarnation: an engine and the world's hands around it (`Outside`)."""
+
+    world: World
+    me: Incarnation
+    role: Budget
+    blocks: int
+    shares_memory: bool
+    dead: bool = False
+    hung: bool = False
+    """Does nothing until it goes on; what is sent to it waits."""
+
+    def __post_init__(self) -> None:
+        self.model = ToyModel(self.blocks, BLOCK)
+        self.pool = BlockPool(self.blocks)
+        self.scheduler = Scheduler(self.pool, BLOCK, self.role, PrefillPhase(), DecodePhase())
+        instance = House(self.me, "toy", LAYOUT, self.world.config)
+        window = Window("here", 1, 1, self.blocks, self.blocks) if self.shares_memory else None
+        limits = Limits(CONTEXT, frozenset({EOS}), BLOCK)
+        self.engine = Engine(self.model, self.scheduler, instance, limits, self, window)
+
+    # ---- Outside
+
+    def send(
+        self, to_routers: list[tuple[str, InstanceFrame]], to_peers: list[tuple[Incarnation, PeerMessage]]
+    ) -> None:
+        for _, frame in to_routers:
+            self.world.streams[self.me, None].append(frame)
+        for peer, message in to_peers:
+            self.world.streams[self.me, peer].append(message)
+
+    def condemn(self, writer: Incarnation) -> None:
+        self.world.condemned.add(writer)
+
+    def write_in_place(
+        self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
+    ) -> None:
+        if window is None:
+            self.world.unreachable.add(stage.destination)
+            self.engine.post(stage.lease.session, fx.Written(stage.lease, False))
+            return
+        assert len(source_ids) == len(destination_ids) == stage.count
+        self.world.copies.append(Copy(self, stage, tuple(source_ids), tuple(destination_ids)))
+
+    def send_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
+        assert len(ids) == stage.count
+        self.world.copies.append(Copy(self, stage, tuple(ids)))
+
+    def receive_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
+        self.world.receives.append((self, stage, tuple(ids)))
+
+    def decline_blocks(self, stage: Stage) -> None:
+        self.world.on_the_wire.pop((stage.pair, stage.sequence), None)
+
+    def close_receive(self, lease: LeaseKey) -> None:
+        pass
+
+    def reaches(self, destination: Address) -> bool:
+        return self.shares_memory and destination.incarnation not in self.world.unreachable
+
+    # ---- what tests ask
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is held, and the ledger of the driver is as empty as the pool's."""
+        engine, counts = self.engine, self.pool.counts()
+        books = engine._reserves or engine._waiting or self.scheduler.promised or list(self.scheduler)
+        return (
+            counts.free == counts.total and not books and all(seat.empty for seat in engine._seats.values())
+        )
+
+
+@dataclass
+class Stream:
+    """One choice of a request as its client sees it, with the shipped session behind it."""
+
+    context: Context
+    session: Session
+    got: list[TokenRecord] = field(default_factory=list)
+    heard_at: float = 0.0
+    cancelled: bool = False
+
+    @property
+    def ids(self) -> list[int]:
+        return [record.id for record in self.got]
+
+
+class World:
+    def __init__(
+        self,
+        seed: int,
+        roles: dict[str, Budget],
+        config: HandoverConfig,
+        clock: Clock,
+        blocks: int = 128,
+        in_place: bool = True,
+        loss: float = 0.0,
+    ):
+        self.draw = random.Random(seed)
+        self.config = config
+        self.clock = clock
+        self.loss = loss
+        self.in_place = in_place
+        self.blocks = blocks
+        self.roles = roles
+        self.streams: defaultdict[tuple[Incarnation | None, Incarnation | None], deque] = defaultdict(deque)
+        """From and to; None is the router."""
+        self.copies: list[Copy] = []
+        self.on_the_wire: dict[tuple[str, int], tuple[Copy, np.ndarray]] = {}
+        self.receives: list[tuple[Instance, Stage, tuple[int, ...]]] = []
+        self.condemned: set[Incarnation] = set()
+        self.unreachable: set[Incarnation] = set()
+        self.sessions: dict[str, Stream] = {}
+        self.moves: list[bool] = []
+        self.instances = {name: self.build(name, 1) for name in roles}
+        self._sent = 0
+        self._weights: tuple[float, ...] = (10, 6, 5, 5, 2)
+
+    def build(self, name: str, life: int, shares_memory: bool | None = None) -> Instance:
+        shares = self.in_place if shares_memory is None else shares_memory
+        return Instance(self, Incarnation(name, life), self.roles[name], self.blocks, shares)
+
+    # ---- what happens
+
+    def be_uneven(self) -> None:
+        """Copies may take long, or time fly."""
+        slow, fly = self.draw.choice((0.3, 5)), self.draw.choice((2, 8))
+        self._weights = 10, 6, slow, self.draw.choice((0.3, 5)), fly
+
+    def happen(self) -> None:
+        """One thing, drawn by weight."""
+        things = (self.deliver, self.step, self.copy, self.receive, self.pass_time)
+        self.draw.choices(things, self._weights)[0]()
+
+    def settle(self, seconds: float) -> None:
+        """Everything goes well until all is over, but for no longer than that."""
+        self.loss = 0.0
+        until = self.clock.now + seconds
+        while self.clock.now < until and not self.over:
+            for _ in range(3):
+                while any(self.streams.values()) or self.copies or self.receives:
+                    self.deliver(), self.copy(), self.receive()
+                for instance in self.living:
+                    self._round(instance)
+            self.pass_time(0.02)
+
+    @property
+    def over(self) -> bool:
+        """Every stream has ended and nothing is held."""
+        ended = all(stream.session.closed for stream in self.sessions.values())
+        return ended and all(instance.idle or instance.hung for instance in self.living)
+
+    @property
+    def living(self) -> list[Instance]:
+        return [instance for instance in self.instances.values() if not instance.dead]
+
+    def step(self) -> None:
+        self._round(self.draw.choice(self.living))
+
+    def _round(self, instance: Instance) -> None:
+        if not instance.hung:
+            instance.engine.round(wait=False)
+
+    def pass_time(self, seconds: float | None = None) -> None:
+        self.clock.now += seconds if seconds is not None else self.draw.choice((0.002, 0.01, 0.05, 0.2))
+        for writer in self.condemned:
+            if not self.instances[writer.instance].dead and self.instances[writer.instance].me == writer:
+                self.kill(writer.instance)
+        self.condemned.clear()
+        for stream in self.sessions.values():
+            if not stream.session.closed and self.clock.now - stream.heard_at > self.config.silence_s:
+                stream.heard_at = self.clock.now
+                self.tell(stream, fx.Silent())
+            elif self._stranded(stream.session):
+                self.tell(stream, fx.MoveAsked(self.address(self.draw.choice(self.decoders)), first=True))
+
+    def _stranded(self, session: Session) -> bool:
+        """Its prompt is done where nothing decodes, and no move is under way."""
+        here = session.owner and self._at(session.owner)
+        return bool(here and not here.role.decode_slots and not session.pending and not session.closed)
+
+    def deliver(self) -> None:
+        """The first message of some stream arrives, or all that the stream holds is lost."""
+        waiting = [ends for ends, held in self.streams.items() if held]
+        if not waiting:
+            return
+        ends = self.draw.choice(waiting)
+        if self.draw.random() < self.loss:
+            self.streams[ends].clear()
+            return
+        (sender, receiver), message = ends, self.streams[ends].popleft()
+        if self.draw.random() < self.loss:
+            self.streams[ends].append(message)  # it comes twice
+        if receiver is None:
+            self._router_hears(sender, message)
+        elif (instance := self._at(receiver)) is not None:
+            heard = fx.FromRouter(ROUTER, message) if sender is None else fx.FromPeer(sender, message)
+            session = message.session if sender is None else message.lease.session
+            instance.engine.post(session, heard)
+
+    def _at(self, who: Incarnation) -> Instance | None:
+        instance = self.instances[who.instance]
+        return instance if instance.me == who and not instance.dead else None
+
+    # ---- copies
+
+    def copy(self) -> None:
+        """Some copy ends at its source: well, or not."""
+        if not self.copies:
+            return
+        copy = self.copies.pop(self.draw.randrange(len(self.copies)))
+        fails = self.draw.random() < self.loss
+        if copy.source.dead:
+            return
+        if copy.targets is not None:
+            self._write(copy, fails)
+        else:
+            self._send(copy, fails)
+        copy.source.engine.post(copy.stage.lease.session, fx.Written(copy.stage.lease, not fails))
+
+    def _write(self, copy: Copy, fails: bool) -> None:
+        instance = self.instances[copy.stage.destination.instance]
+        if instance.me == copy.stage.destination:  # memory outlives a dead owner, where it harms nobody
+            half = len(copy.ids) // 2 if fails else len(copy.ids)
+            instance.model.cells[list(copy.targets[:half])] = copy.source.model.cells[list(copy.ids[:half])]
+        if fails:
+            self.unreachable.add(copy.stage.destination)
+
+    def _send(self, copy: Copy, fails: bool) -> None:
+        self._sent += 1
+        data = copy.source.model.cells[list(copy.ids)].copy()
+        pair = f"{copy.source.me.instance}.{copy.source.me.life}"
+        stage = replace(copy.stage, pair=pair, sequence=self._sent)
+        header_leaves = not fails or self.draw.random() < 0.5
+        if header_leaves:
+            self.streams[copy.source.me, copy.stage.destination].append(stage)
+        if not fails:
+            self.on_the_wire[pair, self._sent] = copy, data
+
+    def receive(self) -> None:
+        """Some receive ends."""
+        if not self.receives:
+            return
+        instance, stage, ids = self.receives.pop(self.draw.randrange(len(self.receives)))
+        _, data = self.on_the_wire.pop((stage.pair, stage.sequence), (None, None))
+        ok = data is not None and len(data) == len(ids) and self.draw.random() >= self.loss
+        if instance.dead:
+            return
+        if ok:
+            instance.model.cells[list(ids)] = data
+        instance.engine.post(stage.lease.session, fx.Received(stage.lease, stage.first, stage.count, ok))
+
+    # ---- the router
+
+    def start(self, key: str, context: Context) -> Stream:
+        stream = self.sessions[key] = Stream(context, Session(key, 1), heard_at=self.clock.now)
+        self.dispatch(stream)
+        return stream
+
+    def dispatch(self, stream: Stream) -> None:
+        prefills = [instance for instance in self.living if instance.role.prefill_tokens]
+        prefill = self.draw.choice(prefills)
+        stays = prefill.role.decode_slots and self.draw.random() < 0.3
+        decode = None if stays else self.draw.choice([h for h in self.decoders if h is not prefill])
+        at = self.address(decode) if decode else None
+        self.tell(stream, fx.Dispatched(self.address(prefill), at))
+
+    @property
+    def decoders(self) -> list[Instance]:
+        return [instance for instance in self.living if instance.role.decode_slots]
+
+    def address(self, instance: Instance) -> Address:
+        return Address(instance.me, instance.me.instance)
+
+    def move(self, key: str, mode: MoveMode = MoveMode.LIVE) -> None:
+        self.tell(self.sessions[key], fx.MoveAsked(self.address(self.draw.choice(self.decoders)), mode))
+
+    def move_to(self, key: str, instance: Instance) -> None:
+        self.tell(self.sessions[key], fx.MoveAsked(self.address(instance)))
+
+    def nudge(self, key: str) -> None:
+        self.tell(self.sessions[key], fx.Nudge())
+
+    def cancel(self, key: str) -> None:
+        self.sessions[key].cancelled = True
+        self.tell(self.sessions[key], fx.Cancel())
+
+    def kill(self, name: str) -> None:
+        """The process dies; everybody learns of it, and another life begins."""
+        gone = self.instances[name]
+        gone.dead = True
+        for ends in list(self.streams):
+            if gone.me in ends:
+                del self.streams[ends]
+        self.copies = [copy for copy in self.copies if copy.source is not gone]
+        self.receives = [entry for entry in self.receives if entry[0] is not gone]
+        self.instances[name] = self.build(name, gone.me.life + 1)
+        for instance in self.instances.values():
+            instance.engine.post_all(fx.PeerLost(gone.me))
+        for stream in self.sessions.values():
+            self.tell(stream, fx.InstanceLost(gone.me))
+
+    def _router_hears(self, sender: Incarnation, frame: InstanceFrame) -> None:
+        for message in frame.news if isinstance(frame, Step) else (frame,):
+            stream = self.sessions[message.session]
+            if message.epoch >= stream.session.epoch:
+                stream.heard_at = self.clock.now
+            self.tell(stream, fx.FromInstance(sender, message))
+
+    def tell(self, stream: Stream, event: fx.SessionEvent) -> None:
+        emitted = tuple(stream.ids)
+        stream.session, effects = stream.session.on(event, replace(stream.context, emitted=emitted))
+        for effect in effects:
+            self._carry_out(stream, effect)
+
+    def _carry_out(self, stream: Stream, effect: fx.SessionEffect) -> None:
+        match effect:
+            case fx.Tell(instance, message):
+                self.streams[None, instance].append(message)
+            case fx.Deliver(first, records, _):
+                assert first == len(stream.got), "a token came twice, or one is missing"
+                assert not stream.cancelled, "a token after the cancel"
+                stream.got += records
+            case fx.NeedDispatch():
+                stream.heard_at = self.clock.now
+                self.dispatch(stream)
+            case fx.NeedDestination(_, refused):
+                others = [instance for instance in self.decoders if instance.me != refused] or self.decoders
+                to = self.address(self.draw.choice(others))
+                self.tell(stream, fx.MoveAsked(to, first=True))
+            case fx.MoveEnded(_, done):
+                self.moves.append(done)
