@@ -180,21 +180,28 @@ class Table:
 
     async def _moves(self, mover: TokenStream, mode: str, moves: int, found: Samples) -> float:
         """Move back and forth; the neighbours' step time in ms meanwhile."""
-        await mover.reach(mover.tokens + 1)
+        await mover.reach(mover.tokens + SETTLE_TOKENS)
         window = _Window([mover, *self._neighbours])
         for _ in range(moves):
-            one, other = self._decoders
-            await mover.reach(mover.tokens + SETTLE_TOKENS)
-            reason = await self._streams.move(mover, other if mover.instance == one else one, mode)
+            reason = await self._move(mover, mode)
             if reason:
                 logger.info("%s was not moved: %s", mover.name, reason)
                 found.failed += 1
             if mover.context > self._grown or self._old():
                 break
-        await mover.reach(mover.tokens + SETTLE_TOKENS + 1)
         mine, *others = window.close()
         found.downtimes.setdefault((mode, self._context), []).extend(downtimes(mine, SETTLE_TOKENS))
         return _step_ms(others)
+
+    async def _move(self, mover: TokenStream, mode: str) -> str:
+        """Move to the other side and make some tokens there; empty, or why it was not moved."""
+        one, other = self._decoders
+        destination = other if mover.instance == one else one
+        moving = asyncio.create_task(self._streams.move(mover, destination, mode))
+        while mover.instance != destination and not (moving.done() and moving.result()):
+            await mover.reach(mover.tokens + 1)
+        await mover.reach(mover.tokens + SETTLE_TOKENS)
+        return await moving
 
     async def _still(self) -> float:
         window = _Window(self._neighbours)
