@@ -104,6 +104,6 @@ def _paragraphs(blocks: list[str]) -> Iterator[str]:
         text = " ".join(paragraph.split())
         words = re.findall(r"[A-Za-z][a-z']*\b", text)
         readable = sum(c.isalpha() or c in " ,.'" for c in text)
-        if len(words) < 5 or readable < 0.9 * len(text) or _LICENCE.search(text) or _CODE.search(text):
+        if len(words) < 8 or readable < 0.9 * len(text) or _LICENCE.search(text) or _CODE.search(text):
             continue
         yield text

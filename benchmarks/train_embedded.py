@@ -135,7 +135,7 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
         Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.02),
-        torch.optim.AdamW(rest, lr=4e-3, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=1e-2, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
 
