@@ -269,7 +269,8 @@ class Engine:
             try:
                 self._take(self._inbox.get(timeout=left_s))
             except queue.Empty:
-                return
+                break
+        self._committing.clear()  # a slow one is waited for once, not before every step
 
     def _take(self, item: tuple[str, InstanceEvent] | Everyone | None) -> None:
         if isinstance(item, Everyone):

@@ -142,6 +142,12 @@ class InstanceServer(WorkerServiceServicer):
         buffer = None if self._memory is None else self._memory.buffer
         return spec, Runner(self._config, spec, buffer)
 
+    @property
+    def _context_tokens(self) -> int:
+        """The longest sequence that this instance can serve: the model's limit, or all of its KV memory."""
+        layout = self._runner.layout
+        return min(self._spec.max_positions, layout.blocks * layout.block_size)
+
     def _make_engine(self) -> Engine:
         shape = self._runner.layout
         layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.block_size)
@@ -151,7 +157,7 @@ class InstanceServer(WorkerServiceServicer):
             self._runner,
             scheduler,
             House(self.me, self._spec.fingerprint, layout, self._handover),
-            Limits(self._spec.max_positions, self._spec.eos, shape.block_size),
+            Limits(self._context_tokens, self._spec.eos, shape.block_size),
             self,
             self._window(),
         )
@@ -285,7 +291,7 @@ class InstanceServer(WorkerServiceServicer):
 
     def _welcome(self) -> Welcome:
         spec = self._spec
-        return Welcome(self.me, spec.fingerprint, spec.max_positions, spec.vocab, os.getpid())
+        return Welcome(self.me, spec.fingerprint, self._context_tokens, spec.vocab, os.getpid())
 
     async def _hear_router(self, router: str, requests: AsyncIterator[pb.LinkRequest]) -> None:
         async for request in requests:
