@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 
@@ -47,7 +48,7 @@ def turns(arrivals: Sequence[Arrival]) -> list[range]:
         for place, arrival in enumerate(arrivals)
         if not place or arrival.instance != arrivals[place - 1].instance
     ]
-    return [range(start, end) for start, end in zip(starts, [*starts[1:], len(arrivals)], strict=True)]
+    return [range(start, end) for start, end in pairwise([*starts, len(arrivals)])]
 
 
 def downtimes(arrivals: Sequence[Arrival], least_gaps: int = 1) -> list[Downtime]:
@@ -66,7 +67,4 @@ def downtimes(arrivals: Sequence[Arrival], least_gaps: int = 1) -> list[Downtime
 
 def inter_token_ms(arrivals: Sequence[Arrival]) -> list[float]:
     """Time from each message to the next, shared by the tokens that the later one brings."""
-    return [
-        (later.at_s - earlier.at_s) * 1e3 / later.tokens
-        for earlier, later in zip(arrivals, arrivals[1:], strict=False)
-    ]
+    return [(later.at_s - earlier.at_s) * 1e3 / later.tokens for earlier, later in pairwise(arrivals)]
