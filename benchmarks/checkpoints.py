@@ -33,7 +33,7 @@ _LLAMA3_ROPE = {
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("llama", {"tie_word_embeddings": False, "rope_parameters": _LLAMA3_ROPE}),
     ("mistral", {"sliding_window": 256, "head_dim": 48}),
-    ("qwen2", {}),
+    ("qwen2", {"tie_word_embeddings": False}),
     ("qwen3", {"tie_word_embeddings": False}),
 )
 """Every family with something that is its own, to be drawn from."""
@@ -57,7 +57,9 @@ def make_checkpoint(
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     if family not in FAMILIES:
         raise ValueError(f"no family {family!r}; there are {', '.join(FAMILIES)}")
     if family == "qwen3":

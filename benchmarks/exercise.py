@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +15,6 @@ from ..client.errors import PenstockError
 from ..proto import inference_pb2 as pb
 from ..proto.inference_pb2_grpc import InferenceServiceStub
 from .trials import Trial
-
-logger = logging.getLogger(__name__)
 
 STREAM_S = 120.0
 """Limit of one stream."""
@@ -36,11 +33,11 @@ class Stream:
     """One above the highest index that came."""
     duplicated: int = 0
     """Tokens whose index had come before."""
-    finished: bool = False
     cancelled: bool = False
     """The client left, as the trial says."""
-    error: str = ""
     moves_done: int = 0
+    troubles: list[str] = field(default_factory=list)
+    """Why it ended early, and why moves were not done."""
     maker: str = ""
     """The instance that owns it, as far as the client knows."""
 
@@ -66,7 +63,7 @@ class Stream:
 
     @property
     def left(self) -> bool:
-        """Whether it is time for the client to leave."""
+        """It is time for the client to leave."""
         return self.trial.cancel_after is not None and len(self.tokens) >= self.trial.cancel_after
 
 
@@ -126,11 +123,8 @@ class _Run:
                 if self.stream.left:
                     self.stream.cancelled = True
                     return
-            if not self.stream.finished:
-                self.stream.error = "the stream ended without `finished`"
         except grpc.aio.AioRpcError as error:
-            self.stream.error = f"{error.details()} ({error.code().name})"
-            logger.warning("%s: %s", self._trial.request_id, self.stream.error)
+            self.stream.troubles.append(f"the stream ended: {error.details()} ({error.code().name})")
         finally:
             call.cancel()
 
@@ -139,8 +133,6 @@ class _Run:
             delta = response.delta
             self.stream.take(delta.first_index, delta.token_ids, delta.instance)
             await self._tell()
-        elif response.HasField("finished"):
-            self.stream.finished = True
 
     async def _tell(self, over: bool = False) -> None:
         async with self._grown:
@@ -156,18 +148,17 @@ class _Run:
             self.stream.moves_done += await self._move()
 
     async def _move(self) -> bool:
-        others = [name for name in self._decoders if name != self.stream.maker]
-        destination = self._draw.choice(others)
+        destination = self._draw.choice([name for name in self._decoders if name != self.stream.maker])
         try:
             (move,) = await self._client.migrate(self._trial.request_id, destination, timeout_s=MOVE_S)
+            reason = move.reason
         except PenstockError as error:
-            logger.info("%s: no move to %s: %s", self._trial.request_id, destination, error)
+            move, reason = None, str(error)
+        if move is None or not move.done:
+            self.stream.troubles.append(f"not moved to {destination}: {reason}")
             return False
-        if move.done:
-            self.stream.maker = destination
-        else:
-            logger.info("%s: no move to %s: %s", self._trial.request_id, destination, move.reason)
-        return move.done
+        self.stream.maker = destination
+        return True
 
 
 def _request(trial: Trial) -> pb.GenerateRequest:

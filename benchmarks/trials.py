@@ -10,7 +10,6 @@ OUTPUT_TOKENS = (32, 512)
 """Fewest and most tokens of an output."""
 MOVED_WITHIN = 0.8
 """Moves are asked for within this share of an output, so that there is time for them."""
-SAMPLED_SHARE = 0.25
 CANCELLED_SHARE = 0.125
 TEMPERATURE = 0.75
 """Of the requests that sample. Protocol buffers carry 32 bits of it, which hold this number exactly."""
@@ -31,17 +30,30 @@ class Trial:
     """The client leaves once it has so many tokens; None where it stays."""
 
 
-def draw_trials(count: int, moves: int, seed: int, *, vocabulary: int, context_tokens: int) -> list[Trial]:
-    """`count` trials of 0 to `moves` moves each, the same for the same arguments."""
+def draw_trials(
+    count: int, moves: int, seed: int, *, vocabulary: int, context_tokens: int, sampled_share: float = 0.0
+) -> list[Trial]:
+    """`count` trials of 0 to `moves` moves each, the same for the same arguments.
+
+    `sampled_share` of them sample, the others are greedy.
+    """
     if context_tokens <= OUTPUT_TOKENS[0]:
         raise ValueError(f"the checkpoint's context of {context_tokens} tokens is too short to verify it")
     draw = random.Random(seed)
     return [
-        _draw(draw, f"verify-{seed}-{number}", moves, vocabulary, context_tokens) for number in range(count)
+        _draw(draw, f"verify-{seed}-{number}", moves, vocabulary, context_tokens, sampled_share)
+        for number in range(count)
     ]
 
 
-def _draw(draw: random.Random, request_id: str, moves: int, vocabulary: int, context_tokens: int) -> Trial:
+def _draw(
+    draw: random.Random,
+    request_id: str,
+    moves: int,
+    vocabulary: int,
+    context_tokens: int,
+    sampled_share: float,
+) -> Trial:
     max_tokens = draw.randint(OUTPUT_TOKENS[0], min(OUTPUT_TOKENS[1], context_tokens - 1))
     length = draw.randint(1, min(LONGEST_PROMPT, context_tokens - max_tokens))
     cancel_after = draw.randrange(1, max_tokens) if draw.random() < CANCELLED_SHARE else None
@@ -50,7 +62,7 @@ def _draw(draw: random.Random, request_id: str, moves: int, vocabulary: int, con
         request_id=request_id,
         prompt=tuple(draw.randrange(vocabulary) for _ in range(length)),
         max_tokens=max_tokens,
-        temperature=TEMPERATURE if draw.random() < SAMPLED_SHARE else 0.0,
+        temperature=TEMPERATURE if draw.random() < sampled_share else 0.0,
         seed=draw.getrandbits(64),
         moves=tuple(sorted(draw.randrange(early) for _ in range(draw.randint(0, moves)))),
         cancel_after=cancel_after,

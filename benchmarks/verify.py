@@ -11,7 +11,7 @@ import logging
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,9 @@ from .trials import MOVED_WITHIN, draw_trials
 logger = logging.getLogger(__name__)
 
 RANDOM = "random"
+SAMPLED_SHARE = {EMBEDDED: 0.9, RANDOM: 0.2}
+"""Of each checkpoint's requests. Greedy outputs of a small trained model run in circles, and notice little damage."""
+FOREIGN_SAMPLED_SHARE = 0.5
 CHECKPOINTS = (EMBEDDED, RANDOM)
 TRANSPORTS = ("local", "gloo")
 AT_ONCE = 12
@@ -81,8 +84,14 @@ class Verification:
 
     @property
     def command(self) -> str:
-        model = f" --model {self.model}" if self.model else ""
-        return f"verify --requests {self.requests} --moves {self.moves} --seed {self.seed}{model}"
+        words = [f"verify --requests {self.requests} --moves {self.moves} --seed {self.seed}"]
+        if self.model:
+            words.append(f"--model {self.model}")
+        elif len(self.checkpoints) == 1:
+            words.append(f"--checkpoint {self.checkpoints[0]}")
+        if len(self.transports) == 1:
+            words.append(f"--transport {self.transports[0]}")
+        return " ".join(words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,7 @@ class Trip:
     transport: str
     requests: int
     seed: int
+    sampled_share: float
 
 
 def verify(asked: Verification, say: Say = logger.info) -> Verdict:
@@ -111,13 +121,17 @@ def verify(asked: Verification, say: Say = logger.info) -> Verdict:
         for trip in _trips(asked, folders):
             say(f"{trip.requests} requests: {trip.folder.name} checkpoint, transport {trip.transport}")
             ran, leaked = _travel(asked, trip, say)
+            for trouble, times in Counter(trouble for stream in ran for trouble in stream.troubles).items():
+                say(f"{times} x {trouble}")
             streams.setdefault(trip.folder, []).extend(ran)
             counts["leaked_blocks"] += leaked
         for ran in streams.values():
             counts.update(_arrivals(ran))
         say("comparing with transformers")
         changed = [
-            change for folder, ran in streams.items() for change in _beside_reference(folder, ran, counts)
+            change
+            for folder, ran in streams.items()
+            for change in _beside_reference(folder, ran, counts, say)
         ]
     figures = {**counts, "sensitivity": sum(changed) / len(changed) if changed else 0.0}
     return Verdict(
@@ -144,27 +158,27 @@ def failures(figures: dict[str, float], ours: bool) -> Iterator[str]:
 
 
 @contextmanager
-def _folders(asked: Verification) -> Iterator[list[Path]]:
-    """The checkpoints, the random one written for as long as it is needed."""
+def _folders(asked: Verification) -> Iterator[dict[Path, float]]:
+    """The checkpoints with the share of requests that sample; the random one written for as long as it is needed."""
     with tempfile.TemporaryDirectory(prefix="penstock-verify-") as scratch:
         if asked.model is not None:
-            yield [replace(asked.config.engine, model=asked.model).folder]
+            yield {replace(asked.config.engine, model=asked.model).folder: FOREIGN_SAMPLED_SHARE}
             return
         family, fields = VARIANTS[asked.seed % len(VARIANTS)]
         made = {
             EMBEDDED: lambda: replace(asked.config.engine, model=EMBEDDED).folder,
             RANDOM: lambda: make_checkpoint(Path(scratch) / f"random-{family}", family, asked.seed, **fields),
         }
-        yield [made[name]() for name in asked.checkpoints]
+        yield {made[name](): SAMPLED_SHARE[name] for name in asked.checkpoints}
 
 
-def _trips(asked: Verification, folders: Sequence[Path]) -> Iterator[Trip]:
+def _trips(asked: Verification, folders: Mapping[Path, float]) -> Iterator[Trip]:
     """The requests shared among every checkpoint and transport; one that gets none is left out."""
     pairs = [(folder, transport) for folder in folders for transport in asked.transports]
     for number, (folder, transport) in enumerate(pairs):
         requests = (asked.requests + len(pairs) - 1 - number) // len(pairs)
         if requests:
-            yield Trip(folder, transport, requests, asked.seed * len(pairs) + number)
+            yield Trip(folder, transport, requests, asked.seed * len(pairs) + number, folders[folder])
 
 
 def _travel(asked: Verification, trip: Trip, say: Say) -> tuple[list[Stream], int]:
@@ -181,6 +195,7 @@ def _travel(asked: Verification, trip: Trip, say: Say) -> tuple[list[Stream], in
             trip.seed,
             vocabulary=cluster.model.vocabulary,
             context_tokens=cluster.model.context_tokens,
+            sampled_share=trip.sampled_share,
         )
         decoders = [instance.name for instance in cluster.instances() if instance.role.decode_slots]
         with progress("requests", len(trials)) as advance:
@@ -223,7 +238,9 @@ def _arrivals(streams: Sequence[Stream]) -> Counter[str]:
     )
 
 
-def _beside_reference(folder: Path, streams: Sequence[Stream], counts: Counter[str]) -> Iterator[bool]:
+def _beside_reference(
+    folder: Path, streams: Sequence[Stream], counts: Counter[str], say: Say
+) -> Iterator[bool]:
     """Count ties and mismatched tokens; for each stream that can tell, whether a damaged block would change it."""
     reference = Reference(folder)
     with progress("comparing", len(streams)) as advance:
@@ -233,6 +250,9 @@ def _beside_reference(folder: Path, streams: Sequence[Stream], counts: Counter[s
                 logits = reference.logits(trial.prompt, tokens)
                 found = compare(tokens, logits, trial.temperature, trial.seed)
                 counts.update(ties=found.ties, mismatched=found.mismatched)
+                if found.mismatched:
+                    right = found.tokens - found.mismatched
+                    say(f"{trial.request_id}: wrong from token {right} of {found.tokens} on")
             if len(tokens) > 1:
                 yield _notices_damage(reference, stream)
             advance(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from rich.console import Console
 
+from .calls import told
 from .errors import CheckFailed
 
 
@@ -59,7 +60,8 @@ def command(
         checkpoints=(checkpoint,) if checkpoint else CHECKPOINTS,
         transports=TRANSPORTS if transport == "both" else (transport,),
     )
-    verdict = verify(asked, Console(stderr=True, highlight=False).print)
+    with told():
+        verdict = verify(asked, Console(stderr=True, highlight=False).print)
     if save:
         verdict.report.save("verify")
     verdict.report.show(as_json)

@@ -1,0 +1,79 @@
+"""Faults planted into the classes that a cluster's actors host. Each process makes its fault once."""
+
+import itertools
+
+import penstock.engine.server
+import penstock.engine.transfers
+import penstock.router.server
+from penstock.cluster.instance import Instance
+from penstock.engine.blocks import BlockPool
+from penstock.engine.local import LocalWindow
+from penstock.router.server import InferenceServicer, RouterServer
+
+AFTER = 4
+"""The fault comes with the call of this number, so that the cluster has started well."""
+
+
+class AlteringWindow(LocalWindow):
+    """A transport that alters one block: it writes another one's bytes there."""
+
+    calls = itertools.count(1)
+
+    def write(self, cache, source_ids, destination_ids, layers=slice(None)):
+        super().write(cache, source_ids, destination_ids, layers)
+        if source_ids and next(self.calls) == AFTER:
+            other = (source_ids[0] + 1) % cache.layout.blocks
+            super().write(cache, [other], destination_ids[:1], layers)
+
+
+class KeepingPool(BlockPool):
+    """A pool that keeps one block of those that it is to free."""
+
+    calls = itertools.count(1)
+
+    def free(self, key):
+        if next(self.calls) == AFTER:
+            self.table(key).pop()
+        super().free(key)
+
+
+class EchoingServicer(InferenceServicer):
+    """A router that sends a delta twice."""
+
+    calls = itertools.count(1)
+
+    async def Generate(self, request, context):
+        await super().Generate(request, _Echo(context, next(self.calls) == AFTER))
+
+
+class _Echo:
+    def __init__(self, context, due):
+        self._context = context
+        self._due = due
+
+    def __getattr__(self, name):
+        return getattr(self._context, name)
+
+    async def write(self, response):
+        await self._context.write(response)
+        if self._due and response.HasField("delta"):
+            self._due = False
+            await self._context.write(response)
+
+
+class AlteringInstance(Instance):
+    def __init__(self, settings):
+        penstock.engine.transfers.LocalWindow = AlteringWindow
+        super().__init__(settings)
+
+
+class KeepingInstance(Instance):
+    def __init__(self, settings):
+        penstock.engine.server.BlockPool = KeepingPool
+        super().__init__(settings)
+
+
+class EchoingRouter(RouterServer):
+    def __init__(self, *arguments):
+        penstock.router.server.InferenceServicer = EchoingServicer
+        super().__init__(*arguments)

@@ -1,0 +1,130 @@
+"""What the exercise hears at the wire: each token once, and what came twice, never, or was cut off."""
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+import pytest
+
+from penstock.benchmarks.exercise import Stream, exercise
+from penstock.benchmarks.trials import Trial
+from penstock.proto import control_pb2, inference_pb2
+from penstock.proto.control_pb2_grpc import ControlServiceServicer, add_ControlServiceServicer_to_server
+from penstock.proto.inference_pb2_grpc import InferenceServiceServicer, add_InferenceServiceServicer_to_server
+
+
+def trial(max_tokens=10, moves=(), cancel_after=None) -> Trial:
+    return Trial("r", (1, 2, 3), max_tokens, 0.0, 9, tuple(moves), cancel_after)
+
+
+def delta(first: int, *ids: int, maker="decode-0") -> inference_pb2.GenerateResponse:
+    made = inference_pb2.Delta(first_index=first, token_ids=ids, instance=maker)
+    return inference_pb2.GenerateResponse(delta=made)
+
+
+class ScriptedRouter(InferenceServiceServicer, ControlServiceServicer):
+    """Sends the deltas of `script`, and answers moves by `answer`."""
+
+    def __init__(self, script, answer: Callable[[control_pb2.MigrateRequestRequest], control_pb2.Move]):
+        self.script = script
+        self.answer = answer
+        self.moved: list[str] = []
+        self.left = asyncio.Event()
+
+    async def Generate(self, request, context):
+        try:
+            for item in self.script:
+                if callable(item):
+                    await item(self)
+                elif isinstance(item, grpc.StatusCode):
+                    await context.abort(item, "as the script says")
+                else:
+                    yield item
+        finally:
+            self.left.set()
+
+    async def MigrateRequest(self, request, context):
+        self.moved.append(request.destination)
+        return control_pb2.MigrateRequestResponse(moves=[self.answer(request)])
+
+
+def run(script, one: Trial, done=True) -> tuple[Stream, ScriptedRouter]:
+    async def main():
+        router = ScriptedRouter(script, lambda request: control_pb2.Move(done=done, reason="no room"))
+        server = grpc.aio.server()
+        add_InferenceServiceServicer_to_server(router, server)
+        add_ControlServiceServicer_to_server(router, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            (stream,) = await exercise(f"127.0.0.1:{port}", [one], ["decode-0", "decode-1"], 4)
+        finally:
+            await server.stop(0)
+        return stream, router
+
+    return asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def moved(times: int):
+    """The script goes on once so many moves were asked for."""
+
+    async def wait(router: ScriptedRouter) -> None:
+        while len(router.moved) < times:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+
+    return wait
+
+
+def test_a_whole_stream_lacks_nothing():
+    stream, _ = run([delta(0, 5), delta(1, 6, 7, 8), delta(4, 9)], trial(5))
+    assert stream.tokens == [5, 6, 7, 8, 9]
+    assert (stream.duplicated, stream.missing, stream.cancelled, stream.troubles) == (0, 0, False, [])
+
+
+def test_tokens_that_come_twice_are_counted_and_kept_once():
+    stream, _ = run([delta(0, 5, 6), delta(0, 5, 6), delta(1, 6, 7)], trial(3))
+    assert stream.tokens == [5, 6, 7]
+    assert (stream.duplicated, stream.missing) == (3, 0)
+
+
+def test_nothing_after_a_gap_counts_as_there():
+    stream, _ = run([delta(0, 5, 6), delta(3, 8, 9)], trial(5))
+    assert stream.tokens == [5, 6]
+    assert stream.missing == 3
+
+
+@pytest.mark.parametrize("end", [[], [grpc.StatusCode.INTERNAL]])
+def test_a_stream_that_ends_early_lacks_its_rest(end):
+    stream, _ = run([delta(0, 5, 6), *end], trial(10))
+    assert (stream.missing, stream.cancelled) == (8, False)
+    assert len(stream.troubles) == len(end)
+
+
+def test_a_client_that_leaves_is_heard_by_the_router_and_lacks_nothing():
+    async def for_ever(router: ScriptedRouter) -> None:
+        await asyncio.Event().wait()
+
+    stream, router = run([delta(0, 5, 6), delta(2, 7, 8), for_ever], trial(10, cancel_after=3))
+    assert router.left.is_set()
+    assert stream.tokens == [5, 6, 7, 8]
+    assert (stream.missing, stream.cancelled) == (0, True)
+
+
+def test_a_client_that_leaves_still_lacks_what_was_skipped():
+    stream, _ = run([delta(0, 5), delta(2, 7), delta(1, 6)], trial(10, cancel_after=2))
+    assert (stream.tokens, stream.cancelled, stream.missing) == ([5, 6], True, 1)
+
+
+def test_moves_are_asked_for_when_their_token_comes_and_lead_elsewhere():
+    script = [delta(0, 5), moved(1), delta(1, 6, maker="decode-1"), moved(2), delta(2, 7)]
+    stream, router = run(script, trial(3, moves=(0, 1)))
+    assert router.moved == ["decode-1", "decode-0"]
+    assert (stream.moves_done, stream.moves_aborted) == (2, 0)
+
+
+def test_a_move_that_is_refused_or_comes_too_late_is_aborted():
+    stream, _ = run([delta(0, 5), moved(1), delta(1, 6)], trial(2, moves=(0, 1)), done=False)
+    assert (stream.moves_done, stream.moves_aborted) == (0, 2)
+    assert stream.troubles[0] == "not moved to decode-1: no room"

@@ -1,0 +1,51 @@
+"""Laws of what is drawn: repeatable, within the bounds that are promised, and different from trial to trial."""
+
+import pytest
+
+from penstock.benchmarks.trials import LONGEST_PROMPT, MOVED_WITHIN, OUTPUT_TOKENS, draw_trials
+
+
+def drawn(seed=1, count=200, moves=3, vocabulary=100, context_tokens=4096, sampled_share=0.5):
+    return draw_trials(
+        count,
+        moves,
+        seed,
+        vocabulary=vocabulary,
+        context_tokens=context_tokens,
+        sampled_share=sampled_share,
+    )
+
+
+def test_the_same_seed_draws_the_same_trials_and_another_draws_others():
+    assert drawn(seed=1) == drawn(seed=1)
+    assert drawn(seed=1) != drawn(seed=2)
+    assert len({trial.request_id for trial in drawn()}) == 200
+
+
+def test_trials_keep_within_their_bounds():
+    fewest, most = OUTPUT_TOKENS
+    for trial in drawn():
+        assert 1 <= len(trial.prompt) <= LONGEST_PROMPT
+        assert fewest <= trial.max_tokens <= most
+        assert all(0 <= token < 100 for token in trial.prompt)
+        assert trial.cancel_after is None or 1 <= trial.cancel_after < trial.max_tokens
+        early = max(1, MOVED_WITHIN * (trial.cancel_after or trial.max_tokens))
+        assert len(trial.moves) <= 3 and list(trial.moves) == sorted(trial.moves)
+        assert all(0 <= index < early for index in trial.moves)
+
+
+def test_a_short_context_shortens_prompts_and_outputs():
+    for trial in drawn(context_tokens=64):
+        assert len(trial.prompt) + trial.max_tokens <= 64
+
+
+def test_every_kind_of_trial_is_drawn():
+    trials = drawn()
+    assert {len(trial.moves) for trial in trials} == {0, 1, 2, 3}
+    assert {trial.temperature > 0 for trial in trials} == {True, False}
+    assert {trial.cancel_after is None for trial in trials} == {True, False}
+
+
+def test_a_context_too_short_for_any_output_is_refused():
+    with pytest.raises(ValueError, match="too short"):
+        drawn(context_tokens=OUTPUT_TOKENS[0])
