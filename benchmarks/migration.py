@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -264,8 +265,7 @@ def report(plan: Plan, found: Samples, pinned: int) -> Report:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The median for a half; else the smallest value that is not exceeded by at least that share of them."""
+    """The median for a half; else the smallest value that at least that share of them does not exceed."""
     if share == 0.5:
         return median(values)
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return sorted(values)[math.ceil(share * len(values)) - 1]
