@@ -25,6 +25,7 @@ from . import logs, processes, state
 from .config import Config
 from .controller import INSTANCE, Controller, Place, named_actors, resolve
 from .preparation import LOOPBACK, environment, inherited, model_info, new_record, settled, signals_held
+from .registry import State, specs
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,11 @@ GONE_S = 3.0
 POLL_S = 0.05
 WARM_UP = [0] * 8
 """Prompt of the first request, whose token shows that the whole way works."""
+LOCAL_RAY = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's workers step back (15) for Ray itself, and so for everything else
+}
 
 Progress = Callable[[str], None]
 
@@ -185,18 +191,19 @@ class Cluster:
 
     def _await_instances(self, deadline: float) -> None:
         """Until each instance serves; its first failure ends the wait, since the next life would fare no better."""
-        serving: set[str] = set()
-        while True:
-            states = _get(self._controller.states.remote(), _left(deadline))
-            for name, status, reason in states:
-                if reason and name not in serving:
+        waiting = {spec.name for spec in specs(self.config.cluster)}
+        while waiting:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                limit = f"{self.config.cluster.start_s:g} s (cluster.start_s)"
+                raise TimeoutError(f"{', '.join(sorted(waiting))} did not start within {limit}")
+            for name, status, reason in _get(self._controller.states.remote(), max(left_s, CALL_S)):
+                if name in waiting and reason:
                     raise ValueError(f"{name} does not start: {reason}")
-                if status == "serving" and name not in serving:
-                    serving.add(name)
+                if name in waiting and status == State.SERVING.value:
+                    waiting.remove(name)
                     self._progress(f"{name} serves")
-            if len(serving) == len(states):
-                return
-            time.sleep(min(POLL_S, _left(deadline)))
+            time.sleep(POLL_S)
 
     def _first_token(self, deadline: float) -> float:
         """Send a request; when its first token came, as `time.monotonic()`."""
@@ -243,10 +250,7 @@ def _start_ray(config: Config, record: state.ClusterRecord) -> None:
         return
     _hush_ray()
     counts = {"prefill": config.cluster.prefill, "decode": config.cluster.decode}
-    with (
-        environment(mark | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}),
-        signals_held(),
-    ):
+    with environment(mark | LOCAL_RAY), signals_held():
         ray.init(
             address="local",
             num_cpus=sum(counts.values())

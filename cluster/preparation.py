@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import signal
 import socket
@@ -19,6 +20,8 @@ from . import processes, state
 from .config import Config
 
 LOOPBACK = "127.0.0.1"
+PORTS = range(20000, 30000)
+"""Free ones are taken from here, below those that the system gives out: it is a while until they are listened on."""
 
 
 def settled(config: Config) -> Config:
@@ -38,13 +41,25 @@ def settled(config: Config) -> Config:
 
 
 def _port(key: str, host: str, port: int) -> int:
+    """`port`, or a free one where it is 0; `ValueError` where it cannot be had."""
+    if port == 0:
+        candidates = random.SystemRandom().sample(PORTS, k=100)
+        return next(candidate for candidate in candidates if _refusal(host, candidate) is None)
+    refusal = _refusal(host, port)
+    if refusal is not None:
+        raise ValueError(f"port {port} on {host} cannot be had ({key}): {refusal}")
+    return port
+
+
+def _refusal(host: str, port: int) -> str | None:
+    """Why nobody can listen there; None where one can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ValueError(f"port {port} on {host} cannot be had ({key}): {error.strerror}") from error
-        return probe.getsockname()[1]
+            return error.strerror
+    return None
 
 
 def new_record(config: Config, foreground: bool) -> state.ClusterRecord:

@@ -1,0 +1,149 @@
+"""`up`, `status`, `migrate`, `down`: what is wrong is one line, and whatever happens nothing is left behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from penstock.cluster import processes, state
+
+COMMAND = [sys.executable, "-m", "penstock.cli.main"]
+WITHIN_S = 120.0
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def penstock(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=WITHIN_S)
+
+
+def refused(run: subprocess.CompletedProcess[str]) -> str:
+    """The one line that the user sees."""
+    assert (run.returncode, run.stdout) == (2, ""), run.stderr
+    (line,) = run.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["migrate", "x"], ["down"]])
+def test_without_a_cluster_it_is_one_line(arguments):
+    assert "no cluster is running" in refused(penstock(*arguments)).lower()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["up", "nowhere.yaml"], "nowhere.yaml"),
+        (["up", "--prefill", "0"], "cluster.prefill must be at least 1, got 0"),
+        (["up", "--decode", "many"], "'many' is not a valid integer"),
+        (["up", "--model", "/nowhere"], "no checkpoint folder at /nowhere"),
+        (["up", "--transport", "pigeon"], "engine.transport must be one of auto, local, gloo, nccl"),
+        (["up", "--port", "99999"], "router.port must be from 0 to 65535"),
+        (["migrate", "x", "decode-0", "--to", "decode-1"], "Give INSTANCE or --to, not both."),
+        (["migrate", "x", "--mode", "teleport"], "'teleport' is not one of"),
+        (["status", "--address", "somewhere"], "'somewhere' is no address"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments, words):
+    assert words in refused(penstock(*arguments))
+
+
+def test_a_typo_in_the_configuration_names_the_nearest_key(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("engine: {kv_block: 5}\n")
+    assert f"{path}: no key `engine.kv_block`; did you mean `kv_blocks`?" in refused(
+        penstock("up", str(path))
+    )
+
+
+def test_a_port_in_use_is_one_line_and_leaves_nothing():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        line = refused(penstock("up", "--port", str(port)))
+        assert f"port {port} on 127.0.0.1 cannot be had" in line and "in use" in line
+    assert state.records() == []
+
+
+class Up:
+    """A `penstock up` in a process group of its own."""
+
+    def __init__(self, output: Path):
+        self.output = output
+        with output.open("w") as out, output.with_suffix(".err").open("w") as err:
+            self.process = subprocess.Popen(
+                [*COMMAND, "up", "--json", "--port", "0"], stdout=out, stderr=err, start_new_session=True
+            )
+
+    def wait_until_it_serves(self) -> dict:
+        self.wait_until(lambda: self.output.read_text().endswith("\n"))
+        return json.loads(self.output.read_text())
+
+    def wait_until(self, true) -> None:
+        deadline = time.monotonic() + WITHIN_S
+        while not true():
+            assert self.process.poll() is None, self.output.with_suffix(".err").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator[Callable[[], Up]]:
+    """Starts one `penstock up` after the other; none of them outlives the test."""
+    started: list[Up] = []
+
+    def start() -> Up:
+        started.append(Up(tmp_path / f"up-{len(started)}"))
+        return started[-1]
+
+    yield start
+    for up in started:
+        up.process.kill()
+        up.process.wait()
+    for record in state.abandoned():
+        state.reap(record)
+
+
+def test_up_serves_until_down_and_reaps_what_a_killed_one_left(start):
+    """Two starts, since a start is what takes long: the first is killed, the second stopped."""
+    first = start()
+    said = first.wait_until_it_serves()
+    assert said["instances"] == ["prefill-0", "decode-0", "decode-1"]
+    assert 0 < said["memory_bytes"] < 3 << 30 and said["first_token_s"] > 0
+    shown = json.loads(penstock("status", "--json").stdout)
+    assert [instance["state"] for instance in shown["instances"]] == ["serving"] * 3
+    assert "no request nope runs here (NOT_FOUND)" in refused(penstock("migrate", "nope"))
+    port = said["address"].rpartition(":")[2]
+    assert "cannot be had" in refused(penstock("up", "--port", port))
+
+    (killed,) = state.records()
+    first.process.kill()
+    first.process.wait()
+    assert "no cluster is running" in refused(penstock("status")).lower()
+
+    second = start()
+    second.wait_until_it_serves()
+    assert processes.marked(killed.cluster_id) == [] and not Path(killed.temp_dir).exists()
+    (record,) = state.records()
+    assert penstock("down", "--json").returncode == 0
+    assert second.process.wait(WITHIN_S) == 0
+    assert processes.marked(record.cluster_id) == [] and not Path(record.temp_dir).exists()
+    assert state.records() == []
+
+
+def test_ctrl_c_while_ray_starts_leaves_nothing(start):
+    up = start()
+    up.wait_until(lambda: state.records())
+    (record,) = state.records()
+    os.killpg(up.process.pid, signal.SIGINT)  # as a terminal does
+    assert up.process.wait(WITHIN_S) == 130
+    assert processes.marked(record.cluster_id) == [] and not Path(record.temp_dir).exists()
+    assert state.records() == []
