@@ -30,6 +30,7 @@ class ScriptedRouter(InferenceServiceServicer, ControlServiceServicer):
         self.script = script
         self.answer = answer
         self.moved: list[str] = []
+        self.asked = asyncio.Semaphore(0)
         self.left = asyncio.Event()
 
     async def Generate(self, request, context):
@@ -46,6 +47,7 @@ class ScriptedRouter(InferenceServiceServicer, ControlServiceServicer):
 
     async def MigrateRequest(self, request, context):
         self.moved.append(request.destination)
+        self.asked.release()
         return control_pb2.MigrateRequestResponse(moves=[self.answer(request)])
 
 
@@ -66,15 +68,10 @@ def run(script, one: Trial, done=True) -> tuple[Stream, ScriptedRouter]:
     return asyncio.run(asyncio.wait_for(main(), 20))
 
 
-def moved(times: int):
-    """The script goes on once so many moves were asked for."""
-
-    async def wait(router: ScriptedRouter) -> None:
-        while len(router.moved) < times:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
-
-    return wait
+async def until_moved(router: ScriptedRouter) -> None:
+    """The script goes on once one more move was asked for, and its answer is on the way."""
+    await router.asked.acquire()
+    await asyncio.sleep(0.1)
 
 
 def test_a_whole_stream_lacks_nothing():
@@ -118,13 +115,13 @@ def test_a_client_that_leaves_still_lacks_what_was_skipped():
 
 
 def test_moves_are_asked_for_when_their_token_comes_and_lead_elsewhere():
-    script = [delta(0, 5), moved(1), delta(1, 6, maker="decode-1"), moved(2), delta(2, 7)]
+    script = [delta(0, 5), until_moved, delta(1, 6, maker="decode-1"), until_moved, delta(2, 7)]
     stream, router = run(script, trial(3, moves=(0, 1)))
     assert router.moved == ["decode-1", "decode-0"]
     assert (stream.moves_done, stream.moves_aborted) == (2, 0)
 
 
 def test_a_move_that_is_refused_or_comes_too_late_is_aborted():
-    stream, _ = run([delta(0, 5), moved(1), delta(1, 6)], trial(2, moves=(0, 1)), done=False)
+    stream, _ = run([delta(0, 5), until_moved, delta(1, 6)], trial(2, moves=(0, 1)), done=False)
     assert (stream.moves_done, stream.moves_aborted) == (0, 2)
     assert stream.troubles[0] == "not moved to decode-1: no room"

@@ -1,0 +1,87 @@
+"""`verify` against real clusters: clean as they are, and a failure for every fault that is planted in them."""
+
+from dataclasses import replace
+
+import pytest
+
+from penstock.benchmarks.verify import RANDOM, UNITS, Verification, failures, verify
+from penstock.cluster.config import Config
+from penstock.handover.config import HandoverConfig
+
+CLEAN = dict.fromkeys(UNITS, 0) | {"requests": 64, "tokens": 20_000, "moves_done": 80, "sensitivity": 1.0}
+MUST_BE_0 = {"mismatched", "duplicated", "missing", "leaked_blocks"}
+
+
+def of(**options) -> Verification:
+    config = Config(handover=HandoverConfig(grace_s=3.0))  # a leak is certain once it has passed
+    few = Verification(
+        requests=5, moves=2, seed=3, checkpoints=(RANDOM,), transports=("local",), config=config
+    )
+    return replace(few, **options)
+
+
+def wrong(figures) -> set[str]:
+    return {name for name in MUST_BE_0 if figures[name]}
+
+
+def test_a_sound_cluster_passes_over_gloo():
+    verdict = verify(of(transports=("gloo",)))
+    figures = verdict.report.figures
+    assert verdict.failures == ()
+    assert figures["requests"] == 5 and figures["tokens"] > 5 * 32
+    assert figures["moves_done"] > 0
+    assert figures.keys() == UNITS.keys()
+
+
+@pytest.mark.parametrize(
+    "fault, figure",
+    [
+        ({"instance": "planted:AlteringInstance"}, "mismatched"),
+        ({"instance": "planted:KeepingInstance"}, "leaked_blocks"),
+        ({"router": "planted:EchoingRouter"}, "duplicated"),
+    ],
+    ids=["a transport alters a block", "a pool keeps a block", "a router sends a delta twice"],
+)
+def test_a_planted_fault_shows_in_its_figure_and_no_other(fault, figure):
+    verdict = verify(of(**fault))
+    assert wrong(verdict.report.figures) == {figure}
+    assert any(line.startswith(figure) for line in verdict.failures)
+
+
+def test_clean_figures_are_no_failure():
+    assert list(failures(CLEAN, ours=True)) == []
+
+
+@pytest.mark.parametrize("name", sorted(MUST_BE_0))
+def test_one_of_what_must_be_0_is_a_failure(name):
+    (line,) = failures(CLEAN | {name: 1}, ours=False)
+    assert name in line
+
+
+def test_fewer_than_80_percent_of_the_moves_done_is_a_failure():
+    assert list(failures(CLEAN | {"moves_done": 80, "moves_aborted": 20}, ours=True)) == []
+    assert list(failures(CLEAN | {"moves_done": 79, "moves_aborted": 21}, ours=True))
+    assert list(failures(CLEAN | {"moves_done": 0, "moves_aborted": 0}, ours=True)) == []
+
+
+def test_more_than_one_tie_in_10_000_tokens_is_a_failure():
+    assert list(failures(CLEAN | {"ties": 2}, ours=True)) == []
+    assert list(failures(CLEAN | {"ties": 3}, ours=True))
+
+
+def test_our_own_checkpoints_must_notice_damage_and_foreign_ones_need_not():
+    assert list(failures(CLEAN | {"sensitivity": 0.8}, ours=True))
+    assert list(failures(CLEAN | {"sensitivity": 0.8}, ours=False)) == []
+
+
+@pytest.mark.parametrize(
+    "options, words", [({"requests": 0}, "at least 1"), ({"moves": -1}, "cannot be moved")]
+)
+def test_nonsense_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        of(**options)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(ValueError, match="config.json"):
+        verify(of(model=str(tmp_path)))
