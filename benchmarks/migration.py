@@ -1,9 +1,9 @@
 """Downtime of a request that moves between two busy instances: live, with a blocking copy, and recomputed.
 
 A request of context N moves back and forth between two decode instances, each of which decodes eight neighbours beside
-it. A client of all streams stamps every token; downtime is what `gaps` says of the mover's stream. Each live round has
-a second window in which nothing moves, under the same load, and the ratio of the neighbours' step times is their
-slowdown. Neighbours start anew each round, so that their contexts stay about 512.
+it. A client of all streams stamps every token; downtime is what `gaps` says of the mover's stream. What neighbours feel
+is the ratio of their step times in windows with and without live moves, taken by turns under the same load, at the
+contexts where a mover lives long enough for that: those with most to copy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,23 +21,16 @@ from statistics import median
 from ..cluster.config import default
 from ..cluster.launcher import Cluster
 from .figures import Report, progress
-from .gaps import Arrival, Downtime, downtimes
-from .streams import Streams, TokenStream
+from .gaps import Downtime
+from .seesaw import Seesaw
+from .streams import Streams
 
 logger = logging.getLogger(__name__)
 
 CONTEXTS = (128, 512, 2048, 8192)
 LIVE, BLOCKING, RECOMPUTE = "live", "blocking", "recompute"
-NEIGHBOURS = 8
-"""On each decode instance."""
-NEIGHBOUR_CONTEXT = (256, 768)
-"""Of a neighbour at the start and, about, at the end of a round."""
-SETTLE_TOKENS = 8
-"""That the mover makes at the destination before it moves on, and that its latency there is taken from at least."""
-STILL_S = 1.5
-"""Length of a window in which nothing moves."""
-ROUND_MOVES = 12
-"""Most moves in a round, so that windows without moves come often."""
+ROUND_MOVES = 10
+"""Most moves before modes, or windows with and without moves, take turns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +50,16 @@ class Samples:
     downtimes: dict[tuple[str, int], list[Downtime]] = field(default_factory=dict)
     """By mode and context."""
     slowdowns: list[float] = field(default_factory=list)
-    """Of each live round: the neighbours' step time with moves, over that without."""
+    """Of each pair of windows: the neighbours' step time with moves, over that without."""
     still_ms: list[float] = field(default_factory=list)
-    """The neighbours' step time without moves, in each live round."""
+    """The neighbours' step time without moves."""
     failed: int = 0
     """Moves that were not done."""
+
+    def take(self, mode: str, context: int, downtimes: list[Downtime]) -> int:
+        """Add these, and tell how many they are."""
+        self.downtimes.setdefault((mode, context), []).extend(downtimes)
+        return len(downtimes)
 
 
 def measure(plan: Plan, say: Callable[[str], None] = logger.info) -> Report:
@@ -94,16 +92,23 @@ async def _measure(
     plan: Plan, address: str, vocabulary: int, decoders: tuple[str, str], advance: Callable[[int], None]
 ) -> Samples:
     found = Samples()
-    async with Streams(address, vocabulary) as streams:
-        for context in plan.contexts:
-            table = Table(streams, decoders, context)
+    for context in plan.contexts:
+        async with Streams(address, vocabulary) as streams:
+            seesaw = Seesaw(streams, decoders, context)
             while wanted := _next(plan, found, context):
                 mode, left = wanted
-                before = len(found.downtimes.get((mode, context), ()))
-                await table.round(mode, min(left, ROUND_MOVES), found)
-                advance(len(found.downtimes[mode, context]) - before)
-            await table.clear()
+                advance(found.take(mode, context, await _round(seesaw, mode, min(left, ROUND_MOVES), found)))
+            found.failed += seesaw.failed
     return found
+
+
+async def _round(seesaw: Seesaw, mode: str, moves: int, found: Samples) -> list[Downtime]:
+    if mode != LIVE or not seesaw.steady:
+        return await seesaw.moves(mode, moves)
+    downtimes, moving_ms, still_ms = await seesaw.compare(mode, moves)
+    found.slowdowns.append(moving_ms / still_ms)
+    found.still_ms.append(still_ms)
+    return downtimes
 
 
 def _next(plan: Plan, found: Samples, context: int) -> tuple[str, int] | None:
@@ -113,123 +118,6 @@ def _next(plan: Plan, found: Samples, context: int) -> tuple[str, int] | None:
     mode = min(goals, key=lambda mode: counts[mode] / goals[mode])
     left = goals[mode] - counts[mode]
     return (mode, left) if left > 0 else None
-
-
-class Table:
-    """A mover of about one context, and the neighbours around it."""
-
-    def __init__(self, streams: Streams, decoders: tuple[str, str], context: int):
-        self._streams = streams
-        self._decoders = decoders
-        self._context = context
-        self._grown = context + max(96, context // 8)
-        """The context from which on a mover is replaced by a new one."""
-        self._mover: TokenStream | None = None
-        self._neighbours: list[TokenStream] = []
-        self._rounds = 0
-
-    async def round(self, mode: str, moves: int, found: Samples) -> None:
-        """Up to `moves` of one mode, and for live ones a window without any, before or after them by turns."""
-        mover = await self._ready()
-        self._rounds += 1
-        if mode != LIVE:
-            await self._moves(mover, mode, moves, found)
-            return
-        if self._rounds % 2:
-            still = await self._still()
-            moving = await self._moves(mover, mode, moves, found)
-        else:
-            moving = await self._moves(mover, mode, moves, found)
-            still = await self._still()
-        found.slowdowns.append(moving / still)
-        found.still_ms.append(still)
-
-    async def clear(self) -> None:
-        streams = [*self._neighbours, *([self._mover] if self._mover else [])]
-        await asyncio.gather(*map(self._streams.close, streams))
-        self._neighbours, self._mover = [], None
-
-    # ---- before a round
-
-    async def _ready(self) -> TokenStream:
-        """The mover near its context, and eight young neighbours on each side."""
-        await asyncio.gather(*map(self._streams.close, self._neighbours))
-        if self._mover is None or self._mover.context > self._grown - 4 * SETTLE_TOKENS:
-            if self._mover is not None:
-                await self._streams.close(self._mover)
-            self._mover = self._streams.begin(self._context, self._context + 4096)
-            await self._mover.reach(2)
-        prompt, _ = NEIGHBOUR_CONTEXT
-        self._neighbours = [
-            self._streams.begin(prompt, 4 * prompt) for _ in range(NEIGHBOURS * len(self._decoders))
-        ]
-        await asyncio.gather(*(neighbour.reach(2) for neighbour in self._neighbours))
-        await self._balance()
-        await asyncio.gather(*(neighbour.reach(neighbour.tokens + 4) for neighbour in self._neighbours))
-        return self._mover
-
-    async def _balance(self) -> None:
-        one, other = self._decoders
-        here = [neighbour for neighbour in self._neighbours if neighbour.instance == one]
-        there = [neighbour for neighbour in self._neighbours if neighbour.instance == other]
-        surplus = (here if len(here) > len(there) else there)[NEIGHBOURS:]
-        target = other if len(here) > len(there) else one
-        reasons = await asyncio.gather(*(self._streams.move(neighbour, target) for neighbour in surplus))
-        assert not any(reasons), f"neighbours could not be placed: {reasons}"
-
-    # ---- windows
-
-    async def _moves(self, mover: TokenStream, mode: str, moves: int, found: Samples) -> float:
-        """Move back and forth; the neighbours' step time in ms meanwhile."""
-        await mover.reach(mover.tokens + SETTLE_TOKENS)
-        window = _Window([mover, *self._neighbours])
-        for _ in range(moves):
-            reason = await self._move(mover, mode)
-            if reason:
-                logger.info("%s was not moved: %s", mover.name, reason)
-                found.failed += 1
-            if mover.context > self._grown or self._old():
-                break
-        mine, *others = window.close()
-        found.downtimes.setdefault((mode, self._context), []).extend(downtimes(mine, SETTLE_TOKENS))
-        return _step_ms(others)
-
-    async def _move(self, mover: TokenStream, mode: str) -> str:
-        """Move to the other side and make some tokens there; empty, or why it was not moved."""
-        one, other = self._decoders
-        destination = other if mover.instance == one else one
-        moving = asyncio.create_task(self._streams.move(mover, destination, mode))
-        while mover.instance != destination and not (moving.done() and moving.result()):
-            await mover.reach(mover.tokens + 1)
-        await mover.reach(mover.tokens + SETTLE_TOKENS)
-        return await moving
-
-    async def _still(self) -> float:
-        window = _Window(self._neighbours)
-        await asyncio.sleep(STILL_S)
-        return _step_ms(window.close())
-
-    def _old(self) -> bool:
-        return any(neighbour.context > NEIGHBOUR_CONTEXT[1] for neighbour in self._neighbours)
-
-
-class _Window:
-    """What streams bring between its making and `close`."""
-
-    def __init__(self, streams: Sequence[TokenStream]):
-        self._streams = streams
-        self._starts = [len(stream.arrivals) - 1 for stream in streams]
-
-    def close(self) -> list[list[Arrival]]:
-        """The arrivals of each stream, from the last before the window on."""
-        return [stream.arrivals[start:] for stream, start in zip(self._streams, self._starts, strict=True)]
-
-
-def _step_ms(streams: Iterable[Sequence[Arrival]]) -> float:
-    """Mean time between the tokens of all streams."""
-    spans = [(arrivals[-1].at_s - arrivals[0].at_s, arrivals) for arrivals in streams]
-    tokens = sum(arrival.tokens for _, arrivals in spans for arrival in arrivals[1:])
-    return sum(span_s for span_s, _ in spans) * 1e3 / tokens
 
 
 # ---- the report
@@ -257,8 +145,9 @@ def report(plan: Plan, found: Samples, pinned: int) -> Report:
         for mode in (LIVE, BLOCKING, RECOMPUTE):
             figures[f"{mode}_samples_{context}"] = len(found.downtimes[mode, context])
             units[f"{mode}_samples_{context}"] = "moves"
-    tell("neighbour_slowdown", "1", found.slowdowns)
-    tell("neighbour_step_ms", "ms", found.still_ms)
+    if found.slowdowns:
+        tell("neighbour_slowdown", "1", found.slowdowns)
+        tell("neighbour_step_ms", "ms", found.still_ms)
     figures |= {"moves_failed": found.failed, "pinned_instances": pinned}
     units |= {"moves_failed": "moves", "pinned_instances": "instances"}
     return Report(command="bench migration", figures=figures, units=units, spread=spread)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+import secrets
 import time
 from typing import Any
 
@@ -88,7 +90,7 @@ class Streams:
     def __init__(self, address: str, vocabulary: int):
         self._address = address
         self._vocabulary = vocabulary
-        self._count = 0
+        self._names = (f"bench-{secrets.token_hex(4)}-{number}" for number in itertools.count(1))
         self._open: set[TokenStream] = set()
 
     async def __aenter__(self) -> Streams:
@@ -104,8 +106,7 @@ class Streams:
 
     def begin(self, prompt_tokens: int, most: int) -> TokenStream:
         """Start a stream of up to `most` tokens."""
-        self._count += 1
-        stream = TokenStream(self._stub, f"stream-{self._count}", prompt_tokens, most, self._vocabulary)
+        stream = TokenStream(self._stub, next(self._names), prompt_tokens, most, self._vocabulary)
         self._open.add(stream)
         return stream
 
