@@ -1,0 +1,302 @@
+"""Instances behind real sockets with the real model: moves, peers that die or hang, and what is left afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+from bare_router import BareRouter, Stream, until
+
+from penstock.decode_worker.phase import DecodePhase
+from penstock.engine.config import EngineConfig
+from penstock.engine.server import InstanceServer
+from penstock.handover.config import HandoverConfig
+from penstock.handover.frames import Dead, Hello
+from penstock.handover.values import Address, Context, Incarnation, MoveMode, SamplingParams
+from penstock.handover.wire import to_link_request
+from penstock.prefill_worker.phase import PrefillPhase
+from penstock.proto import worker_pb2 as pb
+from penstock.proto.worker_pb2_grpc import WorkerServiceStub
+
+HANDOVER = HandoverConfig()
+TRANSPORTS = ("local", "gloo")
+
+
+def server(
+    name: str, transport: str = "local", prefill: int = 256, slots: int = 32, **engine
+) -> InstanceServer:
+    config = EngineConfig(kv_bytes=32 << 20, transport=transport, **engine)
+    return InstanceServer(name, 1, config, HANDOVER, prefill, slots, PrefillPhase(), DecodePhase())
+
+
+def at(one: InstanceServer) -> Address:
+    return Address(one.me, one.address)
+
+
+@asynccontextmanager
+async def running(*servers: InstanceServer):
+    """A router linked to all of them; all is free in the end."""
+    router = BareRouter()
+    try:
+        await asyncio.gather(*(one.start() for one in servers))
+        for one in servers:
+            router.connect(at(one))
+        yield router
+        await until(lambda: all(free(one) for one in servers))
+    finally:
+        await router.close()
+        await asyncio.gather(*(one.stop() for one in servers))
+
+
+def free(one: InstanceServer) -> bool:
+    load = one._engine.load
+    return load.free_blocks == load.total_blocks and not load.waiting + load.running
+
+
+def prompt(length: int, seed: int = 0, **params) -> Context:
+    tokens = tuple((number * 7919 + seed * 104729) % 4000 + 10 for number in range(length))
+    defaults = {"temperature": 1.0, "seed": seed, "max_tokens": 64, "ignore_eos": True}
+    return Context(tokens, (), SamplingParams(**{**defaults, **params}))
+
+
+def settled(stream: Stream) -> int:
+    """The tokens that it has, unless it is on its way."""
+    return 0 if stream.session.pending else len(stream.ids)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_migrated_stream_equals_unmoved_stream(transport):
+    async def main():
+        prefill, left, right = (
+            server("prefill", transport, slots=0),
+            server("left", transport),
+            server("right", transport),
+        )
+        async with running(prefill, left, right) as router:
+            contexts = {f"s{n}": prompt(length, n, max_tokens=150) for n, length in enumerate((1, 16, 400))}
+            for key, context in contexts.items():
+                router.start(f"still-{key}", context, at(left))
+                router.start(key, context, at(prefill), at(left))
+            moving = [router.streams[key] for key in contexts]
+            for least, mode in ((5, MoveMode.LIVE), (25, MoveMode.BLOCKING), (45, MoveMode.LIVE)):
+                await until(lambda: all(settled(stream) > least for stream in moving))  # noqa: B023
+                for stream in moving:
+                    to = right if stream.session.owner == left.me else left
+                    router.move(stream.session.key, at(to), mode)
+            await until(lambda: all(stream.session.closed for stream in router.streams.values()), 60)
+            for key in contexts:
+                stream = router.streams[key]
+                assert stream.ids == router.streams[f"still-{key}"].ids and len(stream.ids) == 150
+                assert sum(stream.moves) >= 2, stream.moves
+                assert set(stream.makers) == {"prefill", "left", "right"}
+
+    asyncio.run(main())
+
+
+def test_a_ring_of_instances_that_send_to_each_other_at_once_does_not_lock():
+    async def main():
+        ring = [server(name, "gloo") for name in "abc"]
+        async with running(*ring) as router:
+            for n in range(12):
+                router.start(f"s{n}", prompt(80, n, max_tokens=400), at(ring[n % 3]))
+            streams = router.streams
+            await until(lambda: all(len(stream.ids) > 2 for stream in streams.values()), 60)
+            for _ in range(2):
+                for key, stream in streams.items():
+                    here = next(n for n, one in enumerate(ring) if one.me == stream.session.owner)
+                    router.move(key, at(ring[(here + 1) % 3]))
+                await until(lambda: not any(stream.session.pending for stream in streams.values()))
+            done = sum(sum(stream.moves) for stream in streams.values())
+            assert done >= 20, f"{done} of 24 moves"
+            for key in streams:
+                router.cancel(key)
+
+    asyncio.run(main())
+
+
+class Process:
+    """An instance in a process of its own, to be killed or stopped."""
+
+    def __init__(self, folder: Path, name: str, transport: str):
+        self.file = folder / name
+        config = EngineConfig(kv_bytes=32 << 20, transport=transport)
+        settings = {
+            "name": name,
+            "life": 1,
+            "prefill_tokens": 256,
+            "decode_slots": 32,
+            "log_level": "warning",
+        }
+        text = json.dumps({**settings, "engine": asdict(config), "handover": asdict(HANDOVER)})
+        module = "penstock.cluster.instance"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, text, "--address-file", str(self.file)]
+        )
+        self.me = Incarnation(name, 1)
+
+    async def address(self) -> Address:
+        await until(lambda: self.file.exists() or self.process.poll() is not None, 60)
+        return Address(self.me, self.file.read_text())
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_peer_that_dies_or_hangs_in_mid_copy_does_not_stop_the_source(tmp_path, transport):
+    async def main():
+        peers = {how: Process(tmp_path, how.name, transport) for how in (signal.SIGKILL, signal.SIGSTOP)}
+        try:
+            here = server("here", transport)
+            async with running(here) as router:
+                other = router.start("other", prompt(20, 9, max_tokens=4000), at(here))
+                for how, peer in peers.items():
+                    await move_and_strike(router, here, peer, how)
+                    assert not other.session.closed, "it runs beside all of this"
+                router.cancel("other")
+        finally:
+            for peer in peers.values():
+                peer.end()
+
+    asyncio.run(main())
+
+
+async def move_and_strike(
+    router: BareRouter, here: InstanceServer, peer: Process, how: signal.Signals
+) -> None:
+    to, other = await peer.address(), router.streams["other"]
+    router.connect(to)
+    stream = router.start(how.name, prompt(1500, 1, max_tokens=3000), at(here))
+    await until(lambda: len(stream.ids) > 2, 60)
+    router.move(how.name, to)
+    await until(lambda: any(one.sent for one in sources(here, how.name)) or stream.moves)
+    os.kill(peer.process.pid, how)
+    await until(lambda: stream.moves, HANDOVER.lease_s + HANDOVER.transport_s + 10)
+    if stream.moves == [False]:  # else it had left just before
+        seen, neighbour = len(stream.ids), len(other.ids)
+        await until(lambda: len(stream.ids) > seen + 20 and len(other.ids) > neighbour)
+        assert peer.me.instance not in stream.makers
+    peer.end()
+    router.send(here.me, Dead((peer.me,)))
+    router.cancel(how.name)
+
+
+def sources(one: InstanceServer, session: str):
+    seat = one._engine._seats.get(session)
+    return seat.sources if seat else ()
+
+
+def test_cancel_frees_within_a_step_or_chunk_wherever_the_session_is():
+    async def main():
+        prefill, decode = server("prefill", "gloo", slots=0), server("decode", "gloo")
+        async with running(prefill, decode) as router:
+            for n in range(8):
+                key = f"s{n}"
+                router.start(key, prompt(400, n, max_tokens=50), at(prefill), at(decode))
+                await asyncio.sleep(0.03 * n)
+                router.cancel(key)
+                await until(lambda: free(prefill) and free(decode), HANDOVER.lease_s + 5)
+
+    asyncio.run(main())
+
+
+def test_a_router_that_comes_back_hears_what_it_missed():
+    async def main():
+        one = server("one")
+        async with running(one) as router:
+            stream = router.start("s", prompt(10, max_tokens=300), at(one))
+            await until(lambda: len(stream.ids) > 3)
+            line = router.lines[one.me]
+            assert line.task
+            line.task.cancel()
+            await asyncio.sleep(0.2)
+            router.connect(at(one))
+            await until(lambda: stream.session.closed, 60)
+            assert len(stream.ids) == 300
+
+    asyncio.run(main())
+
+
+def test_only_the_right_life_is_spoken_to():
+    async def main():
+        one = server("one")
+        async with running(one), grpc.aio.insecure_channel(one.address) as channel:
+            stub = WorkerServiceStub(channel)
+            for first, code in (
+                (to_link_request(Hello("r", Incarnation("one", 2))), grpc.StatusCode.FAILED_PRECONDITION),
+                (pb.LinkRequest(beat=pb.Beat()), grpc.StatusCode.FAILED_PRECONDITION),
+                (pb.LinkRequest(), grpc.StatusCode.INVALID_ARGUMENT),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    async for _ in stub.Link(iter([first])):
+                        pass
+                assert caught.value.code() is code
+
+    asyncio.run(main())
+
+
+def test_a_prompt_beyond_what_it_holds_harms_nobody():
+    async def main():
+        one = server("one", kv_blocks=8)
+        async with running(one) as router:
+            router.start("huge", prompt(500), at(one))
+            stream = router.start("s", prompt(10, max_tokens=20), at(one))
+            await until(lambda: stream.session.closed)
+            assert len(stream.ids) == 20 and not router.streams["huge"].ids
+            router.cancel("huge")
+
+    asyncio.run(main())
+
+
+def test_it_listens_on_loopback_alone_and_leaves_nothing_behind():
+    async def main():
+        left, right = server("left", "gloo"), server("right", "auto")
+        async with running(left, right) as router:
+            stream = router.start("s", prompt(100, max_tokens=40), at(left), at(right))
+            await until(lambda: stream.session.closed)
+            assert not foreign()
+
+    asyncio.run(main())  # what is loaded once stays
+    threads, files = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
+    asyncio.run(main())
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        gc.collect()
+        more = [thread for thread in threading.enumerate() if thread not in threads and not thread.daemon]
+        if not more and len(os.listdir("/proc/self/fd")) <= files:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{more} and {len(os.listdir('/proc/self/fd')) - files} files are left")
+
+
+def foreign() -> set[str]:
+    """Addresses other than loopback's on which this process listens."""
+    own = {
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{fd}")
+    }
+    found = set()
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:
+                packed = bytes.fromhex(fields[1].split(":")[0])
+                words = b"".join(packed[at : at + 4][::-1] for at in range(0, len(packed), 4))
+                found.add(socket.inet_ntop(family, words))
+    return found - {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
