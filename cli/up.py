@@ -15,6 +15,7 @@ from rich.console import Console
 from ..client import address as client_address
 from ..cluster import processes
 from ..cluster.config import Config, default, load
+from .calls import told
 
 if TYPE_CHECKING:
     from ..cluster.launcher import Cluster
@@ -45,7 +46,10 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
 
     console = Console(stderr=True, highlight=False)
     _interrupt_once()
-    with Cluster.start(settled, progress=console.print, began=began, foreground=True) as cluster:
+    with (
+        told(),
+        Cluster.start(settled, progress=console.print, began=began, foreground=True) as cluster,
+    ):
         try:
             client_address.write_state(cluster.address, os.getpid())
             _announce(cluster, as_json)

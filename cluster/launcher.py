@@ -111,7 +111,11 @@ class Cluster:
         cluster = cls(config, model, new_record(config, foreground), progress)
         try:
             cluster._start(began, instance, router)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError):  # nobody said what is wrong; the processes may have
+                progress(
+                    "\n".join(["the last lines of each log:", *logs.last_lines(cluster.record.temp_dir)])
+                )
             cluster.stop()
             raise
         return cluster
@@ -251,18 +255,21 @@ def _start_ray(config: Config, record: state.ClusterRecord) -> None:
     _hush_ray()
     counts = {"prefill": config.cluster.prefill, "decode": config.cluster.decode}
     with environment(mark | LOCAL_RAY), signals_held():
-        ray.init(
-            address="local",
-            num_cpus=sum(counts.values())
-            + 2,  # Ray starts a worker for each ahead; controller and router too
-            num_gpus=0 if config.engine.device == "cpu" else None,
-            resources={f"penstock_{pool}": float(count) for pool, count in counts.items()},
-            include_dashboard=False,
-            object_store_memory=config.cluster.object_store_bytes,
-            _temp_dir=record.temp_dir,
-            _node_ip_address=LOOPBACK,
-            **common,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=sum(counts.values())
+                + 2,  # Ray starts a worker for each ahead; controller and router too
+                num_gpus=0 if config.engine.device == "cpu" else None,
+                resources={f"penstock_{pool}": float(count) for pool, count in counts.items()},
+                include_dashboard=False,
+                object_store_memory=config.cluster.object_store_bytes,
+                _temp_dir=record.temp_dir,
+                _node_ip_address=LOOPBACK,
+                **common,
+            )
+        except Exception as error:  # noqa: BLE001  a Ray that does not come up in time raises plain Exception
+            raise ConnectionError(f"Ray does not start: {error}") from error
 
 
 def _hush_ray() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from pathlib import Path
 
 
 class JsonFormatter(logging.Formatter):
@@ -31,3 +32,12 @@ def configure(level: str, as_json: bool) -> None:
     logger.handlers = [handler]
     logger.setLevel(level.upper())
     logger.propagate = False
+
+
+def last_lines(temp_dir: str, most: int = 5) -> list[str]:
+    """The last `most` lines that each process of the Ray in this folder has logged."""
+    found = []
+    for path in sorted(Path(temp_dir).glob("session_latest/logs/worker-*.err")):
+        lines = [line for line in path.read_text(errors="replace").splitlines() if not line.startswith(":")]
+        found += lines[-most:]
+    return found

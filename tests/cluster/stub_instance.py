@@ -34,8 +34,6 @@ class StubInstance(WorkerServiceServicer):
         """What it was told of."""
 
     async def start(self) -> str:
-        if "refuses" in self.settings.engine.model:
-            raise ValueError("this model cannot be served")
         self.server = grpc.aio.server()
         add_WorkerServiceServicer_to_server(self, self.server)
         port = self.server.add_insecure_port(f"{self.settings.host}:0")
@@ -85,3 +83,14 @@ class DoomedInstance(StubInstance):
 
     async def start(self) -> str:
         os._exit(1)
+
+
+class RefusingInstance(StubInstance):
+    async def start(self) -> str:
+        raise ValueError("this model cannot be served")
+
+
+class SleepyInstance(StubInstance):
+    async def start(self) -> str:
+        await asyncio.sleep(3600)
+        raise AssertionError

@@ -1,0 +1,50 @@
+"""A start that cannot succeed ends soon, says why in one sentence, and leaves nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from penstock.cluster import config as cluster_config
+from penstock.cluster import processes, state
+from penstock.cluster.launcher import Cluster
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+
+def config(**cluster) -> cluster_config.Config:
+    whole = cluster_config.default()
+    return replace(
+        whole,
+        router=replace(whole.router, port=0),
+        cluster=replace(whole.cluster, prefill=1, decode=1, **cluster),
+    )
+
+
+@pytest.mark.parametrize(
+    "kind, error, words",
+    [
+        ("RefusingInstance", ValueError, "does not start: this model cannot be served"),
+        ("DoomedInstance", ValueError, "does not start: its process died while it started"),
+        ("SleepyInstance", TimeoutError, r"did not start within 15 s \(cluster.start_s\)"),
+    ],
+)
+def test_an_instance_that_does_not_start_ends_the_start(kind, error, words):
+    marks: list[state.ClusterRecord] = []
+    with pytest.raises(error, match=words):
+        Cluster.start(
+            config(start_s=15.0),
+            progress=lambda line: marks.extend(state.records()),
+            instance=f"stub_instance:{kind}",
+        )
+    assert marks and processes.marked(marks[0].cluster_id) == []
+    assert not Path(marks[0].temp_dir).exists() and state.records() == []
+
+
+def test_a_ray_cluster_that_does_not_answer_is_one_sentence():
+    with pytest.raises(ValueError, match="no Ray cluster can be joined at 127.0.0.1:1"):
+        Cluster.start(config(ray_address="127.0.0.1:1"))
+    assert state.records() == []
