@@ -21,6 +21,8 @@ MOVE_TOKENS = 24
 """About what a mover makes from one move to the next."""
 STILL_S = 2.5
 """Length of a window in which nothing moves."""
+BALANCINGS = 5
+"""Attempts at moving neighbours where they belong."""
 MOST_TOKENS = 4096
 """More than a stream lives to make."""
 
@@ -82,13 +84,18 @@ class Seesaw:
         return any(neighbour.context + tokens > OLD for neighbour in self._neighbours)
 
     async def _balance(self) -> None:
+        """As many neighbours on each side. `TimeoutError` where moves are not done, again and again."""
         one, other = self._decoders
-        here = [neighbour for neighbour in self._neighbours if neighbour.instance == one]
-        there = [neighbour for neighbour in self._neighbours if neighbour.instance == other]
-        surplus = (here if len(here) > len(there) else there)[NEIGHBOURS:]
-        target = other if len(here) > len(there) else one
-        reasons = await asyncio.gather(*(self._streams.move(neighbour, target) for neighbour in surplus))
-        assert not any(reasons), f"neighbours could not be placed: {reasons}"
+        for _ in range(BALANCINGS):
+            here = [neighbour for neighbour in self._neighbours if neighbour.instance == one]
+            there = [neighbour for neighbour in self._neighbours if neighbour.instance == other]
+            more, target = (here, other) if len(here) > len(there) else (there, one)
+            surplus = more[NEIGHBOURS:]
+            if not surplus:
+                return
+            reasons = await asyncio.gather(*(self._streams.move(moved, target) for moved in surplus))
+            await asyncio.gather(*(moved.reach(moved.tokens + SETTLE_TOKENS) for moved in surplus))
+        raise TimeoutError(f"the neighbours could not be shared between {one} and {other}: {reasons}")
 
     # ---- windows
 
