@@ -117,4 +117,6 @@ def _announce(cluster: Cluster, as_json: bool) -> None:
         f"first token {started.first_token_s:.1f} s after the command; {memory.pss_bytes / GIB:.2f} GiB in all "
         f"({memory.rss_bytes / GIB:.2f} GiB if shared pages are counted in each process)"
     )
+    if cluster.record.temp_dir:
+        click.echo(f"logs in {cluster.record.temp_dir}/session_latest/logs")
     click.echo('try: penstock generate "Return the"; Ctrl-C or `penstock down` stops the cluster')

@@ -50,11 +50,14 @@ class InstanceActor:
     """An actor that hosts one life of an instance."""
 
     def __init__(self, where: str, settings: InstanceSettings):
-        host = settings.host or ray.util.get_node_ip_address()
-        self._instance = resolve(where)(replace(settings, host=host))
+        self._where = where
+        self._settings = settings
         self._running: Running | None = None
 
     async def start(self) -> Running:
+        """Everything that may fail happens here, since of a constructor Ray tells only that it failed."""
+        host = self._settings.host or ray.util.get_node_ip_address()
+        self._instance = resolve(self._where)(replace(self._settings, host=host))
         address = await self._instance.start()
         self._running = Running(address, os.getpid(), ray.get_runtime_context().get_node_id())
         return self._running
@@ -66,9 +69,6 @@ class InstanceActor:
     async def wait(self) -> None:
         """Never returns: whoever waits hears of the death of this process."""
         await asyncio.Event().wait()
-
-    async def stop(self) -> None:
-        await self._instance.stop()
 
 
 @dataclass(frozen=True)

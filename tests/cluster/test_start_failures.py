@@ -25,18 +25,24 @@ def config(**cluster) -> cluster_config.Config:
 
 
 @pytest.mark.parametrize(
-    "kind, error, words",
+    "kind, start_s, error, words",
     [
-        ("RefusingInstance", ValueError, "does not start: this model cannot be served"),
-        ("DoomedInstance", ValueError, "does not start: its process died while it started"),
-        ("SleepyInstance", TimeoutError, r"did not start within 15 s \(cluster.start_s\)"),
+        ("RefusingInstance", 120.0, ValueError, "does not start: this model cannot be served"),
+        pytest.param(
+            *("DoomedInstance", 120.0, ValueError, "does not start: its process died while it started"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("SleepyInstance", 15.0, TimeoutError, r"did not start within 15 s \(cluster.start_s\)"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
-def test_an_instance_that_does_not_start_ends_the_start(kind, error, words):
+def test_an_instance_that_does_not_start_ends_the_start(kind, start_s, error, words):
     marks: list[state.ClusterRecord] = []
     with pytest.raises(error, match=words):
         Cluster.start(
-            config(start_s=15.0),
+            config(start_s=start_s),
             progress=lambda line: marks.extend(state.records()),
             instance=f"stub_instance:{kind}",
         )
