@@ -249,8 +249,13 @@ class Seat:
         seat, dropped = self._drop_leases(lambda lease: lease.lease.epoch < resume.epoch)
         ended, effects = source.resume(resume.epoch)
         seat = replace(seat, mark=resume.epoch, holding=replace(holding, epoch=resume.epoch))
-        seat = seat._put_source(ended)
+        seat = seat._put_source(ended)._rename(resume.asked, resume.epoch)
         return seat, [*dropped, *effects, *seat._restate()]
+
+    def _rename(self, was: Epoch, epoch: Epoch) -> Seat:
+        """Earlier handovers of the sequence may still read it: they follow its new epoch."""
+        sources = (replace(known, epoch=epoch) if known.epoch == was else known for known in self.sources)
+        return replace(self, sources=tuple(sources))
 
     def _revoke(self, bound: Epoch) -> tuple[Seat, list[InstanceEffect]]:
         seat = replace(self, mark=bound) if self.mark is None or bound > self.mark else self

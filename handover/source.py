@@ -174,7 +174,7 @@ class Source:
 
     def resume(self, epoch: Epoch) -> tuple[Source, list[InstanceEffect]]:
         """The router voided the commit: the sequence runs on under `epoch`."""
-        return replace(self, epoch=epoch)._end([Unpause(self.epoch, epoch)])
+        return self._end([Unpause(self.epoch, epoch)])
 
     def abandon(self) -> tuple[Source, list[InstanceEffect]]:
         """The sequence is gone (committed, revoked, ended); the seat frees it when no write reads its blocks."""

@@ -24,7 +24,7 @@ from penstock.handover.effects import (
     Tell,
 )
 from penstock.handover.session import Session
-from penstock.handover.values import Address, Context, Epoch, Incarnation, Revoke
+from penstock.handover.values import Address, Context, Epoch, Incarnation, MoveMode, Revoke
 
 from .breach import require
 from .instance import SESSION, Shape
@@ -59,7 +59,9 @@ class Front:
 
     @property
     def settled(self) -> bool:
-        return self.client != "waits" and all(r.session is None or r.session.closed or r.dead for r in self.routers)
+        return self.client != "waits" and all(
+            r.session is None or r.session.closed or r.dead for r in self.routers
+        )
 
     def put(self, index: int, router: Router) -> Front:
         routers = list(self.routers)
@@ -117,9 +119,9 @@ class _Run:
         event = Dispatched(Address(prefill, ""), None if decode is None else Address(decode, ""))
         self._feed(index, event, Context(self.desk.prompt, router.output))
 
-    def on_move(self, index: int, destination: Incarnation, first: bool) -> None:
+    def on_move(self, index: int, destination: Incarnation, mode: MoveMode, first: bool) -> None:
         self.front = self.front.put(index, replace(self.front.routers[index], destination_due=False))
-        self._feed(index, MoveAsked(Address(destination, ""), first=first))
+        self._feed(index, MoveAsked(Address(destination, ""), mode, first))
 
     def on_stay(self, index: int) -> None:
         """No other destination was found: the session stays where it is."""
@@ -172,7 +174,10 @@ class _Run:
         output = router.output
         for record in effect.records:
             past = (*self.desk.prompt, *output)
-            require(self.desk.tokens.past(record.id) == past, "a token came that was made after others than the client has")
+            require(
+                self.desk.tokens.past(record.id) == past,
+                "a token came that was made after others than the client has",
+            )
             output = (*output, record.id)
         require(len(output) <= self.desk.shape.output, "more tokens than were asked for")
         self.front = self.front.put(index, replace(router, output=output))

@@ -1,6 +1,7 @@
 """One instance of the explored world: a shipped `Seat`, and a driver that does what `effects.py` says of every effect.
 
-An instance is a value; `Driver.react` gives the next value and what leaves the instance. It raises `Breach` where a law breaks.
+An instance is a value; `Driver.react` gives the next value and what leaves the instance. It raises `Breach` where a
+law breaks.
 """
 
 from __future__ import annotations
@@ -238,7 +239,9 @@ class Driver:
             return ()
         offers: list[tuple[str, tuple]] = []
         if not inst.hung:
-            offers += [("go", ("launch", seq.origin)) for seq in inst.sequences if self._may_launch(inst, seq)]
+            offers += [
+                ("go", ("launch", seq.origin)) for seq in inst.sequences if self._may_launch(inst, seq)
+            ]
             if inst.step is not None:
                 offers.append(("go", ("step",)))
             for receiving in inst.receives:
@@ -281,7 +284,7 @@ class _Run:
             getattr(self, "_" + type(effect).__name__.lower())(effect)
 
     def _forget(self) -> None:
-        """Timers that the seat ignores (they never matter again), and where writes of handovers that are over would go."""
+        """Timers that the seat ignores never matter again, nor do the targets of handovers that are over."""
         seat = self.inst.seat
         timers = frozenset(t for t in self.inst.timers if seat.on(Timeout(*t), self.house) != (seat, []))
         known = {source.lease for source in seat.sources}
@@ -348,13 +351,17 @@ class _Run:
         inst = replace(inst, step=None)
         for block in step.blocks:
             holder = inst.pool[block].holder
-            require(holder == ("seq", step.origin), f"a step wrote block {block} of {inst.name}, held by {holder}")
+            require(
+                holder == ("seq", step.origin), f"a step wrote block {block} of {inst.name}, held by {holder}"
+            )
         seq = inst.find(step.origin)
         assert seq is not None
         records: tuple[TokenRecord, ...] = ()
         tokens = seq.tokens
         if step.computed == len(tokens):
-            token = self.driver.tokens.make(tokens, f"{inst.name}{inst.life}e{seq.epoch.attempt}.{seq.epoch.n}")
+            token = self.driver.tokens.make(
+                tokens, f"{inst.name}{inst.life}e{seq.epoch.attempt}.{seq.epoch.n}"
+            )
             tokens = (*tokens, token)
             done = len(tokens) == shape.prompt + shape.output
             records = (TokenRecord(token, End.LENGTH if done else None),)
@@ -365,14 +372,16 @@ class _Run:
                 inst = inst.mark((block,), Block(("seq", seq.origin), self._tag(seq, index, seq.computed)))
         self.inst = inst
         full, blocks = seq.computed // shape.block_size, -(-seq.computed // shape.block_size)
-        ready = seq.computed >= shape.prompt and len(seq.tokens) > seq.computed
+        ready = seq.computed == len(seq.tokens) - 1
         self.queue.append(Stepped(records, full, blocks, seq.computed, ready))
 
     def on_gather(self, writing: Writing) -> None:
         """Two-sided: the blocks are read and handed to the pair."""
         tags = tuple(self.read(writing, i) for i in range(writing.stage.count))
         if tags:
-            self.posts.append((writing.stage.destination.instance, self.inst.incarnation, Data(writing.stage, tags)))
+            self.posts.append(
+                (writing.stage.destination.instance, self.inst.incarnation, Data(writing.stage, tags))
+            )
         self._end_write(writing, True)
 
     def on_copied(self, writing: Writing) -> None:
@@ -395,10 +404,16 @@ class _Run:
         require(seq is not None, f"a copy read a freed block at {self.inst.name}")
         assert seq is not None
         tag = self.inst.pool[seq.blocks[position]].tag
-        require(tag is not None and tag[0] != "being written", f"a copy read a block of {self.inst.name} under a step")
+        require(
+            tag is not None and tag[0] != "being written",
+            f"a copy read a block of {self.inst.name} under a step",
+        )
         assert tag is not None
         computed = len(tag[1]) + position * self.shape.block_size
-        require(tag == self._tag(seq, position, computed), f"a copy read a block of {self.inst.name} that was damaged")
+        require(
+            tag == self._tag(seq, position, computed),
+            f"a copy read a block of {self.inst.name} that was damaged",
+        )
         return tag[1]
 
     def on_land(self, stage: Stage, block: int, position: int, ids: tuple) -> None:
@@ -413,7 +428,9 @@ class _Run:
         for index, ids in enumerate(tags):
             self._land(receiving.stage.lease.epoch, held.blocks[receiving.stage.first + index], ids)
         changed = replace(receiving, landed=True)
-        self.inst = replace(self.inst, receives=tuple(changed if r == receiving else r for r in self.inst.receives))
+        self.inst = replace(
+            self.inst, receives=tuple(changed if r == receiving else r for r in self.inst.receives)
+        )
 
     def _land(self, epoch: Epoch, block: int, ids: tuple) -> None:
         holder = self.inst.pool[block].holder
@@ -500,7 +517,9 @@ class _Run:
 
     def _write(self, effect: Write) -> None:
         stage, seq = effect.stage, self.inst.under(effect.epoch)
-        self.inst = replace(self.inst, writes=(*self.inst.writes, Writing(stage, seq.origin, effect.one_sided)))
+        self.inst = replace(
+            self.inst, writes=(*self.inst.writes, Writing(stage, seq.origin, effect.one_sided))
+        )
         if not effect.one_sided:
             self.posts.append((stage.destination.instance, self.inst.incarnation, stage))
 
@@ -508,7 +527,9 @@ class _Run:
         self.inst = replace(self.inst, receives=(*self.inst.receives, Receiving(effect.stage)))
 
     def _closereceive(self, effect: CloseReceive) -> None:
-        closed = tuple(replace(r, closed=True) if r.stage.lease == effect.lease else r for r in self.inst.receives)
+        closed = tuple(
+            replace(r, closed=True) if r.stage.lease == effect.lease else r for r in self.inst.receives
+        )
         self.inst = replace(self.inst, receives=closed)
 
     def _adopt(self, effect: Adopt) -> None:
@@ -516,7 +537,9 @@ class _Run:
         require(held is not None and not held.quarantined, f"{self.inst.name} adopts a lease that is over")
         assert held is not None
         known, sent = held.reserve.context.emitted, tuple(record.id for record in commit.records)
-        require(commit.first_index <= len(known), "a commit leaves out tokens that the reservation did not tell")
+        require(
+            commit.first_index <= len(known), "a commit leaves out tokens that the reservation did not tell"
+        )
         overlap = known[commit.first_index :]
         require(sent[: len(overlap)] == overlap, "a commit contradicts its reservation")
         tokens = (*self.driver.prompt, *known[: commit.first_index], *sent)
@@ -535,7 +558,9 @@ class _Run:
         held = self.inst.lease(effect.lease)
         if held is None:
             rest = tuple(r for r in self.inst.waiting if r.lease != effect.lease)
-            require(len(rest) < len(self.inst.waiting), f"{self.inst.name} releases a lease that it does not have")
+            require(
+                len(rest) < len(self.inst.waiting), f"{self.inst.name} releases a lease that it does not have"
+            )
             self.inst = replace(self.inst, waiting=rest)
             return
         require(

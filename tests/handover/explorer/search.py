@@ -1,4 +1,4 @@
-"""Breadth-first search through all states of a world; the shortest trace to a breach, and to a state without a way out."""
+"""Breadth-first search through the states of a world, for the shortest trace to a breach or a dead end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Found:
 
     def __str__(self) -> str:
         rate = self.states / max(self.seconds, 1e-9)
-        line = f"{self.scenario}: {self.states:,} states, depth {self.depth}, {self.seconds:.1f} s, {rate:,.0f} states/s"
+        line = f"{self.scenario}: {self.states:,} states, depth {self.depth}, {self.seconds:.1f} s, {rate:,.0f}/s"
         if not self.whole:
             line += " (cut)"
         if self.breach is None:
@@ -53,8 +53,9 @@ class _Graph:
             self.parent.append(parent)
         return known
 
-    def stuck(self, good: np.ndarray) -> int | None:
-        """The first state from which no path without faults leads to a good one."""
+    def stuck(self, good: np.ndarray, visited: int) -> int | None:
+        """The first state from which no path without faults leads to a good one, or to one that was not visited."""
+        good[visited:] = True
         source, target = np.frombuffer(self.from_, np.int32), np.frombuffer(self.to, np.int32)
         order = np.argsort(target, kind="stable")
         source, starts = source[order], np.searchsorted(target[order], np.arange(len(self.states) + 1))
@@ -71,7 +72,7 @@ class _Graph:
 def explore(scenario: Scenario, limit: int = 10**9) -> Found:
     """Visit every state of the scenario, nearest first, at most `limit` of them.
 
-    Checks the laws at every step; where no state was left out, also that every state has a way, free of faults, to a good one.
+    Checks the laws at every step, and that every state has a way, free of faults, to a good one (or to one left out).
     """
     begun = time.monotonic()
     world = World(scenario)
@@ -93,12 +94,18 @@ def explore(scenario: Scenario, limit: int = 10**9) -> Found:
                 graph.to.append(number)
         at += 1
     whole = at == len(graph.states) and breach is None
-    law, trace = (None, ()) if breach is None else (str(breach), (*_trace(world, graph, at), world.words(breach.label)))
-    if whole:
-        good = np.fromiter((world.good(state) for state in graph.states), bool, len(graph.states))
-        stuck = graph.stuck(good)
+    law, trace = (
+        (None, ())
+        if breach is None
+        else (str(breach), (*_trace(world, graph, at), world.words(breach.label)))
+    )
+    if breach is None:
+        stuck = graph.stuck(np.fromiter(map(world.good, graph.states), bool, len(graph.states)), at)
         if stuck is not None:
-            law, trace = "no way out of here: something is never freed, or the client waits forever", _trace(world, graph, stuck)
+            law, trace = (
+                "no way out of here: something is never freed, or the client waits forever",
+                _trace(world, graph, stuck),
+            )
     return Found(scenario.name, len(graph.states), depth, time.monotonic() - begun, whole, law, tuple(trace))
 
 

@@ -1,7 +1,7 @@
 """Tokens that tell their own history.
 
 Two owners may differ in a token (a rounding tie), so here they always do: each token made is named by what came before
-it and by who made it under which epoch. A stream is right when every token in it was made after exactly those before it.
+it and by who made it under which epoch. A stream is right when each of its tokens was made after exactly those before.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The explored world: two instances, routers with a client, a network that loses, doubles and delays, and faults in bounded number.
+"""The explored world: two instances, routers with a client, a network that loses, doubles and delays, bounded faults.
 
-A state is a tuple of small integers, one for each part; parts are interned, and what a part does on an event is computed once.
+A state is a tuple of small integers, one for each part; parts are interned, and what a part does on an event is
+computed once.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from penstock.handover.values import Incarnation
+from penstock.handover.session import Session
+from penstock.handover.values import Incarnation, MoveMode
 
 from .breach import Breach
 from .front import Desk, Front, opened
 from .instance import Data, Driver, Instance, Shape, born
 from .tokens import Tokens, prompt
+from .words import words
 
 NAMES = "AB"
 KINDS = (
@@ -24,6 +27,7 @@ KINDS = (
     "crash",
     "boot",
     "hang",
+    "wake",
     "break",
     "suspect",
     "router",
@@ -33,8 +37,12 @@ KINDS = (
     "move",
     "cancel",
 )
-"""What may happen a bounded number of times. `boot`, `restart`, `resume`, `move` and `cancel` are choices, the others faults."""
-FAULTS = frozenset(KINDS) - {"boot", "restart", "resume", "move", "cancel"}
+"""What may happen a bounded number of times.
+
+`boot`, `wake`, `restart`, `resume`, `move` and `cancel` are choices, the others faults.
+"""
+FAULTS = frozenset(KINDS) - {"boot", "wake", "restart", "resume", "move", "cancel"}
+EARLY, BREAK = KINDS.index("early"), KINDS.index("break")
 
 
 @dataclass(frozen=True)
@@ -47,21 +55,37 @@ class Scenario:
     faults: int = 99
     """Most faults in all."""
     routers: int = 1
+    mode: MoveMode = MoveMode.LIVE
     handover: bool = True
     """The session starts at A and is to be handed over to B; otherwise it starts at A."""
     crashing: str = NAMES
     hanging: str = NAMES
+    serving: str = NAMES
+    """Where a session that was recovered or resumed may be sent."""
     recover_by_silence: bool = True
+    early: frozenset[str] = frozenset(
+        {"reserve", "settle", "lease", "stop", "beat", "silence", "grace", "nudge"}
+    )
+    """What may come before its time: an instance's clocks, heartbeats, the router's patience, the grace time."""
 
 
 State = tuple[int, ...]
 """Ids of the parts: both instances, the front, the net, the budget."""
 A, B, FRONT, NET, BUDGET = range(5)
 SIDE = {"A": A, "B": B}
+CONTROLLER = 9
+"""Where a condemnation goes; it is no part of the state."""
 
 
 Move = tuple[bool, tuple, State]
 """One step of the world: whether it is free (spends no fault and no choice), its label, and the state after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """A message in a label."""
+
+    id: int
 
 
 class _Parts:
@@ -92,17 +116,17 @@ class World:
         ids = prompt(shape.prompt)
         self.driver = Driver(shape, self.tokens, ids)
         self.desk = Desk(shape, self.tokens, ids)
-        self.messages, self.budgets = _Parts(), _Parts()
+        self.messages, self.events, self.budgets = _Parts(), _Parts(), _Parts(lambda left: any(left[:-1]))
         self.instances = _Parts(lambda inst: inst.dead or inst.life > 0)
         self.fronts = _Parts(lambda front: any(router.dead for router in front.routers))
         self.nets = _Parts(lambda net: any(isinstance(self.messages.values[m][-1], Data) for m in net))
         self._fading, self._worn, self._heavy = self.instances.flags, self.fronts.flags, self.nets.flags
         self._reactions: dict[tuple, Any] = {}
         self._offers: dict[int, tuple] = {}
+        self._arrivals: dict[int, tuple[int, int | None]] = {}
         self._added: dict[tuple, int] = {}
         self._kept: dict[tuple, int] = {}
         self._spent: dict[tuple[int, str], int | None] = {}
-        self._local: dict[tuple, tuple] = {}
 
     def start(self) -> State:
         limits = {**self.scenario.budget, "faults": self.scenario.faults}
@@ -127,12 +151,14 @@ class World:
 
     # ---- reactions, each computed once
 
-    def _react(self, part: str, part_id: int, event: tuple) -> tuple[int, tuple[int, ...]]:
-        key = (part, part_id, event)
+    def _react(self, inst: bool, part_id: int, event_id: int) -> tuple[int, tuple[int, ...]]:
+        """What an instance (or the front) becomes on an event, and the ids of its messages."""
+        key = (inst, part_id, event_id)
         known = self._reactions.get(key)
         if known is None:
-            parts = self.instances if part == "instance" else self.fronts
-            react: Callable = self.driver.react if part == "instance" else self.desk.react
+            parts = self.instances if inst else self.fronts
+            react: Callable = self.driver.react if inst else self.desk.react
+            event = self.events.values[event_id]
             try:
                 value, posts = react(parts.values[part_id], event)
                 known = (parts.id(value), tuple(self.messages.id(post) for post in posts))
@@ -157,7 +183,9 @@ class World:
 
     # ---- the state after something happened
 
-    def _after(self, state: State, posts: tuple[int, ...], minus: int | None, part: int, part_id: int) -> State:
+    def _after(
+        self, state: State, posts: tuple[int, ...], minus: int | None, part: int, part_id: int
+    ) -> State:
         """`state` with part number `part` replaced, `posts` under way and message `minus` no longer."""
         net = state[NET]
         if minus is not None or posts:
@@ -216,14 +244,16 @@ class World:
         for steps in (self._deliveries, self._local_steps, self._copies, self._front_steps, self._deaths):
             for label, after in steps(state):
                 moves.append((True, label, after))
-        quiet = not moves
-        for label, compute in self._due(state):
-            if quiet:
-                moves.append((True, label, compute(state)))
-            else:
-                self._spending(moves, state, "break" if label[0] == "fails" else "early", label, compute)
-        for kind, label, compute in self._choices(state):
-            self._spending(moves, state, kind, label, compute)
+        quiet, left = not moves, self.budgets.values[state[BUDGET]]
+        if quiet or left[EARLY] or left[BREAK]:
+            for what, label, compute in self._due(state):
+                if quiet:
+                    moves.append((True, label, compute(state)))
+                elif what == "break" or what in self.scenario.early:
+                    self._spending(moves, state, "break" if what == "break" else "early", label, compute)
+        if self.budgets.flags[state[BUDGET]]:
+            for kind, label, compute in self._choices(state):
+                self._spending(moves, state, kind, label, compute)
         return [move for move in moves if move[2] != state]
 
     def _spending(self, moves: list[Move], state: State, kind: str, label: tuple, compute) -> None:
@@ -231,62 +261,91 @@ class World:
         if budget is not None:
             moves.append((False, (kind, *label), compute((*state[:BUDGET], budget))))
 
-    def _tell(self, state: State, name: str, event: tuple, minus: int | None = None, label: tuple = ()) -> State:
+    def _tell(self, state: State, name: str, event: tuple, label: tuple = ()) -> State:
         """The state after instance `name` met `event`."""
-        side = SIDE[name]
+        return self._met(state, SIDE[name], self.events.id(event), label=label)
+
+    def _met(
+        self, state: State, side: int, event_id: int, minus: int | None = None, label: tuple = ()
+    ) -> State:
+        """The state after the instance of that side met the event, and message `minus` is no longer under way."""
         try:
-            inst, posts = self._react("instance", state[side], event)
+            inst, posts = self._react(True, state[side], event_id)
         except Breach as breach:
-            raise Breach(str(breach), label or (name, *event)) from None
+            raise Breach(str(breach), label or (NAMES[side], *self.events.values[event_id])) from None
         return self._after(state, posts, minus, side, inst)
 
     def _ask(self, state: State, event: tuple, minus: int | None = None) -> State:
         """The state after the front met `event`."""
         try:
-            front, posts = self._react("front", state[FRONT], event)
+            front, posts = self._react(False, state[FRONT], self.events.id(event))
         except Breach as breach:
             raise Breach(str(breach), event) from None
         return self._after(state, posts, minus, FRONT, front)
 
     def _deliver(self, state: State, mid: int, keep: bool = False) -> State | None:
         """The state after message `mid` arrived; None where it cannot now."""
-        post = self.messages.values[mid]
+        side, event_id = self._arrivals.get(mid) or self._arrival(mid)
         minus = None if keep else mid
-        if post[0] == "condemn":
-            return self._kill(state, post[1].instance, minus)
-        to, sender, message = post
-        if to not in NAMES:
-            index = int(to[1:])
-            if self.fronts.values[state[FRONT]].routers[index].dead:
-                return None
-            return self._ask(state, ("hear", index, sender, message), minus)
-        inst: Instance = self.instances.values[state[SIDE[to]]]
+        if side == FRONT:
+            _, index, _, _ = event = self.events.values[event_id]
+            return (
+                None
+                if self.fronts.values[state[FRONT]].routers[index].dead
+                else self._ask(state, event, minus)
+            )
+        if side == CONTROLLER:
+            return self._kill(state, self.messages.values[mid][1].instance, minus)
+        inst: Instance = self.instances.values[state[side]]
         if inst.dead or inst.hung:
             return None
-        if isinstance(message, Data):
-            waiting = next((r for r in inst.receives if r.stage == message.stage and not r.landed and not r.closed), None)
-            return waiting and self._tell(state, to, ("arrive", waiting, message.tags), mid)
-        if isinstance(message, tuple):
-            return self._tell(state, to, ("router", sender, message[1]), minus)
-        return self._tell(state, to, ("peer", sender, message), minus)
+        if event_id is None:  # blocks for a posted receive
+            data: Data = self.messages.values[mid][2]
+            waiting = next(
+                (r for r in inst.receives if r.stage == data.stage and not r.landed and not r.closed), None
+            )
+            return waiting and self._met(state, side, self.events.id(("arrive", waiting, data.tags)), mid)
+        return self._met(state, side, event_id, minus)
+
+    def _arrival(self, mid: int) -> tuple[int, int | None]:
+        """Whom a message goes to, and the event that it is there."""
+        post = self.messages.values[mid]
+        if post[0] == "condemn":
+            found = (CONTROLLER, None)
+        else:
+            to, sender, message = post
+            if to not in SIDE:
+                found = (FRONT, self.events.id(("hear", int(to[1:]), sender, message)))
+            elif isinstance(message, Data):
+                found = (SIDE[to], None)
+            elif isinstance(message, tuple):
+                found = (SIDE[to], self.events.id(("router", sender, message[1])))
+            else:
+                found = (SIDE[to], self.events.id(("peer", sender, message)))
+        self._arrivals[mid] = found
+        return found
 
     def _deliveries(self, state: State) -> Iterator[tuple[tuple, State]]:
         for mid in self.nets.values[state[NET]]:
             after = self._deliver(state, mid)
             if after is not None:
-                yield ("deliver", mid), after
+                yield ("arrives", Mail(mid)), after
 
     def _offered(self, inst_id: int) -> tuple:
+        """(kind, event, event id) of what the instance may do by itself."""
         offers = self._offers.get(inst_id)
         if offers is None:
-            offers = self._offers[inst_id] = self.driver.offers(self.instances.values[inst_id])
+            offered = self.driver.offers(self.instances.values[inst_id])
+            offers = self._offers[inst_id] = tuple(
+                (kind, event, self.events.id(event)) for kind, event in offered
+            )
         return offers
 
     def _local_steps(self, state: State) -> Iterator[tuple[tuple, State]]:
-        for name, inst_id in zip(NAMES, (state[A], state[B]), strict=True):
-            for kind, event in self._offered(inst_id):
+        for side in (A, B):
+            for kind, event, event_id in self._offered(state[side]):
                 if kind == "go":
-                    yield (name, *event), self._tell(state, name, event)
+                    yield (NAMES[side], *event), self._met(state, side, event_id)
 
     def _copies(self, state: State) -> Iterator[tuple[tuple, State]]:
         """Writes under way go on; those of a hung instance too, but nobody may rely on that (see `_choices`)."""
@@ -328,10 +387,12 @@ class World:
 
     def _front_steps(self, state: State) -> Iterator[tuple[tuple, State]]:
         front: Front = self.fronts.values[state[FRONT]]
-        live = [inst.incarnation for inst in self._alive(state)]
+        live = [inst.incarnation for inst in self._alive(state) if not inst.hung]
         for index, router in enumerate(front.routers):
             if router.dead or router.session is None:
                 continue
+            if not router.session.closed and (front.client == "cut" or front.at != index):
+                yield (f"r{index}", "notices that its client has gone"), self._ask(state, ("cancel", index))
             if router.dispatch_due:
                 for prefill, decode in self._assignments(live, router.session.attempt, router.session.n):
                     label = (f"r{index}", "dispatches to", prefill, decode)
@@ -339,14 +400,19 @@ class World:
             if router.destination_due:
                 yield (f"r{index}", "lets it stay"), self._ask(state, ("stay", index))
                 for inc in live:
-                    yield (f"r{index}", "picks anew", inc), self._ask(state, ("move", index, inc, True))
+                    yield (
+                        (f"r{index}", "picks anew", inc),
+                        self._ask(state, ("move", index, inc, MoveMode.LIVE, True)),
+                    )
 
-    def _assignments(self, live: list[Incarnation], attempt: int, n: int):
-        """Where a session may be sent: the first time to A, and on to B in a scenario with a handover; later anywhere."""
+    def _assignments(
+        self, live: list[Incarnation], attempt: int, n: int
+    ) -> list[tuple[Incarnation, Incarnation | None]]:
+        """Where a session may be sent: first to A, and on to B in a scenario with a handover; later anywhere."""
         if attempt == 0 and n == 0 and any(inc.instance == "A" for inc in live):
             live = [inc for inc in live if inc.instance == "A"] + [i for i in live if i.instance == "B"]
             return [(live[0], live[1] if self.scenario.handover and len(live) > 1 else None)]
-        return [(inc, None) for inc in live]
+        return [(inc, None) for inc in live if inc.instance in self.scenario.serving]
 
     def _alive(self, state: State) -> list[Instance]:
         insts = (self.instances.values[state[A]], self.instances.values[state[B]])
@@ -369,7 +435,10 @@ class World:
             session = router.session
             if not router.dead and session is not None and session.owner is not None and not session.closed:
                 if self._is_dead(session.owner, insts):
-                    yield (f"r{index}", "hears of the death of", session.owner), self._ask(state, ("lost", index, session.owner))
+                    yield (
+                        (f"r{index}", "hears of the death of", session.owner),
+                        self._ask(state, ("lost", index, session.owner)),
+                    )
 
     @staticmethod
     def _peers(inst: Instance) -> list[Incarnation]:
@@ -377,31 +446,45 @@ class World:
 
     # ---- what is due when nothing else happens, and may come early
 
-    def _due(self, state: State) -> Iterator[tuple[tuple, Callable[[State], State]]]:
+    def _due(self, state: State) -> Iterator[tuple[str, tuple, Callable[[State], State]]]:
         front: Front = self.fronts.values[state[FRONT]]
         for name, inst_id in zip(NAMES, (state[A], state[B]), strict=True):
             inst: Instance = self.instances.values[inst_id]
             if inst.dead or inst.hung:
                 continue
-            for kind, event in self._offered(inst_id):
+            for kind, event, _ in self._offered(inst_id):
                 if kind == "due":
-                    yield (name, *event), self._telling(name, event)
+                    what = event[1].value if event[0] == "timeout" else "beat"
+                    yield what, (name, *event), self._telling(name, event)
             for receiving in inst.receives:
                 if not receiving.landed and not receiving.closed:
-                    yield ("fails", name, "receive"), self._telling(name, ("received", receiving, False))
+                    yield (
+                        "break",
+                        (name, "fails to receive"),
+                        self._telling(name, ("received", receiving, False)),
+                    )
             for writing in inst.writes:
-                yield ("fails", name, "write"), self._telling(name, ("written", writing, False))
+                yield "break", (name, "fails to write"), self._telling(name, ("written", writing, False))
             holding = inst.seat.holding
             if holding is not None and front.routers[int(holding.router[1:])].dead:
-                yield (name, "drops for a silent router"), self._telling(name, ("router_silent",))
+                yield "grace", (name, "drops for a silent router"), self._telling(name, ("router_silent",))
         for index, router in enumerate(front.routers):
             session = router.session
             if router.dead or session is None or session.closed:
                 continue
-            if self.scenario.recover_by_silence and not router.dispatch_due:
-                yield (f"r{index}", "hears nothing for long"), self._asking(("silent", index))
+            if (
+                self.scenario.recover_by_silence
+                and not router.dispatch_due
+                and not self._spoken_for(state, session)
+            ):
+                yield "silence", (f"r{index}", "hears nothing for long"), self._asking(("silent", index))
             if session.pending is not None:
-                yield (f"r{index}", "nudges"), self._asking(("nudge", index))
+                yield "nudge", (f"r{index}", "nudges"), self._asking(("nudge", index))
+
+    def _spoken_for(self, state: State, session: Session) -> bool:
+        """Somebody owns the session under its current or a higher epoch, and says so at every heartbeat."""
+        holdings = (inst.seat.holding for inst in self._alive(state) if not inst.hung)
+        return any(holding is not None and holding.epoch >= session.epoch for holding in holdings)
 
     def _telling(self, name: str, event: tuple) -> Callable[[State], State]:
         return lambda state: self._tell(state, name, event)
@@ -430,7 +513,13 @@ class World:
             if left["move"] and router.session.owner is not None and router.session.pending is None:
                 for inst in self._alive(state):
                     if inst.incarnation != router.session.owner:
-                        yield "move", (f"r{index}", inst.incarnation), self._asking(("move", index, inst.incarnation, False))
+                        yield (
+                            "move",
+                            (f"r{index}", inst.incarnation),
+                            self._asking(("move", index, inst.incarnation, self.scenario.mode, False)),
+                        )
+            if "silence" in self.scenario.early and not router.dispatch_due:
+                yield "early", (f"r{index}", "hears nothing for a while"), self._asking(("silent", index))
             if router.session.owner is not None:
                 yield "suspect", (f"r{index}",), self._asking(("lost", index, router.session.owner))
         if front.client == "waits":
@@ -447,9 +536,9 @@ class World:
             post = self.messages.values[mid]
             if isinstance(post[-1], Data):
                 continue  # a pair loses nothing; it breaks
-            yield "lose", (mid,), lambda state, mid=mid: self._after(state, (), mid, A, state[A])
+            yield "lose", (Mail(mid),), lambda state, mid=mid: self._after(state, (), mid, A, state[A])
             if post[0] != "condemn" and self._deliver(state, mid) is not None:
-                yield "double", (mid,), lambda state, mid=mid: self._deliver(state, mid, keep=True)
+                yield "double", (Mail(mid),), lambda state, mid=mid: self._deliver(state, mid, keep=True)
 
     def _instance_faults(self, state: State, name: str, left: dict) -> Iterator[tuple[str, tuple, Callable]]:
         inst: Instance = self.instances.values[state[SIDE[name]]]
@@ -461,11 +550,15 @@ class World:
         if name in self.scenario.hanging and not inst.hung:
             yield "hang", (name,), lambda state: self._set(state, name, replace(inst, hung=True))
         if inst.hung:
-            yield "boot", (name, "wakes"), lambda state: self._set(state, name, replace(inst, hung=False))
+            yield "wake", (name,), lambda state: self._set(state, name, replace(inst, hung=False))
             for writing in inst.writes:
                 if writing.one_sided and writing.landed < writing.stage.count:
-                    yield "early", (name, "writes though hung"), lambda s, w=writing: self._land(s, name, _other(name), w)
-        elif inst.seat.holding is not None:
+                    yield (
+                        "early",
+                        (name, "writes though hung"),
+                        lambda s, w=writing: self._land(s, name, _other(name), w),
+                    )
+        elif inst.seat.holding is not None and "grace" in self.scenario.early:
             yield "early", (name, "hears no router"), self._telling(name, ("router_silent",))
 
     def _set(self, state: State, name: str, inst: Instance) -> State:
@@ -484,24 +577,17 @@ class World:
 
     def words(self, label: tuple) -> str:
         """A step of a trace, readable."""
-        return " ".join(self._word(part) for part in label if part not in (None, ""))
+        return " ".join(
+            self._post(part.id) if isinstance(part, Mail) else words(part, self.tokens) for part in label
+        )
 
-    def _word(self, part: Any) -> str:
-        if isinstance(part, bool) or part is None:
-            return str(part)
-        if isinstance(part, int):
-            return self._post(self.messages.values[part])
-        if isinstance(part, Incarnation):
-            return f"{part.instance}{part.life}"
-        return getattr(part, "name", None) or str(part)
-
-    def _post(self, post: tuple) -> str:
+    def _post(self, mid: int) -> str:
+        post = self.messages.values[mid]
         if post[0] == "condemn":
-            return f"condemn {post[1]}"
+            return f"condemnation of {words(post[1], self.tokens)}"
         to, sender, message = post
-        told = message[1] if isinstance(message, tuple) and not isinstance(message, Data) else message
-        sender = sender if isinstance(sender, str) else f"{sender.instance}{sender.life}"
-        return f"[{sender} -> {to}: {told}]"
+        told = message[1] if type(message) is tuple else message
+        return f"{words(sender, self.tokens)} -> {to}: {words(told, self.tokens)}"
 
 
 def _other(name: str) -> str:

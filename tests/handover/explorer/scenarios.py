@@ -1,0 +1,116 @@
+"""What is explored. The quick scenarios are whole; of the long ones some are cut at a number of states."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from penstock.handover.config import HandoverConfig
+from penstock.handover.values import MoveMode
+
+from .instance import Shape
+from .world import Scenario
+
+ONE_BLOCK = Shape(prompt=1, output=2, block_size=2, pool=2)
+"""A prompt of 1 and 2 tokens out, in one block that is copied half full."""
+STAGED = Shape(prompt=2, output=2, block_size=1, pool=3)
+"""A stage of a full block comes before the final one."""
+LONG = Shape(prompt=1, output=3, block_size=3, pool=1)
+"""Three tokens out, in the only block of a pool."""
+TIGHT = Shape(prompt=2, output=2, block_size=1, pool=4, config=HandoverConfig(final_blocks=2, stage_blocks=2))
+"""Two blocks in one write, which land one by one."""
+
+
+BUDGET = {
+    "lose": 3,
+    "double": 3,
+    "early": 4,
+    "crash": 2,
+    "boot": 2,
+    "hang": 1,
+    "wake": 1,
+    "break": 2,
+    "suspect": 1,
+    "router": 1,
+    "restart": 1,
+    "cut": 1,
+    "resume": 2,
+    "move": 3,
+    "cancel": 1,
+}
+"""Everything at once: too much to explore, good to walk through at random."""
+
+
+def early(*what: str) -> dict:
+    """Settings of a scenario in which one of these comes before its time."""
+    return {"budget": {"early": 1}, "early": frozenset(what)}
+
+
+def _both(name: str, shape: Shape, **settings) -> list[Scenario]:
+    """The scenario on either transport."""
+    return [
+        Scenario(
+            f"{name}, {'in place' if one_sided else 'by pairs'}",
+            replace(shape, one_sided=one_sided),
+            **settings,
+        )
+        for one_sided in (False, True)
+    ]
+
+
+QUICK = [
+    *_both("a handover, without faults and without any recovery", STAGED, recover_by_silence=False),
+    *_both("a message is lost", ONE_BLOCK, budget={"lose": 1}),
+    *_both("a message comes twice", ONE_BLOCK, budget={"double": 1}),
+    *_both("a commit is asked about early", ONE_BLOCK, **early("settle", "beat")),
+    *_both("a lease runs out early", ONE_BLOCK, **early("lease", "stop")),
+    *_both("an instance gives up its router early", ONE_BLOCK, **early("grace", "nudge")),
+    *_both("a transfer breaks", ONE_BLOCK, budget={"break": 1}),
+    *_both("two blocks a write, and a transfer breaks", TIGHT, budget={"break": 1}),
+    *_both("a live move after the handover", STAGED, budget={"move": 1}),
+    *_both("a move, and back", ONE_BLOCK, budget={"move": 2}, handover=False),
+    *_both(
+        "a blocking move, and back", ONE_BLOCK, budget={"move": 2}, handover=False, mode=MoveMode.BLOCKING
+    ),
+    *_both("the client leaves", ONE_BLOCK, budget={"cancel": 1}),
+    *_both("an instance dies", ONE_BLOCK, budget={"crash": 1}),
+    *_both("an instance hangs", STAGED, budget={"hang": 1}),
+    *_both("the router dies", STAGED, budget={"router": 1}),
+    *_both(
+        "the router dies, the client resumes elsewhere",
+        ONE_BLOCK,
+        budget={"router": 1, "resume": 1},
+        routers=2,
+    ),
+    Scenario(
+        "the client resumes, a message is lost",
+        replace(ONE_BLOCK, pool=1),
+        {"cut": 1, "resume": 1, "lose": 1},
+        handover=False,
+        serving="A",
+    ),
+]
+"""Every state of each; 300,000 and more in all."""
+
+LIMIT = 700_000
+
+SLOW = [
+    *_both("a transfer breaks", STAGED, budget={"break": 1}),
+    *_both("a lease or a reservation runs out early", STAGED, **early("lease", "reserve", "stop")),
+    *_both("a message is lost", STAGED, budget={"lose": 1}),
+    *_both("a message comes twice", STAGED, budget={"double": 1}),
+    *_both("a message is lost and one comes twice", ONE_BLOCK, budget={"lose": 1, "double": 1}),
+    *_both("an instance dies and comes back", ONE_BLOCK, budget={"crash": 1, "boot": 1}),
+    *_both("an instance dies while one is written to", STAGED, budget={"crash": 2}),
+    *_both("a session is recovered though its instance lives", ONE_BLOCK, budget={"suspect": 1}, serving="B"),
+    *_both("a router loses patience", ONE_BLOCK, **early("silence")),
+    *_both("an instance hangs and wakes", ONE_BLOCK, budget={"hang": 1, "wake": 1}),
+    *_both("the client resumes while its router lives", ONE_BLOCK, budget={"cut": 1, "resume": 1}, routers=2),
+    *_both(
+        "a router comes back without its sessions", ONE_BLOCK, budget={"router": 1, "restart": 1, "resume": 1}
+    ),
+    *_both("a move and back with a message lost", ONE_BLOCK, budget={"move": 2, "lose": 1}, handover=False),
+    *_both("a move, and an instance dies", STAGED, budget={"move": 1, "crash": 1}),
+    *_both("three tokens, a move, and back", LONG, budget={"move": 2}, handover=False),
+    *_both("three tokens, and a commit is asked about early", LONG, **early("settle")),
+]
+"""Up to `LIMIT` states of each; 5 million and more in all."""

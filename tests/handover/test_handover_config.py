@@ -1,0 +1,27 @@
+"""Bad deadlines and sizes are refused with a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from penstock.handover.config import HandoverConfig
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(HandoverConfig)])
+@pytest.mark.parametrize("value", [0, -1])
+def test_every_deadline_and_size_is_above_0(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"handover.{name} must be above 0, not {value}"):
+        HandoverConfig(**{name: value})
+
+
+def test_the_final_stage_fits_in_a_message() -> None:
+    with pytest.raises(ValueError, match="final_blocks must not exceed"):
+        HandoverConfig(final_blocks=65, stage_blocks=64)
+    HandoverConfig(final_blocks=64, stage_blocks=64)
+
+
+def test_settings_are_named() -> None:
+    with pytest.raises(TypeError):
+        HandoverConfig(1.0)  # type: ignore[misc]
