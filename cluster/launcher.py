@@ -258,8 +258,8 @@ def _start_ray(config: Config, record: state.ClusterRecord) -> None:
         try:
             ray.init(
                 address="local",
-                num_cpus=sum(counts.values())
-                + 2,  # Ray starts a worker for each ahead; controller and router too
+                # Ray starts a worker process ahead for each: the instances, the controller and the router.
+                num_cpus=sum(counts.values()) + 2,
                 num_gpus=0 if config.engine.device == "cpu" else None,
                 resources={f"penstock_{pool}": float(count) for pool, count in counts.items()},
                 include_dashboard=False,
