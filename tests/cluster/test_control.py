@@ -236,9 +236,11 @@ def test_routers_hear_at_once_of_what_is_lost():
     async def scenario(party: Party, stub: ControlServiceStub) -> None:
         party.tell()
         party.lose("decode-1")
-        await until(
-            lambda: [info.name for info in party.router.listed[-1].instances] == ["prefill-0", "decode-0"]
-        )
+        await until(lambda: names(party) == ["prefill-0", "decode-0"])
+
+    def names(party: Party) -> list[str]:
+        """What the router heard last, if anything yet."""
+        return [info.name for listed in party.router.listed[-1:] for info in listed.instances]
 
     play(scenario)
 
