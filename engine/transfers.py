@@ -136,23 +136,29 @@ class Transfers:
 
     async def _take_both_turns(self, peer: Incarnation) -> str:
         """The name of the pair, once both ends hold their turn. A peer that does not answer delays no other's claim."""
+        patience_s = self._config.heartbeat_s
         async with self._queues.setdefault(peer, asyncio.Lock()):
             while True:
-                async with self._claim:
-                    name = await self._try_both_turns(peer)
-                    if name is not None:
-                        return name
-                    await asyncio.sleep(random.random() * JITTER_S)
+                try:
+                    async with self._claim:
+                        name = await self._try_both_turns(peer, patience_s)
+                        if name is not None:
+                            return name
+                        await asyncio.sleep(random.random() * JITTER_S)
+                except (
+                    TimeoutError
+                ):  # it may be slow rather than gone; others go first for as long as it took
+                    await asyncio.sleep(patience_s)
+                    patience_s *= 2
 
-    async def _try_both_turns(self, peer: Incarnation) -> str | None:
+    async def _try_both_turns(self, peer: Incarnation, patience_s: float) -> str | None:
+        """The name of the pair; None where the peer refuses, TimeoutError where it does not answer."""
         await self._turn.take()
         granted = False
         try:
-            async with asyncio.timeout(self._config.heartbeat_s):
+            async with asyncio.timeout(patience_s):
                 name, granted = await self._ask(peer)
             return name if granted else None
-        except TimeoutError:
-            return None
         finally:
             if not granted:
                 self._turn.give_back()
