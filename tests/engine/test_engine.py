@@ -171,14 +171,32 @@ def test_a_destination_that_hangs_stops_no_stream(clock, in_place, wait):
 
 def test_a_copy_goes_the_way_that_its_reservation_said(clock):
     """Between a start and its reservation another session may find the destination's memory out of reach."""
-    now = World(1, SPLIT, CONFIG, clock)
-    now.start("s", context(random.Random(1), 30, max_tokens=30))
-    now.start("t", context(random.Random(2), 30, max_tokens=30))
-    prefill = now.instances["prefill"].engine
-    until(now, lambda: prefill._seats.get("s") is not None)
+    now = World(1, {"prefill": Budget(16, 0), "decode": Budget(0, 8)}, CONFIG, clock)
+    for number, key in enumerate("st"):
+        now.start(key, context(random.Random(number), 30, max_tokens=30))
+    arrive(now)  # both are planned in place, and neither has run
     now.unreachable |= {one.me for one in now.instances.values()}
     now.start("u", context(random.Random(3), 30, max_tokens=30))
+    for _ in range(4):
+        arrive(now)  # the decoders are known to be out of reach before the last has run
+    prefill = now.instances["prefill"].engine
+    planned = {one.lease: one.one_sided for seat in prefill._seats.values() for one in seat.sources}
+    told = {
+        lease.lease: lease.one_sided
+        for decoder in now.decoders
+        for seat in decoder.engine._seats.values()
+        for lease in seat.leases
+    }
+    assert {"s", "t"} <= {lease.session for lease in told}
+    assert told.items() <= planned.items()
     settled(now, 20.0)
+
+
+def arrive(now: World) -> None:
+    while any(now.streams.values()):
+        now.deliver()
+    for instance in now.living:
+        instance.engine.round(wait=False)
 
 
 def test_a_destination_without_shared_memory_is_reached_another_way(clock):
