@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import socket
 import time
@@ -291,12 +290,14 @@ def _place(config: Config) -> Place:
     offered = ray.cluster_resources()
     instances = config.cluster.prefill + config.cluster.decode
     gpus = 0 if config.engine.device == "cpu" else int(offered.get("GPU", 0))
-    if config.engine.device == "cuda" and not gpus:
-        raise ValueError("engine.device is cuda, and Ray finds no GPU")
+    if gpus < instances:  # instances that shared one could not hand over: NCCL refuses two ranks on a GPU
+        if config.engine.device == "cuda":
+            raise ValueError(f"engine.device is cuda, and Ray finds {gpus} GPUs for {instances} instances")
+        gpus = 0
     return Place(
         namespace=_namespace(config.cluster.name),
         pool_resources=all(f"penstock_{pool}" in offered for pool in ("prefill", "decode")),
-        gpu_share=1 / math.ceil(instances / gpus) if gpus else 0,
+        gpu_share=1 if gpus else 0,
         host="" if config.cluster.ray_address else LOOPBACK,
     )
 

@@ -82,7 +82,7 @@ class Link:
                     stub = WorkerServiceStub(channel)
                     async for response in stub.Link(self._beats()):
                         self._hear(response)
-            except (grpc.RpcError, ValueError) as error:
+            except (grpc.RpcError, ValueError, asyncio.InvalidStateError) as error:
                 logger.info("link to %s broke: %s", self._who.instance, _reason(error))
             await asyncio.sleep(self._config.heartbeat_s)
 

@@ -117,9 +117,13 @@ def model_info(config: Config) -> ModelInfo:
     folder = config.engine.folder
     spec = read_checkpoint(folder)
     tokenizer = folder / "tokenizer.json"
+    engine = config.engine
+    # A GPU's `auto` would be bfloat16, which holds twice as much: promising less is safe.
+    dtype = "float32" if engine.dtype == "auto" else engine.dtype
+    held = engine.block_count(spec.block_bytes(engine.block_size, dtype)) * engine.block_size
     return ModelInfo(
         name=folder.resolve().name,
-        context_tokens=spec.max_positions,
+        context_tokens=min(spec.max_positions, held),
         vocabulary=spec.vocab,
         tokenizer=tokenizer if tokenizer.is_file() else None,
         end_tokens=tuple(sorted(spec.eos)),

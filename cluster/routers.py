@@ -20,6 +20,8 @@ from .registry import Record, State
 
 logger = logging.getLogger(__name__)
 
+HELLO_S = 5.0
+"""How long a new stream may take to say who it is."""
 MOST_ASKS = 1024
 """Moves that may wait to be sent to one router."""
 
@@ -119,7 +121,11 @@ class Routers(RouterServiceServicer):
     async def Attach(
         self, request_iterator: AsyncIterator[pb.AttachRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.AttachResponse]:
-        first = await anext(aiter(request_iterator), pb.AttachRequest())
+        try:
+            async with asyncio.timeout(HELLO_S):
+                first = await anext(aiter(request_iterator), pb.AttachRequest())
+        except TimeoutError:
+            first = pb.AttachRequest()
         if not first.HasField("hello") or not first.hello.name:
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, "the first message must be a hello with a name"

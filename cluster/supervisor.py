@@ -69,7 +69,7 @@ class Supervisor:
         for who in found:
             if not self.registry.is_current(who):
                 await self._host.kill(who)
-                self._dead.append(who)
+                self._bury(who)
         async with asyncio.TaskGroup() as tasks:
             for record in self.registry.records.values():
                 tasks.create_task(self._keep(record.spec))
@@ -89,7 +89,7 @@ class Supervisor:
         if doomed is not None and not doomed.done():
             doomed.set_result(reason)
         elif who.instance in self.registry and who.life < self.registry[who.instance].life:
-            self._dead.append(who)
+            self._bury(who)
 
     async def _keep(self, spec: Spec) -> None:
         failures = 0
@@ -146,7 +146,11 @@ class Supervisor:
         logger.warning("%s (life %d) is lost: %s", who.instance, who.life, reason)
         self._set(self.registry.lost(who, reason))
         await self._host.kill(who)
-        self._dead.append(who)
+        self._bury(who)
+
+    def _bury(self, who: Incarnation) -> None:
+        if who not in self._dead:
+            self._dead.append(who)
 
     def _set(self, registry: Registry) -> None:
         if registry is not self.registry:

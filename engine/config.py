@@ -31,12 +31,6 @@ class EngineConfig:
     kv_bytes: int = 128 << 20
     """Memory of an instance's KV cache in bytes, where `kv_blocks` is 0."""
 
-    prefill_chunk: int = 512
-    """Tokens that one step may prefill; longer prompts are fed in chunks."""
-
-    max_running: int = 64
-    """Sequences that may run in one step."""
-
     threads: int = 1
     """CPU threads within one operator."""
 
@@ -47,7 +41,7 @@ class EngineConfig:
         _require_one_of("dtype", self.dtype, DTYPES)
         _require_one_of("device", self.device, DEVICES)
         _require_one_of("transport", self.transport, TRANSPORTS)
-        for name in ("block_size", "kv_bytes", "prefill_chunk", "max_running", "threads"):
+        for name in ("block_size", "kv_bytes", "threads"):
             _require_at_least(name, getattr(self, name), 1)
         _require_at_least("kv_blocks", self.kv_blocks, 0)
         if not isinstance(self.model, str) or not self.model:

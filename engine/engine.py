@@ -434,7 +434,7 @@ class Engine:
             Clock.RESERVE: config.reserve_wait_s,
             Clock.SETTLE: config.hung_after_s,
             Clock.LEASE: config.lease_s,
-            Clock.STOP: config.heartbeat_s,
+            Clock.STOP: config.stop_s,
         }[clock]
         number = self._timer_ids[clock, lease] = next(self._count)
         heapq.heappush(self._timers, (time.monotonic() + after_s, number, clock, lease))

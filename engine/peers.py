@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 QUEUE = 4096
 CHANNEL = (
+    ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),  # else a new channel inherits the backoff of the last
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),

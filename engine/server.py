@@ -136,11 +136,19 @@ class InstanceServer(WorkerServiceServicer):
     def _load(self) -> tuple[ModelSpec, Runner]:
         spec = read_checkpoint(self._config.folder)
         device = choose_device(self._config)
+        self._check_transport(device.type)
         if device.type == "cpu" and self._config.transport in ("auto", "local"):
             layout = choose_layout(self._config, spec, choose_dtype(self._config, device))
             self._memory = SharedMemory.create(layout.total_bytes)
         buffer = None if self._memory is None else self._memory.buffer
         return spec, Runner(self._config, spec, buffer)
+
+    def _check_transport(self, device: str) -> None:
+        usable = ("auto", "local", "gloo") if device == "cpu" else ("auto", "nccl")
+        if self._config.transport not in usable:
+            raise ValueError(
+                f"engine.transport {self._config.transport} does not move KV between {device} devices"
+            )
 
     @property
     def _context_tokens(self) -> int:
@@ -238,8 +246,8 @@ class InstanceServer(WorkerServiceServicer):
         while True:
             await asyncio.sleep(self._handover.heartbeat_s)
             now = time.monotonic()
-            if self.failed:
-                logger.error("the engine thread has ended; so does the instance")
+            if self.failed or now - self._engine.alive_at > self._handover.grace_s:
+                logger.error("the engine thread has ended or hangs; so does the instance")
                 os._exit(70)
             load = replace(self._engine.load, idle_s=now - self._engine.alive_at)
             for router in list(self._links):
@@ -282,6 +290,8 @@ class InstanceServer(WorkerServiceServicer):
                 except TimeoutError:
                     continue
                 yield wire.to_link_response(frame)
+            if reader.done() and not reader.cancelled() and reader.exception() is not None:
+                logger.info("the stream of router %s broke: %s", router, reader.exception())
             if reader.done() and not reader.cancelled() and isinstance(reader.exception(), ValueError):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(reader.exception()))
         finally:

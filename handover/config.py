@@ -24,6 +24,12 @@ class HandoverConfig:
     reserve_wait_s: float = 1.0
     """How long a source waits for a grant before the router picks another destination."""
 
+    stop_s: float = 5.0
+    """How long a one-sided writer may take to answer `stop`, asked twice, before its end is asked for.
+
+    It answers between steps, so this is longer than any step.
+    """
+
     transport_s: float = 2.0
     """Limit of one transport operation."""
 

@@ -37,7 +37,7 @@ class Clock(Enum):
     LEASE = "lease"
     """A lease runs out (`lease_s`, renewed by each stage)."""
     STOP = "stop"
-    """A writer does not answer `stop` (`heartbeat_s`)."""
+    """A writer does not answer `stop` (`stop_s`)."""
 
 
 # ---- events of an instance's machines

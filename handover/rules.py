@@ -21,7 +21,9 @@ def accepts(current: Epoch, epoch: Epoch) -> bool:
 
 def bound(current: Epoch, closed: bool) -> Epoch:
     """Rule 2: what an answer to an old message voids: never the current epoch of an open session."""
-    return Epoch(current.attempt, FOREVER if closed else current.n - 1)
+    if closed or current.n:
+        return Epoch(current.attempt, FOREVER if closed else current.n - 1)
+    return Epoch(current.attempt - 1, FOREVER)  # nothing of this attempt was allotted yet
 
 
 def restated_from(seen: int, _made: int) -> int:

@@ -150,7 +150,11 @@ class Session:
             return self, [self._answer_old(sender, ask.epoch)]
         session, effects = self._settle("the commit was not adopted")
         session = replace(session, owner=sender)
-        return session, [*effects, Tell(sender, Resume(self.key, ask.epoch, session.epoch))]
+        effects.append(Tell(sender, Resume(self.key, ask.epoch, session.epoch)))
+        if self.pending is not None and self.pending.first:  # it cannot stay where it was prefilled
+            refused = self.pending.destination.incarnation
+            effects.append(NeedDestination("the commit was not adopted", refused))
+        return session, effects
 
     def _answer_old(self, sender: Incarnation, epoch: Epoch) -> Tell:
         current = self.epoch if epoch.attempt <= self.attempt else Epoch(epoch.attempt, 0)

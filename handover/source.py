@@ -151,13 +151,20 @@ class Source:
         if ok and self.one_sided and self.active:
             effects.append(ToPeer(self.peer, self.writing))
         if self.state is State.COMMITTING:
-            return source._answer_stop(effects + [Timer(Clock.SETTLE, self.lease)])
+            return source._commit_written(ok, effects)
         if self.state is State.ABORTED:
             return source._leave(effects)
         if not ok:
             aborted, more = source.abort("the copy failed")
             return aborted, effects + more
         return source, effects
+
+    def _commit_written(self, ok: bool, effects: list[InstanceEffect]) -> tuple[Source, list[InstanceEffect]]:
+        if ok:
+            return self._answer_stop([*effects, Timer(Clock.SETTLE, self.lease)])
+        if self.one_sided:  # the header goes after the blocks: it has not left
+            return replace(self, state=State.PAUSED).abort("the copy failed")
+        return self._answer_stop([*effects, *self._ask()])
 
     # ---- the ways out
 

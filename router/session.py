@@ -205,11 +205,11 @@ class LiveSession:
         assert deliver.first_index == len(self.emitted)
         self.emitted.extend(ids)
         self._landed(deliver.maker)
-        if len(self._pending) >= self._cfg.session_queue:
+        last = deliver.records[-1].end is not None
+        if len(self._pending) >= self._cfg.session_queue and not last:
             message = f"The client left {len(self._pending)} messages unread."
             self.cancel(Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message))
             return
-        last = deliver.records[-1].end is not None
         self._pending.append(Delta(deliver.first_index, ids, deliver.maker.instance, last))
         self._news.set()
 

@@ -161,7 +161,7 @@ def test_missing_and_damaged_files_are_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("dtype", "fp8"), ("device", "tpu"), ("transport", "carrier"), ("block_size", 0), ("kv_blocks", -1)]
-    + [("threads", True), ("prefill_chunk", 1.5), ("model", "")],
+    + [("threads", True), ("block_size", 1.5), ("model", "")],
 )
 def test_a_bad_engine_config_is_refused(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"engine.{field} must be"):
