@@ -61,7 +61,7 @@ def command(
         transports=TRANSPORTS if transport == "both" else (transport,),
     )
     with told():
-        verdict = verify(asked, Console(stderr=True, highlight=False).print)
+        verdict = verify(asked, Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print)
     if save:
         verdict.report.save("verify")
     verdict.report.show(as_json)

@@ -64,9 +64,12 @@ def test_fewer_than_80_percent_of_the_moves_done_is_a_failure():
     assert list(failures(CLEAN | {"moves_done": 0, "moves_aborted": 0}, ours=True)) == []
 
 
-def test_more_than_one_tie_in_10_000_tokens_is_a_failure():
-    assert list(failures(CLEAN | {"ties": 2}, ours=True)) == []
-    assert list(failures(CLEAN | {"ties": 3}, ours=True))
+@pytest.mark.parametrize(
+    "tokens, most", [(1_000, 1), (20_000, 5), (10_000_000, 1064)], ids=["few", "a run", "many"]
+)
+def test_more_ties_than_one_in_10_000_tokens_gives_by_chance_are_a_failure(tokens, most):
+    assert list(failures(CLEAN | {"tokens": tokens, "ties": most}, ours=True)) == []
+    assert list(failures(CLEAN | {"tokens": tokens, "ties": most + 1}, ours=True))
 
 
 def test_our_own_checkpoints_must_notice_damage_and_foreign_ones_need_not():
