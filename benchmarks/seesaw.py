@@ -13,14 +13,14 @@ logger = logging.getLogger(__name__)
 
 NEIGHBOURS = 8
 """On each decode instance."""
-YOUNG, OLD = 256, 768
-"""Contexts of a neighbour when it begins and, about, when a new one takes its place."""
+YOUNG, OLD = 128, 896
+"""Contexts of a neighbour when it begins and, about, when a new one takes its place: 512 in the mean."""
 SETTLE_TOKENS = 6
 """That the mover makes before it moves on, and that its latency there is taken from at least."""
 MOVE_TOKENS = 24
 """About what a mover makes from one move to the next."""
-STILL_S = 2.5
-"""Length of a window in which nothing moves."""
+STILL_TOKENS = 200
+"""Length of a window in which nothing moves, in tokens of a neighbour."""
 BALANCINGS = 5
 """Attempts at moving neighbours where they belong."""
 MOST_TOKENS = 4096
@@ -55,7 +55,7 @@ class Seesaw:
 
     async def compare(self, mode: str, count: int) -> tuple[list[Downtime], float, float]:
         """Moves, and the neighbours' step time in ms while they go on and while nothing moves, by turns first."""
-        mover = await self._prepare(count * MOVE_TOKENS)
+        mover = await self._prepare(count * MOVE_TOKENS, STILL_TOKENS)
         self._compared += 1
         still_first = self._compared % 2 == 0
         still_ms = await self._stand_still() if still_first else 0.0
@@ -64,14 +64,14 @@ class Seesaw:
 
     # ---- who sits on it
 
-    async def _prepare(self, tokens: int) -> TokenStream:
+    async def _prepare(self, tokens: int, still_tokens: int = 0) -> TokenStream:
         """The mover near its context, and eight neighbours on each side, with so many tokens to go."""
         if self._mover is None or self._mover.context + tokens > self._grown:
             if self._mover is not None:
                 await self._streams.close(self._mover)
             self._mover = self._streams.begin(self.context, MOST_TOKENS)
             await self._mover.reach(2)
-        if self._aged(tokens) or not self._neighbours:
+        if self._aged(tokens + still_tokens) or not self._neighbours:
             await asyncio.gather(*map(self._streams.close, self._neighbours))
             wanted = NEIGHBOURS * len(self._decoders)
             self._neighbours = [self._streams.begin(YOUNG, MOST_TOKENS) for _ in range(wanted)]
@@ -124,7 +124,8 @@ class Seesaw:
 
     async def _stand_still(self) -> float:
         window = Window(self._neighbours)
-        await asyncio.sleep(STILL_S)
+        first = self._neighbours[0]
+        await first.reach(first.tokens + STILL_TOKENS)
         return step_ms(window.close())
 
 
