@@ -20,7 +20,13 @@ LONG_IN_PLACE = replace(LONG, one_sided=True)
 ABLATIONS: dict[str, tuple[Callable, Scenario]] = {
     "settled_n": (
         lambda current, allotted: current + 1,
-        Scenario("settles at an epoch that was lent", LONG_IN_PLACE, **early("settle"), serving="A"),
+        Scenario(
+            "settles at an epoch that was lent",
+            LONG_IN_PLACE,
+            **early("settle"),
+            serving="A",
+            picks_anew=False,
+        ),
     ),
     "accepts": (
         lambda current, epoch: True,
@@ -40,7 +46,7 @@ ABLATIONS: dict[str, tuple[Callable, Scenario]] = {
     ),
     "may_run_again": (
         lambda commit_may_have_left: True,
-        Scenario("runs on after a commit", LONG_IN_PLACE, **early("settle"), serving="A"),
+        Scenario("runs on after a commit", LONG_IN_PLACE, **early("settle"), serving="A", picks_anew=False),
     ),
     "fresh": (
         lambda mark, epoch: True,

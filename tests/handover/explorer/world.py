@@ -62,6 +62,8 @@ class Scenario:
     hanging: str = NAMES
     serving: str = NAMES
     """Where a session that was recovered or resumed may be sent."""
+    picks_anew: bool = True
+    """Another destination is picked where the first handover came to nothing; otherwise the session stays."""
     recover_by_silence: bool = True
     early: frozenset[str] = frozenset(
         {"reserve", "settle", "lease", "stop", "beat", "silence", "grace", "nudge"}
@@ -399,7 +401,7 @@ class World:
                     yield label, self._ask(state, ("dispatch", index, prefill, decode))
             if router.destination_due:
                 yield (f"r{index}", "lets it stay"), self._ask(state, ("stay", index))
-                for inc in live:
+                for inc in live if self.scenario.picks_anew else ():
                     yield (
                         (f"r{index}", "picks anew", inc),
                         self._ask(state, ("move", index, inc, MoveMode.LIVE, True)),
