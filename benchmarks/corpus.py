@@ -8,65 +8,63 @@ import re
 import sysconfig
 import tokenize
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 HELD_OUT_SHARE = 20
 
 
-@dataclass(frozen=True)
-class Document:
-    """A module's prose: `name` is its path in the standard library, `text` its paragraphs in source order."""
+@dataclass
+class Corpus:
+    """Documents, a module or a pydoc topic each: paragraphs in source order, in name order of the files."""
 
-    name: str
-    text: str
-
-    @property
-    def held_out(self) -> bool:
-        return is_held_out(self.name)
+    training: list[str] = field(default_factory=list)
+    held_out: list[str] = field(default_factory=list)
 
 
-def is_held_out(name: str) -> bool:
-    """One name in twenty, by hash: the same ones in every Python version."""
-    digest = hashlib.blake2b(name.encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") % HELD_OUT_SHARE == 0
+def read_corpus(wanted: Callable[[str], bool] = lambda name: True) -> Corpus:
+    """The running interpreter's text, from files whose path below the standard library is wanted.
 
-
-def read_corpus(wanted: Callable[[str], bool] = lambda name: True) -> list[Document]:
-    """Documents of the running interpreter whose file is wanted, in name order; repeated paragraphs go."""
+    A paragraph appears once in the whole corpus. One docstring (or run of comments) in twenty is held out, by the
+    hash of its text, so that other Python versions hold out the same ones.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
-    seen: set[str] = set()
-    documents = []
+    corpus, seen = Corpus(), set()
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
         if "site-packages" in name or not wanted(name):
             continue
-        for title, blocks in _split(name, path):
-            paragraphs = [p for p in _paragraphs(blocks) if not (_key(p) in seen or seen.add(_key(p)))]
-            if sum(map(len, paragraphs)) >= 200:
-                documents.append(Document(title, "\n\n".join(paragraphs)))
-    return documents
+        for blocks in _documents(name, path):
+            training, held_out = [], []
+            for block in blocks:
+                new = [p for p in _paragraphs(block) if not (_key(p) in seen or seen.add(_key(p)))]
+                (held_out if _is_held_out(block) else training).extend(new)
+            corpus.training += ["\n\n".join(training)] if training else []
+            corpus.held_out += ["\n\n".join(held_out)] if held_out else []
+    return corpus
+
+
+def _is_held_out(block: str) -> bool:
+    digest = hashlib.blake2b(block.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") % HELD_OUT_SHARE == 0
 
 
 def _key(paragraph: str) -> str:
     return re.sub(r"\W+", " ", paragraph).lower()
 
 
-def _split(name: str, path: Path) -> Iterator[tuple[str, list[str]]]:
-    """A source file's documents as (name, blocks of raw text): one, but pydoc's topics are one each."""
+def _documents(name: str, path: Path) -> Iterator[list[str]]:
+    """A source file's documents as blocks of raw text: one document, but pydoc's topics are one each."""
     try:
         source = path.read_text("utf-8")
         tree = ast.parse(source)
     except (SyntaxError, UnicodeDecodeError, ValueError):  # test data that is no Python on purpose
         return
     if name == "pydoc_data/topics.py":
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Dict):
-                topics = zip(node.keys, node.values, strict=True)
-                yield from ((f"{name}:{ast.literal_eval(k)}", [ast.literal_eval(v)]) for k, v in topics if k)
+        tables = (node for node in ast.walk(tree) if isinstance(node, ast.Dict))
+        yield from ([ast.literal_eval(topic)] for table in tables for topic in table.values)
         return
-    blocks = [*_docstrings(tree), *_comments(source)]
-    yield name, [text for _, text in sorted(blocks)]
+    yield [text for _, text in sorted([*_docstrings(tree), *_comments(source)])]
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -98,12 +96,12 @@ _LICENCE = re.compile(r"copyright|licen[sc]e|rights reserved|warrant|permission|
 _CODE = re.compile(r">>>|::=|[{}<>|\\^~]|==|\+=|\w\(\w*=|^\s*(def|class|import|from|return|if .*:$)\b|\w = ")
 
 
-def _paragraphs(blocks: list[str]) -> Iterator[str]:
+def _paragraphs(block: str) -> Iterator[str]:
     """The paragraphs of prose, each on one line; code, tables, markup and licences are dropped."""
-    for paragraph in (p for block in blocks for p in re.split(r"\n\s*\n", block)):
+    for paragraph in re.split(r"\n\s*\n", block):
         text = " ".join(paragraph.split())
         words = re.findall(r"[A-Za-z][a-z']*\b", text)
         readable = sum(c.isalpha() or c in " ,.'" for c in text)
-        if len(words) < 8 or readable < 0.9 * len(text) or _LICENCE.search(text) or _CODE.search(text):
+        if len(words) < 8 or readable < 0.88 * len(text) or _LICENCE.search(text) or _CODE.search(text):
             continue
         yield text

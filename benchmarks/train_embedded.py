@@ -2,7 +2,8 @@
 
     python -m penstock.benchmarks.train_embedded --minutes 30
 
-Corpus: docstrings and comments of the running interpreter's standard library (`corpus.py`), a module a document.
+Corpus: docstrings and comments of the running interpreter's standard library (`corpus.py`), a module
+a document.
 Model: a Llama of 2.4 million parameters, float32 on the CPU; matrices by Muon, the rest by AdamW.
 """
 
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from .corpus import Document, read_corpus
+from .corpus import read_corpus
 
 EMBEDDED = Path(__file__).parent.parent / "engine" / "embedded"
 BOS, EOS = "<s>", "</s>"
@@ -25,6 +26,10 @@ BOS_ID, EOS_ID = 0, 1
 VOCABULARY = 4096
 POSITIONS = 16384
 EVALUATED_WINDOW = 512
+RESUMED_AT = (
+    0.6  # share of the schedule behind a run that is resumed: full windows and a falling rate are left
+)
+INPUT_NOISE = 0.05  # share of input tokens replaced at random: the corpus is passed several times
 
 
 # ---- tokenizer and model
@@ -72,9 +77,9 @@ def make_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, documents: list[Document]) -> torch.Tensor:
+def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> torch.Tensor:
     """All documents' ids in one row, each as BOS, text, EOS."""
-    batch = tokenizer.backend_tokenizer.encode_batch([d.text for d in documents])
+    batch = tokenizer.backend_tokenizer.encode_batch(documents)
     return torch.tensor([token for encoding in batch for token in [*encoding.ids, EOS_ID]])
 
 
@@ -83,17 +88,19 @@ def held_out_losses(model: LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tens
     """Mean cross-entropy in nats per token at each of 511 positions, over disjoint windows of 512. [511]"""
     count = len(tokens) // EVALUATED_WINDOW
     windows = tokens[: count * EVALUATED_WINDOW].view(count, EVALUATED_WINDOW)
-    losses = [_cross_entropy(model, rows, "none") for rows in windows.split(4)]
+    losses = [_cross_entropy(model, rows, rows, "none") for rows in windows.split(4)]
     return torch.cat(losses).mean(0)
 
 
-def _cross_entropy(model: LlamaForCausalLM, rows: torch.Tensor, reduction: str) -> torch.Tensor:
-    """Loss of predicting rows[:, 1:]; rows: [B, S], result [B, S - 1] or a scalar mean."""
-    logits = model(input_ids=rows[:, :-1], use_cache=False).logits
+def _cross_entropy(
+    model: LlamaForCausalLM, inputs: torch.Tensor, targets: torch.Tensor, reduction: str
+) -> torch.Tensor:
+    """Loss of predicting targets[:, 1:] from inputs[:, :-1]; both [B, S], result [B, S - 1] or a scalar mean."""
+    logits = model(input_ids=inputs[:, :-1], use_cache=False).logits
     losses = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), rows[:, 1:].flatten(), reduction=reduction
+        logits.flatten(0, 1), targets[:, 1:].flatten(), reduction=reduction
     )
-    return losses.view(len(rows), -1) if reduction == "none" else losses
+    return losses.view(len(inputs), -1) if reduction == "none" else losses
 
 
 # ---- optimisation
@@ -134,8 +141,8 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
-        Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.02),
-        torch.optim.AdamW(rest, lr=1e-2, betas=(0.9, 0.98), weight_decay=0.01),
+        Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.1),
+        torch.optim.AdamW(rest, lr=1e-2, betas=(0.9, 0.98), weight_decay=0.1),
     ]
 
 
@@ -146,7 +153,7 @@ def learning_rate_factor(progress: float) -> float:
 
 def batch_shape(progress: float) -> tuple[int, int]:
     """(sequences, tokens each): short windows first, which cost less; the last third in full."""
-    return (16, 128) if progress < 0.35 else (8, 256) if progress < 0.65 else (4, 512)
+    return (16, 128) if progress < 0.3 else (8, 256) if progress < 0.6 else (4, 512)
 
 
 @dataclass
@@ -163,20 +170,25 @@ def train(
     tokens: torch.Tensor,
     limit_s: float,
     seed: int,
+    begin: float,
     report: Callable[[Training], None],
 ) -> Training:
-    """Trains `model` in place for `limit_s` seconds; `report` is called every 200 steps."""
+    """Trains `model` in place for `limit_s` seconds, through the schedule from `begin` (0 to 1) to its end;
+    `report` is called every 200 steps."""
     generator = torch.Generator().manual_seed(seed)
     algorithms = optimizers(model)
     peaks = [a.param_groups[0]["lr"] for a in algorithms]
     done, started = Training(), time.monotonic()
     while done.seconds < limit_s:
-        progress = done.seconds / limit_s
+        progress = begin + (1 - begin) * done.seconds / limit_s
         for algorithm, peak in zip(algorithms, peaks, strict=True):
             algorithm.param_groups[0]["lr"] = peak * learning_rate_factor(progress)
         count, length = batch_shape(progress)
         starts = torch.randint(len(tokens) - length, (count, 1), generator=generator)
-        _cross_entropy(model, tokens[starts + torch.arange(length + 1)], "mean").backward()
+        rows = tokens[starts + torch.arange(length + 1)]
+        noise = torch.randint(VOCABULARY, rows.shape, generator=generator)
+        noisy = torch.rand(rows.shape, generator=generator) < INPUT_NOISE
+        _cross_entropy(model, torch.where(noisy, noise, rows), rows, "mean").backward()
         for algorithm in algorithms:
             algorithm.step()
             algorithm.zero_grad()
@@ -203,17 +215,21 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 @click.command()
 @click.option("--minutes", default=30.0, show_default=True, help="Wall-clock limit; the schedule spans it.")
 @click.option("--seed", default=1, show_default=True, help="Seed of the initial weights and of the batches.")
+@click.option(
+    "--resume", type=click.Path(path_type=Path, exists=True), help="Folder of a stopped run to finish."
+)
 @click.option("--out", default=EMBEDDED, type=click.Path(path_type=Path), help="Folder to write.")
-def main(minutes: float, seed: int, out: Path) -> None:
+def main(minutes: float, seed: int, resume: Path | None, out: Path) -> None:
     """Train the embedded checkpoint on the standard library's docstrings and comments."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     disable_progress_bar()
-    documents = read_corpus()
-    training = [d for d in documents if not d.held_out]
-    tokenizer = train_tokenizer([d.text for d in training])
-    tokens, held_out = encode(tokenizer, training), encode(tokenizer, [d for d in documents if d.held_out])
-    model = make_model()
+    corpus = read_corpus()
+    tokenizer = (
+        PreTrainedTokenizerFast.from_pretrained(resume) if resume else train_tokenizer(corpus.training)
+    )
+    tokens, held_out = encode(tokenizer, corpus.training), encode(tokenizer, corpus.held_out)
+    model = LlamaForCausalLM.from_pretrained(resume, dtype=torch.float32) if resume else make_model()
     click.echo(f"{len(tokens)} tokens, {len(held_out)} more held out; {model.num_parameters()} parameters")
 
     def report(done: Training) -> None:
@@ -221,7 +237,7 @@ def main(minutes: float, seed: int, out: Path) -> None:
         click.echo(f"step {done.step}, {done.tokens} tokens, {done.seconds:.0f} s: loss {losses.mean():.3f}")
         save(model, tokenizer, out)
 
-    done = train(model, tokens, minutes * 60, seed, report)
+    done = train(model, tokens, minutes * 60, seed, RESUMED_AT if resume else 0.0, report)
     save(model, tokenizer, out)
     losses = held_out_losses(model, held_out)
     click.echo(
