@@ -36,6 +36,8 @@ class Stream:
     cancelled: bool = False
     """The client left, as the trial says."""
     moves_done: int = 0
+    recoveries: int = 0
+    """How often it was prefilled again, as the router told at its end."""
     troubles: list[str] = field(default_factory=list)
     """Why it ended early, and why moves were not done."""
     maker: str = ""
@@ -133,6 +135,8 @@ class _Run:
             delta = response.delta
             self.stream.take(delta.first_index, delta.token_ids, delta.instance)
             await self._tell()
+        elif response.HasField("finished"):
+            self.stream.recoveries = response.finished.usage.recoveries
 
     async def _tell(self, over: bool = False) -> None:
         async with self._grown:

@@ -11,12 +11,8 @@ OUTPUT_TOKENS = (32, 512)
 MOVED_WITHIN = 0.8
 """Moves are asked for within this share of an output, so that there is time for them."""
 CANCELLED_SHARE = 0.125
-TEMPERATURE = 0.375
-"""Of the requests that sample; 32 bits, as the protocol carries it, hold it exactly.
-
-High enough that outputs do not run in circles. The higher, the more boundaries between tokens lie near a draw, and the
-more often rounding swaps two of them: on the embedded checkpoint 0.4 times in 10,000 tokens at 0.3, and 2.4 at 0.75.
-"""
+TEMPERATURE = 0.8
+"""Of the requests that sample."""
 
 
 @dataclass(frozen=True, slots=True)

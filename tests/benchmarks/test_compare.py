@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from penstock.benchmarks.compare import TIE, compare
-from penstock.engine.draw import uniform
-from penstock.engine.sampler import sample_from_logits
+from penstock.engine.draw import draw_key
+from penstock.engine.sampler import sample, score
+from penstock.engine.step import SampleSpec
 
 SEED = 5
 ROWS = 60
@@ -18,7 +19,7 @@ def random_logits(seed: int) -> torch.Tensor:
 
 def choices(logits: torch.Tensor, temperature: float) -> list[int]:
     """What the shipped sampler takes."""
-    return [sample_from_logits(row, temperature, uniform(SEED, 0, i)) for i, row in enumerate(logits)]
+    return sample(logits, [SampleSpec(temperature, SEED, 0, position) for position in range(ROWS)])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.75, 1.5])
@@ -63,12 +64,13 @@ def test_equal_logits_go_to_the_lowest_id_and_the_other_is_a_tie():
     assert compare([1], logits, 0.0, SEED).ties == 1
 
 
-def test_a_draw_beside_the_boundary_of_two_tokens_may_take_either():
-    draw = uniform(SEED, 0, 0)
+def test_a_draw_between_two_scores_within_rounding_may_take_either():
+    temperature = 0.8
+    noise = score(torch.zeros(1, 2), [temperature], [draw_key(SEED, 0, 0)])
     for distance, outcome in ((0.9 * TIE, (1, 0)), (1.1 * TIE, (0, 1))):
-        logits = torch.tensor([[draw - distance, 1 - draw + distance]], dtype=torch.float64).log()
-        assert compare([1], logits, 1.0, SEED).ties == 0
-        found = compare([0], logits, 1.0, SEED)
+        logits = torch.tensor([[1.0, 1.0 + distance]], dtype=torch.float64) - noise
+        assert compare([1], logits, temperature, SEED).ties == 0
+        found = compare([0], logits, temperature, SEED)
         assert (found.ties, found.mismatched) == outcome
 
 

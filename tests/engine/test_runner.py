@@ -7,9 +7,8 @@ import torch
 
 from penstock.benchmarks.checkpoints import make_checkpoint
 from penstock.engine.config import EngineConfig
-from penstock.engine.draw import uniform
 from penstock.engine.runner import Runner, SampleSpec, StepItem
-from penstock.engine.sampler import sample_from_logits
+from penstock.engine.sampler import sample
 
 GREEDY = SampleSpec(0.0, 0, 0, 0)
 
@@ -93,8 +92,7 @@ def test_sampling_equals_the_reference_with_the_same_draws(folder: Path) -> None
         tokens.append(token)
     with torch.inference_mode():
         logits = model(torch.tensor([tokens[:-1]])).logits[0, prompt - 1 :]
-    expected = [sample_from_logits(row, 0.8, uniform(1234, 2, i)) for i, row in enumerate(logits)]
-    assert tokens[prompt:] == expected
+    assert tokens[prompt:] == sample(logits, [SampleSpec(0.8, 1234, 2, position) for position in range(40)])
 
 
 def test_the_cache_may_be_memory_of_the_caller(folder: Path) -> None:
