@@ -9,7 +9,7 @@ PROTOS    := $(wildcard proto/*.proto)
 PROTO_OUT ?= proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format proto
+.PHONY: help setup demo test test-slow lint format proto results
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ lint: setup ## formatting, lint and types, changing nothing
 format: setup ## format, and mend what lint can mend
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
+
+results: setup ## benchmarks/RESULTS.md and its pictures from benchmarks/results
+	$(PY) -m penstock.benchmarks.summary
 
 # Mapping proto/ to penstock/proto makes the generated imports work unrewritten; the mapped path is also where protoc
 # writes, hence the detour through a temporary directory. Only a missing .venv triggers setup: a test calls this target.
