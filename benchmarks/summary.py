@@ -23,7 +23,7 @@ NUMBERED = re.compile(r"(?P<name>.+)_(?P<number>\d+)")
 HEAD = """# Results
 
 Made by `make results` from `benchmarks/results/`, which the commands below wrote. A spread is the least and the
-greatest of the repetitions behind a figure. Compare figures of one run only: the machines that ran them are shared and noisy.
+greatest of the repetitions behind a figure. Compare figures of one run only: the machines are shared and noisy.
 """
 
 
