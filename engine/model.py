@@ -1,4 +1,4 @@
-"""The forward pass of a dense decoder, one for all families."""
+"""The forward pass of a decoder, one for all families."""
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,9 @@ class Model:
         for layer, kv, window in zip(self.weights.layers, cache.layers, self.spec.windows, strict=True):
             normed = rms_norm(hidden, layer.input_norm, eps)
             hidden = hidden + attention(normed, layer, self.spec, inputs, kv, window)
-            hidden = hidden + feed_forward(rms_norm(hidden, layer.post_norm, eps), layer)
+            hidden = hidden + feed_forward(
+                rms_norm(hidden, layer.post_norm, eps), layer.feed_forward, self.spec
+            )
         return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

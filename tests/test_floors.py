@@ -65,6 +65,7 @@ TORCH_FREE = (
     "engine/checkpoint",
     "engine/config",
     "engine/draw",
+    "engine/families",
     "engine/layout",
     "engine/leases",
     "engine/ledger",
