@@ -7,7 +7,8 @@ import math
 import re
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,7 @@ import yaml
 from ..engine.config import EngineConfig
 from ..handover.config import HandoverConfig
 from ..router.config import RouterConfig
+from . import units
 
 PREFILL = "prefill"
 DECODE = "decode"
@@ -138,7 +140,10 @@ def parse(tree: object) -> Config:
 
 
 def build(kind: type[T], tree: object, path: str = "") -> T:
-    """An instance of the dataclass `kind` from a mapping of its fields; `path` is where it stands, for messages."""
+    """An instance of the dataclass `kind` from a mapping of its fields; `path` is where it stands, for messages.
+
+    A field named `..._s`, `..._bytes` or `..._bytes_per_s` may be text with a unit of its own, such as `5.4 ms`.
+    """
     if not isinstance(tree, Mapping):
         raise ValueError(f"{path or 'the configuration'} must be a mapping of keys to values, got {tree!r}")
     known = {entry.name for entry in fields(kind)}  # pyright: ignore[reportArgumentType]
@@ -149,7 +154,14 @@ def build(kind: type[T], tree: object, path: str = "") -> T:
         if key not in known:
             raise ValueError(_unknown(where, str(key), known))
         values[key] = _convert(hints[key], value, where)
-    return kind(**values)
+    for entry in fields(kind):  # pyright: ignore[reportArgumentType]
+        if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise ValueError(f"{path}.{entry.name} is missing" if path else f"{entry.name} is missing")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        placed = not path or str(error).startswith(f"{path}.")
+        raise ValueError(str(error) if placed else f"{path}.{error}") from error
 
 
 def _unknown(where: str, key: str, known: set[str]) -> str:
@@ -169,16 +181,30 @@ def _convert(kind: Any, value: object, where: str) -> Any:
         return _convert(kind, value, where)
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(_convert(get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if get_origin(kind) is Mapping and isinstance(value, Mapping):
+        return {str(key): _convert(get_args(kind)[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind in (int, float) and isinstance(value, str) and units.has_unit(where):
+        value = units.read(value, where)
+        value = int(value) if kind is int and value.is_integer() else value
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ValueError(f"{where} must be a finite number, got {value!r}")
         return float(value)
+    kind = get_origin(kind) or kind
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where} must be {_NAMES.get(kind, kind.__name__)}, got {value!r}")
     return value
 
 
-_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple: "a list"}
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    tuple: "a list",
+    Mapping: "a mapping of names to values",
+    date: "a date such as 2026-11-24",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ def test_what_is_written_is_what_runs(tmp_path):
         ({"cluster": {"prefill": True}}, "cluster.prefill must be a whole number, got True"),
         ({"cluster": {"prefill": None}}, "cluster.prefill must be a whole number, got None"),
         ({"cluster": {"log_json": 1}}, "cluster.log_json must be true or false, got 1"),
-        ({"handover": {"lease_s": "3s"}}, "handover.lease_s must be a number, got '3s'"),
+        ({"handover": {"lease_s": "3 GB"}}, "handover.lease_s must be a time such as `5.4 ms`"),
         ({"handover": {"lease_s": float("nan")}}, "handover.lease_s must be a finite number, got nan"),
         ({"engine": {"model": 7}}, "engine.model must be text, got 7"),
         ({"engine": 3}, "engine must be a mapping of keys to values, got 3"),
@@ -64,6 +64,12 @@ def test_what_is_wrong_is_said_in_one_sentence(tree, sentence):
         parse(tree)
     assert str(raised.value).startswith(sentence)
     assert "\n" not in str(raised.value)
+
+
+def test_a_quantity_may_bring_its_own_unit():
+    config = parse({"engine": {"kv_bytes": "2 GiB"}, "handover": {"lease_s": "2500 ms"}})
+    assert config.engine.kv_bytes == 2 << 30 and isinstance(config.engine.kv_bytes, int)
+    assert config.handover.lease_s == 2.5
 
 
 @pytest.mark.parametrize("text", ["a: [", "a: b: c", "cluster: {prefil: 1}"])
