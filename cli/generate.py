@@ -25,6 +25,9 @@ TIMEOUT_S = 600.0
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Draw the same tokens again.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end token.")
 @click.option("--token-ids", metavar="ID,ID,...", help="A prompt of token ids, in the place of a text.")
+@click.option(
+    "--chat", is_flag=True, help="PROMPT is what a user says; answer it, by the model's chat template."
+)
 @click.option("--model", help="Which model; needed by nobody while one is served.")
 @click.option("--request-id", help="Name of the request, for `penstock migrate`. Default: a random one.")
 @click.option("--timeout", "timeout_s", type=float, default=TIMEOUT_S, show_default=True, help="In seconds.")
@@ -35,6 +38,7 @@ TIMEOUT_S = 600.0
 def command(
     prompt: str | None,
     token_ids: str | None,
+    chat: bool,
     timeout_s: float,
     address: str | None,
     as_json: bool,
@@ -42,7 +46,8 @@ def command(
 ) -> None:
     """Stream a completion of PROMPT (or of what comes on standard input) to the terminal."""
     with told(), Client(address) as client:
-        events = client.generate(_prompt(prompt, token_ids), timeout_s=timeout_s, **asked)
+        given = _chat(prompt, token_ids) if chat else {"prompt": _prompt(prompt, token_ids)}
+        events = client.generate(**given, timeout_s=timeout_s, **asked)
         whole = completion(events if as_json else _streamed(events))
     if as_json:
         click.echo(json.dumps(report(whole)))
@@ -63,6 +68,12 @@ def _prompt(prompt: str | None, token_ids: str | None) -> str | list[int]:
     if prompt is None and sys.stdin.isatty():
         raise click.UsageError("Give a PROMPT, or --token-ids.")
     return _standard_input() if prompt is None else prompt
+
+
+def _chat(prompt: str | None, token_ids: str | None) -> dict[str, Any]:
+    if token_ids is not None:
+        raise click.UsageError("--chat lays out a text; --token-ids are laid out already.")
+    return {"messages": [{"role": "user", "content": _prompt(prompt, None)}]}
 
 
 def _standard_input() -> str:

@@ -9,7 +9,7 @@ from .asynchronous import AsyncClient
 from .cluster import Blocks, Cluster, Instance, Move, Role, Router, Session
 from .errors import InvalidRequest, PenstockError
 from .events import Completion, Delta, Event, Finished, Model, Segment, Started, Usage
-from .request import Sampling
+from .request import Message, Sampling
 from .sync import Client
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Finished",
     "Instance",
     "InvalidRequest",
+    "Message",
     "Model",
     "Move",
     "PenstockError",

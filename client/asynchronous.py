@@ -17,7 +17,7 @@ from .address import resolve
 from .cluster import Cluster, Move, from_cluster, from_moves, migrate_request
 from .errors import from_rpc
 from .events import Completion, Event, Model, completion, from_response
-from .request import Attempts, Sampling, build
+from .request import Attempts, Message, Sampling, build
 from .sync import ASK_S, CHANNEL, GENERATE_S, MIGRATE_S
 
 
@@ -32,28 +32,32 @@ class AsyncClient:
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         request_id: str | None = None,
         model: str | None = None,
         timeout_s: float = GENERATE_S,
         **sampling: Unpack[Sampling],
     ) -> AsyncGenerator[Event, None]:
         """Stream one completion. To leave early use `contextlib.aclosing`, or cancel the task: the request ends too."""
-        attempts = Attempts(build(prompt, request_id, model, sampling))
+        attempts = Attempts(build(prompt, messages, request_id, model, sampling))
         return self._events(attempts, time.monotonic() + timeout_s)
 
     async def complete(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         request_id: str | None = None,
         model: str | None = None,
         timeout_s: float = GENERATE_S,
         **sampling: Unpack[Sampling],
     ) -> Completion:
         """The whole completion at once."""
-        events = self.generate(prompt, request_id=request_id, model=model, timeout_s=timeout_s, **sampling)
+        events = self.generate(
+            prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **sampling
+        )
         return completion([event async for event in events])
 
     async def models(self, timeout_s: float = ASK_S) -> tuple[Model, ...]:

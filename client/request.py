@@ -41,12 +41,28 @@ class Sampling(TypedDict, total=False):
     echo: bool
 
 
+class Message(TypedDict):
+    """One message of a chat."""
+
+    role: str
+    content: str
+
+
 def build(
-    prompt: str | Sequence[int], request_id: str | None, model: str | None, sampling: Mapping[str, Any]
+    prompt: str | Sequence[int] | None,
+    messages: Sequence[Message] | None,
+    request_id: str | None,
+    model: str | None,
+    sampling: Mapping[str, Any],
 ) -> pb.GenerateRequest:
     """The request; an id is drawn where none is given. `ValueError` names an argument that no request can hold."""
     request = pb.GenerateRequest(request_id=request_id or secrets.token_hex(8), model=model or "")
-    if isinstance(prompt, str):
+    if (prompt is None) == (messages is None):
+        raise ValueError("Give `prompt` or `messages`, one of them.")
+    if messages is not None:
+        _set("messages", lambda: request.chat.messages.extend(pb.Message(**message) for message in messages))
+        request.chat.SetInParent()
+    elif isinstance(prompt, str):
         _set("prompt", lambda: setattr(request, "text", prompt))
     else:
         _set("prompt", lambda: request.token_ids.ids.extend(prompt))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import secrets
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import grpc
 
 from ..handover.values import End, SamplingParams
 from ..proto import inference_pb2 as pb
+from .chat import BrokenTemplate
 from .config import ModelInfo
 from .refusal import Refused, invalid, unimplemented
 from .tokenizer import Tokenizer
@@ -108,13 +110,15 @@ async def _prompt(
     """The ids of the prompt, checked."""
     field = request.WhichOneof("prompt")
     if field is None:
-        raise invalid("prompt", "The prompt is missing: give `text` or `token_ids`.")
+        raise invalid("prompt", "The prompt is missing: give `text`, `token_ids` or `chat`.")
     if field == "token_ids":
         ids = tuple(request.token_ids.ids)
         _check_ids(ids, model, "token_ids")
     elif tokenizer is None:
         message = f"Model {model.name!r} has no tokenizer; give the prompt as `token_ids`."
-        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, "text")
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, field)
+    elif field == "chat":
+        ids = tuple(await _chat(request.chat, model, tokenizer))
     else:
         ids = tuple(await tokenizer.encode(request.text)) if request.text else ()
     if not ids:
@@ -126,6 +130,26 @@ async def _prompt(
         )
         raise invalid(field, message)
     return ids
+
+
+async def _chat(chat: pb.Chat, model: ModelInfo, tokenizer: Tokenizer) -> list[int]:
+    """The ids of a chat as the model's own template lays it out."""
+    if tokenizer.chat is None:
+        message = f"Model {model.name!r} has no chat template; give the prompt as `text` or `token_ids`."
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, "chat")
+    if not chat.messages:
+        raise invalid("chat.messages", "A chat has at least one message.")
+    messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+    if "" in (message["role"] for message in messages):
+        raise invalid("chat.messages", "Each message of a chat names its `role`.")
+    try:
+        text = await asyncio.to_thread(tokenizer.chat.render, messages)
+    except BrokenTemplate as error:
+        message = f"The chat template of model {model.name!r} is broken: {error}"
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, "chat") from None
+    except ValueError as error:
+        raise invalid("chat.messages", f"The model's chat template refuses these messages: {error}") from None
+    return await tokenizer.encode(text, special_tokens=False)
 
 
 def _check_ids(ids: Sequence[int], model: ModelInfo, field: str) -> None:

@@ -117,6 +117,10 @@ def test_a_wrong_argument_is_refused_with_code_and_field(cluster, arguments, cod
         ({"prompt": PROMPT, "max_tokens": 2**70}, "max_tokens"),
         ({"prompt": PROMPT, "max_token": 5}, "max_token"),
         ({"prompt": "\udcff"}, "prompt"),
+        ({}, "`prompt` or `messages`"),
+        ({"prompt": PROMPT, "messages": [{"role": "user", "content": "hi"}]}, "`prompt` or `messages`"),
+        ({"messages": [{"role": "user", "contents": "hi"}]}, "messages"),
+        ({"messages": ["hi"]}, "messages"),
     ],
 )
 def test_what_no_request_can_hold_is_a_value_error_before_any_call(arguments, says):
@@ -274,6 +278,8 @@ def test_the_command_tells_ids_where_there_is_no_text(cluster):
         (["hi", "--seed", "-1"], "seed"),
         (["--token-ids", "1", "--max-tokens", "0"], "at least 1"),
         (["hi", "--address", "nowhere"], "no address"),
+        (["--chat", "--token-ids", "1"], "laid out already"),
+        (["--chat", "hi"], "has no tokenizer"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_told(cluster, arguments, says):
