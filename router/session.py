@@ -248,6 +248,7 @@ class LiveSession:
             (found.decode or found.prefill).name,
         )
         self._feed(Dispatched(_address(found.prefill), decode))
+        self._sent(decode or _address(found.prefill))
 
     def _wait_for_instance(self, none: NoInstance, now: float) -> None:
         if not none.ever:
@@ -317,6 +318,12 @@ class LiveSession:
             self._move.landed = True
         else:
             self._move_over(False, ended.reason)
+
+    def _sent(self, to: Address) -> None:
+        """A move that has begun fails where the session is dispatched anew, and not to where it was to go."""
+        move = self._move
+        if move is not None and move.to not in (None, to.incarnation):
+            self._move_over(False, f"it was prefilled again, for {to.incarnation.instance}")
 
     def _landed(self, maker: Incarnation) -> None:
         """A token has come from `maker`: a move to it is done."""

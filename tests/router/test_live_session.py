@@ -268,6 +268,55 @@ def test_a_move_that_waits_too_long_for_a_handover_is_answered():
     assert not result.done and "under way" in result.reason
 
 
+def recomputing(to: str = "c"):
+    """A session that runs on b and is to be prefilled again on `to`."""
+    desk, live = started()
+    live.heard(B, news(2, 0, 5))
+    desk.destination = VIEWS[to]
+    return desk, live, MoveWanted(6, live.key, to, Mode.RECOMPUTE, "test")
+
+
+def test_a_recompute_is_done_with_the_first_token_from_where_it_was_wanted():
+    desk, live, wanted = recomputing()
+    desk.assignment = Assignment(VIEWS["c"], None)
+    live.want_move(wanted)
+    assert not desk.results
+    live.heard(C, news(live.machine.n, 1, 6))
+    assert [(result.ask, result.done) for result in desk.results] == [(6, True)]
+
+
+def test_a_recompute_that_is_dispatched_elsewhere_is_answered_at_once():
+    desk, live, wanted = recomputing()
+    desk.assignment = Assignment(VIEWS["a"], VIEWS["b"])
+    live.want_move(wanted)
+    (result,) = desk.results
+    assert not result.done and "for b" in result.reason and not live.closed
+
+
+def test_a_recompute_whose_instance_went_away_is_answered_when_the_session_goes_elsewhere():
+    desk, live, wanted = recomputing()
+    desk.assignment = NoInstance("no instance named c decodes")
+    live.want_move(wanted)
+    assert not desk.results and not live.closed
+    desk.assignment = Assignment(VIEWS["a"], VIEWS["b"])
+    live.tick()
+    (result,) = desk.results
+    assert not result.done and "for b" in result.reason
+    live.want_move(MoveWanted(7, live.key, "c", Mode.LIVE, "test"))
+    assert len(desk.results) == 1, "the next move is taken"
+
+
+def test_a_move_whose_destination_dies_before_its_first_token_is_answered():
+    desk, live = started()
+    live.heard(B, news(2, 0, 5))
+    live.want_move(MoveWanted(4, live.key, "c", Mode.LIVE, "test"))
+    live.heard(C, news(3, 1))
+    assert not desk.results, "it owns the session, and has made nothing yet"
+    live.lost(C)
+    (result,) = desk.results
+    assert not result.done and live.recoveries == 1
+
+
 def test_an_ask_is_settled_for_the_source():
     desk, live = started()
     live.heard(A, Ask("r#0#0", Epoch(1, 1)))
