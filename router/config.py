@@ -22,6 +22,9 @@ class RouterConfig:
     session_queue: int = 1024
     """Most messages that wait for a slow client of one session; above it the request ends with RESOURCE_EXHAUSTED."""
 
+    client_wait_s: float = 30.0
+    """How long one message waits for a client that reads nothing; then the request ends with RESOURCE_EXHAUSTED."""
+
     link_queue: int = 4096
     """Most messages that wait for one instance; above it the stream is broken and made anew."""
 

@@ -51,8 +51,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             if end is None:
                 await self._stream(call, context)
             else:  # resumed with all its tokens: nothing is left to do
-                await context.write(self._started(call))
-                await context.write(_finished(call, end, len(call.received)))
+                await self._write(context, self._started(call))
+                await self._write(context, _finished(call, end, len(call.received)))
         except Refused as refused:
             logger.info("refused: %s: %s", refused.code.name, refused.message)
             await refused.abort(context)
@@ -60,17 +60,27 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def _stream(self, call: Call, context: Any) -> None:
         session = self._router.open(call)
         try:
-            await context.write(self._started(call))
+            await self._write(context, self._started(call))
             text = self._tokenizer.stream(call.received) if self._tokenizer else None
             async for delta in session.deltas():
                 piece = "" if text is None else text.add(delta.token_ids)
                 if text is not None and delta.last:
                     piece += text.flush()
-                await context.write(_delta(call, delta, piece))
+                await self._write(context, _delta(call, delta, piece))
             assert session.end is not None
-            await context.write(_finished(call, session.end, len(session.emitted), session))
+            await self._write(context, _finished(call, session.end, len(session.emitted), session))
         finally:
             self._router.close(session)
+
+    async def _write(self, context: Any, response: inference_pb2.GenerateResponse) -> None:
+        """A client that reads nothing is not waited for without end: its session keeps a place until this returns."""
+        limit_s = self._router.config.client_wait_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await context.write(response)
+        except TimeoutError:
+            message = f"The client read nothing for {limit_s:g} s."
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message) from None
 
     async def ListModels(
         self, request: inference_pb2.ListModelsRequest, context: Any

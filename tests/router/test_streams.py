@@ -237,6 +237,25 @@ def test_a_client_that_leaves_frees_everything(after):
     asyncio.run(run())
 
 
+SMALL_WINDOW = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
+
+
+def test_a_client_that_stays_and_reads_nothing_holds_no_place():
+    async def run():
+        config = RouterConfig(port=0, session_queue=8, client_wait_s=0.5, stop_s=0.5)
+        async with fleet(ONE_AND_TWO, config) as here:
+            async with grpc.aio.insecure_channel(here.address, options=SMALL_WINDOW) as channel:
+                call = InferenceServiceStub(channel).Generate(request(max_tokens=2000))
+                await call.read()
+                await here.settled()
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    while await call.read():
+                        pass
+                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    asyncio.run(run())
+
+
 def test_a_deadline_frees_everything():
     async def run():
         async with fleet(ONE_AND_TWO) as here:
