@@ -27,7 +27,7 @@ from .config import Config, InstanceSettings
 from .control import Control
 from .registry import Record, Running, Spec, specs
 from .routers import Routers
-from .supervisor import Supervisor
+from .supervisor import Found, Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ DEAD_S = 30.0
 """Within it Ray ends an actor on another node, though it be stopped."""
 CALL_S = 5.0
 """Limit of a call to Ray that waits for nothing but Ray."""
+FIND_S = 10.0
+"""How long a new controller waits for the word of an instance that it finds: a busy machine is no reason to end it."""
 
 
 def resolve(where: str) -> Any:
@@ -53,9 +55,18 @@ class InstanceActor:
         self._where = where
         self._settings = settings
         self._running: Running | None = None
+        self._starting: asyncio.Task[Running] | None = None
 
     async def start(self) -> Running:
-        """Everything that may fail happens here, since of a constructor Ray tells only that it failed."""
+        """Everything that may fail happens here, since of a constructor Ray tells only that it failed.
+
+        It starts once; whoever asks again waits for the same end.
+        """
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> Running:
         host = self._settings.host or ray.util.get_node_ip_address()
         self._instance = resolve(self._where)(replace(self._settings, host=host))
         address = await self._instance.start()
@@ -108,32 +119,41 @@ class RayHost:
         self._node = ray.get_runtime_context().get_node_id()
         self._lives: dict[Incarnation, _Life] = {}
 
-    async def find(self) -> dict[Incarnation, Running]:
+    async def find(self) -> dict[Incarnation, Found]:
         names = await _bounded(asyncio.to_thread(named_actors, self._place.namespace, "instance/"))
-        found = {}
-        for name in names:
-            who = _incarnation(name)
-            try:
-                handle = await _bounded(asyncio.to_thread(ray.get_actor, name, self._place.namespace))
-            except ValueError:  # it died since
-                continue
+        lives = list(map(_incarnation, names))
+        answers = await asyncio.gather(*map(self._take_over, names, lives))
+        return {who: found for who, found in zip(lives, answers, strict=True) if found is not None}
+
+    async def _take_over(self, name: str, who: Incarnation) -> Found | None:
+        """How it does; None where it is dead."""
+        try:
+            handle = await _bounded(asyncio.to_thread(ray.get_actor, name, self._place.namespace))
             self._lives[who] = _Life(handle)
-            try:
-                running = await _bounded(handle.describe.remote(), self._config.handover.hung_after_s)
-            except (RayActorError, TimeoutError):
-                running = None
-            if running is None:
-                await self.kill(who)
-            else:
+            running = await described(handle, FIND_S, self._config.handover.heartbeat_s)
+            if running is not None:
                 self._open(who, running)
-                found[who] = running
-        return found
+            return Found(running)
+        except (ValueError, RayActorError, ProcessLookupError):  # it died since
+            self._lives.pop(who, None)
+            return None
+        except TimeoutError:
+            return Found(hung=True)
 
     async def start(self, spec: Spec, life: int) -> Running:
         who = Incarnation(spec.name, life)
+        if who not in self._lives:
+            self._lives[who] = await self._create(spec, life)
+        async with _plain_errors():
+            started = self._lives[who].handle.start.remote()
+            running = await asyncio.wait_for(started, self._config.cluster.start_s)
+        self._open(who, running)
+        return running
+
+    async def _create(self, spec: Spec, life: int) -> _Life:
         group = await _bounded(asyncio.to_thread(self._group, spec), self._config.cluster.start_s)
         bundle = self._place.bundle(spec)
-        self._lives[who] = _Life(
+        return _Life(
             ray.remote(InstanceActor)
             .options(
                 name=f"instance/{spec.name}@{life}",
@@ -147,11 +167,6 @@ class RayHost:
             )
             .remote(self._instance, self._settings(spec, life))
         )
-        async with _plain_errors():
-            started = self._lives[who].handle.start.remote()
-            running = await asyncio.wait_for(started, self._config.cluster.start_s)
-        self._open(who, running)
-        return running
 
     async def ended(self, who: Incarnation) -> str:
         life = self._lives[who]
@@ -166,17 +181,19 @@ class RayHost:
             return "its process died"
 
     async def kill(self, who: Incarnation) -> None:
-        life = self._lives.pop(who, None)
+        life = self._lives.get(who)
         if life is None:
             return
         if life.pidfd is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(life.pidfd, signal.SIGKILL)
             await _bounded(_readable(life.pidfd))
-            os.close(life.pidfd)
         await _bounded(asyncio.to_thread(ray.kill, life.handle))
         if life.pidfd is None:
             await _bounded(_dead(life.handle), DEAD_S)
+        else:
+            os.close(life.pidfd)
+        del self._lives[who]
 
     def _settings(self, spec: Spec, life: int) -> InstanceSettings:
         return InstanceSettings(
@@ -271,6 +288,19 @@ def _end_with(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.critical("the controller fails", exc_info=error)
         os._exit(1)
+
+
+async def described(handle: Any, limit_s: float, retry_s: float) -> Running | None:
+    """Where an instance serves, None while it starts. TimeoutError where it does not say, RayActorError where it died.
+
+    Ray may not reach an actor for a while that lives: it is asked again.
+    """
+    async with asyncio.timeout(limit_s):
+        while True:
+            try:
+                return await handle.describe.remote()
+            except ActorUnavailableError:
+                await asyncio.sleep(retry_s)
 
 
 def named_actors(namespace: str, prefix: str = "") -> list[str]:

@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from ray.exceptions import ActorUnavailableError, RayActorError
 from stub_instance import StubInstance
 from waiting import until
 
 from penstock.cluster.config import ClusterConfig, InstanceSettings
+from penstock.cluster.controller import described
 from penstock.cluster.registry import Running, Spec, State, specs
-from penstock.cluster.supervisor import Supervisor
+from penstock.cluster.supervisor import Found, Supervisor
 from penstock.handover.config import HandoverConfig
 from penstock.handover.values import Incarnation
 
@@ -30,11 +32,17 @@ class FakeHost:
         self.killed: list[Incarnation] = []
         self.failures = 0
         """How many starts are to fail from now on."""
+        self.slow_deaths = 0
+        """How many kills are to end before the process does."""
+        self.found: dict[Incarnation, Found] = {}
+        """What `find` says instead of the truth."""
 
-    async def find(self) -> dict[Incarnation, Running]:
-        return {who: self.running[who] for who in self.living}
+    async def find(self) -> dict[Incarnation, Found]:
+        return {who: Found(self.running[who]) for who in self.living} | self.found
 
     async def start(self, spec: Spec, life: int) -> Running:
+        if Incarnation(spec.name, life) in self.living:
+            return self.running[Incarnation(spec.name, life)]
         if self.failures:
             self.failures -= 1
             raise ValueError("no such model")
@@ -57,6 +65,9 @@ class FakeHost:
 
     async def kill(self, who: Incarnation) -> None:
         self.killed.append(who)
+        if self.slow_deaths:
+            self.slow_deaths -= 1
+            raise TimeoutError
         await self.die(who)
 
     async def die(self, who: Incarnation) -> None:
@@ -204,6 +215,106 @@ def test_a_new_controller_takes_over_what_runs_and_ends_what_is_older():
             await cancelled(task)
 
     play(scenario)
+
+
+@asynccontextmanager
+async def succeeded(host: FakeHost) -> AsyncIterator[tuple[Supervisor, list[list[str]]]]:
+    """A second controller after one that died; what its routers were told, each time."""
+    async with supervised(host):
+        pass
+    told: list[list[str]] = []
+    second = Supervisor(
+        host,
+        SPECS,
+        HANDOVER,
+        "controller:test",
+        lambda: told.append([record.spec.name for record in second.registry.usable()]),
+    )
+    task = asyncio.create_task(second.run())
+    try:
+        await until(lambda: serving(second) == NAMES)
+        yield second, told
+        assert not task.done()
+    finally:
+        await cancelled(task)
+
+
+def test_a_new_controller_tells_routers_of_all_that_it_found_at_once():
+    async def scenario(host: FakeHost) -> None:
+        async with succeeded(host) as (second, told):
+            assert told == [NAMES] and host.killed == []
+            assert all(not record.restarts for record in second.registry.records.values())
+
+    play(scenario)
+
+
+def test_a_new_controller_goes_on_with_a_life_that_is_starting():
+    async def scenario(host: FakeHost) -> None:
+        spec = SPECS[0]
+        who = Incarnation(spec.name, 5)
+        await host.start(spec, who.life)
+        host.found[who] = Found()
+        async with supervised(host) as supervisor:
+            assert supervisor.registry[spec.name].incarnation == who and host.killed == []
+
+    play(scenario)
+
+
+def test_a_new_controller_replaces_what_does_not_answer_it():
+    async def scenario(host: FakeHost) -> None:
+        spec = SPECS[0]
+        who = Incarnation(spec.name, 5)
+        await host.start(spec, who.life)
+        host.found[who] = Found(hung=True)
+        async with supervised(host) as supervisor:
+            assert supervisor.registry[spec.name].life > who.life and host.killed == [who]
+
+    play(scenario)
+
+
+def test_a_process_that_does_not_end_yet_is_killed_again_before_its_next_life_begins():
+    async def scenario(host: FakeHost) -> None:
+        async with supervised(host) as supervisor:
+            who = supervisor.registry["decode-0"].incarnation
+            host.slow_deaths = 2
+            host.living[who].hung = True
+            await replaced(supervisor, who)
+            assert host.killed == [who] * 3
+
+    play(scenario)
+
+
+class Handle:
+    """An actor that answers `describe` with each of these in turn: an error, a pause in seconds, a result."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.describe = self
+
+    async def remote(self):
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, float):
+            await asyncio.sleep(answer)
+            return await self.remote()
+        return answer
+
+
+HERE = Running("here:1", 1, "node")
+AWAY = ActorUnavailableError("busy", None)
+
+
+@pytest.mark.parametrize("answers", [[HERE], [2 * HANDOVER.hung_after_s, HERE], [AWAY, AWAY, HERE]])
+def test_an_instance_that_is_slow_to_answer_a_new_controller_is_found(answers):
+    assert asyncio.run(described(Handle(*answers), 20.0, 0.001)) == HERE
+
+
+def test_an_instance_that_never_answers_or_died_is_told_apart():
+    with pytest.raises(TimeoutError):
+        asyncio.run(described(Handle(60.0), 0.05, 0.001))
+    with pytest.raises(RayActorError):
+        asyncio.run(described(Handle(AWAY, RayActorError()), 20.0, 0.001))
 
 
 def test_a_controller_that_stood_still_blames_nobody():
