@@ -142,7 +142,6 @@ def freest(records: Iterable[Record], loads: Mapping[str, LoadView], but: str) -
 
     def room(record: Record) -> tuple[bool, int, str]:
         load = loads.get(record.spec.name, LoadView())
-        full = load.running >= record.spec.decode_slots
-        return full, -(load.free_blocks + load.cached_blocks), record.spec.name
+        return load.free_slots <= 0, -(load.free_blocks + load.cached_blocks), record.spec.name
 
     return min(able, key=room, default=None)

@@ -320,7 +320,8 @@ class Engine:
             case ToPeer(peer, message):
                 self._to_peers.append((peer, self._complete(message)))
             case Begin(start):
-                self._scheduler.add(Running.begin(session, start.epoch, start.context, self._limits.context))
+                sequence = Running.begin(session, start.epoch, start.context, self._limits.context)
+                self._scheduler.add(sequence, leaves=start.destination is not None)
             case Drop(epoch):
                 self._scheduler.remove(LeaseKey(session, epoch))
             case Pause(epoch):

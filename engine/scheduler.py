@@ -35,9 +35,10 @@ class Scheduler:
     def get(self, session: str, epoch: Epoch) -> Sequence | None:
         return self._sequences.get(LeaseKey(session, epoch))
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence for its prefill."""
+    def add(self, sequence: Sequence, leaves: bool = False) -> None:
+        """Queue a sequence for its prefill; `leaves` says that it is to decode elsewhere."""
         assert sequence.key not in self._sequences
+        sequence.leaves = leaves
         self._sequences[sequence.key] = sequence
 
     def remove(self, key: LeaseKey) -> None:
@@ -48,10 +49,9 @@ class Scheduler:
 
     def rename(self, sequence: Sequence, epoch: Epoch) -> None:
         """The sequence is owned under another epoch from here on."""
-        del self._sequences[sequence.key]
         was = sequence.key
         sequence.epoch = epoch
-        self._sequences[sequence.key] = sequence
+        self._sequences = {one.key: one for one in self}  # it keeps its place in the order of arrival
         self.pool.rename(was, sequence.key)
 
     # ---- leases
@@ -59,7 +59,7 @@ class Scheduler:
     def lease(self, key: LeaseKey, blocks: int, size: Size) -> bool:
         """Blocks for a sequence that is to arrive; False where there is no room or no slot now."""
         coming = len(self._leased) - len(self._quarantined)
-        if self.decoding + coming >= self.role.decode_slots:
+        if self.slots_taken + coming >= self.role.decode_slots:
             return False
         needed = promise(self._decode.demand(size, self.role), self.block_size)
         if not admits(max(needed, blocks), self.promised, self.pool.total):
@@ -151,8 +151,13 @@ class Scheduler:
         return sum(sequence.computed > 0 for sequence in self)
 
     @property
-    def decoding(self) -> int:
-        return sum(sequence.decoding for sequence in self)
+    def slots_taken(self) -> int:
+        """Sequences that decode here, or will after a prefill that has its memory.
+
+        May be above the decode slots where requests were recovered: the earliest run, the others wait in order of
+        arrival, and no more arrive by handover.
+        """
+        return sum(sequence.decoding or (sequence.admitted and not sequence.leaves) for sequence in self)
 
     @property
     def queued_tokens(self) -> int:

@@ -28,6 +28,8 @@ class Sequence:
     """Blocks set aside for it."""
     admitted: bool = False
     paused: bool = False
+    leaves: bool = False
+    """It is to be handed over after its prefill: it needs no decode slot here."""
 
     def __post_init__(self) -> None:
         self.prefill_until = len(self.tokens)

@@ -32,6 +32,11 @@ class LoadView:
     idle_s: float = 0.0
     """Time since the step thread's last sign of life."""
 
+    @property
+    def free_slots(self) -> int:
+        """Decode slots that nothing here has or waits for; below 0 where recovered requests wait for one."""
+        return self.decode_slots - self.running - self.waiting
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceView:

@@ -169,6 +169,51 @@ def test_a_lease_needs_a_free_slot():
     assert not scheduler(Budget(8, 0)).lease(keys[0], 1, Size(2, 4)), "nothing decodes here"
 
 
+def decoded(now: Scheduler) -> list[str]:
+    """Run a step; whom it brought one token further past its prompt."""
+    was = {one.session: one.decoding for one in now}
+    return [one.session for one, _ in step(now) if was[one.session]]
+
+
+def test_a_request_that_is_recovered_here_takes_a_slot_or_waits_for_one_in_its_turn():
+    now = scheduler(Budget(20, 2), total=100)
+    for number, tokens in enumerate((4, 9, 6, 6)):
+        now.add(sequence(number, 4, tokens))
+    ran = []
+    while list(now):
+        ran.append(decoded(now))
+        assert len(ran[-1]) <= 2
+        assert now.lease(LeaseKey("new", Epoch(1, 2)), 1, Size(2, 4)) is (len(list(now)) < 2)
+        now.release(LeaseKey("new", Epoch(1, 2)))
+    alone = [session for number, session in enumerate(sum(ran, [])) if session not in sum(ran, [])[:number]]
+    assert alone == ["s0", "s1", "s2", "s3"], "in order of arrival"
+
+
+def test_what_is_prefilled_to_stay_counts_before_it_decodes_and_what_leaves_does_not():
+    key = LeaseKey("new", Epoch(1, 2))
+    for leaves in (True, False):
+        now = scheduler(Budget(2, 1))
+        now.add(sequence(0, 8, 8), leaves)
+        step(now)
+        assert now.lease(key, 1, Size(2, 4)) is leaves
+
+
+def test_what_can_never_fit_takes_no_slot():
+    now = scheduler(Budget(8, 1), total=4)
+    now.add(sequence(0, 60, 20))
+    step(now)
+    assert now.lease(LeaseKey("new", Epoch(1, 2)), 1, Size(2, 4))
+
+
+def test_a_sequence_under_a_new_epoch_keeps_its_turn():
+    now = scheduler(Budget(20, 1), total=100)
+    for number in range(2):
+        now.add(sequence(number, 4, 8))
+    step(now)
+    now.rename(next(iter(now)), Epoch(1, 9))
+    assert decoded(now) == ["s0"]
+
+
 def test_a_paused_sequence_keeps_its_blocks_and_runs_in_no_step():
     now = scheduler(Budget(8, 4))
     now.add(sequence(0, 4, 8))
