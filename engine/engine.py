@@ -120,7 +120,7 @@ class Outside(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Everyone:
-    """An event for all seats for which `wanted` holds."""
+    """An event for all seats that hold something and for which `wanted` holds."""
 
     event: InstanceEvent
     wanted: Callable[[Seat], bool]
@@ -156,7 +156,9 @@ class Engine:
         self._window = window
         self._inbox: queue.SimpleQueue[tuple[str, InstanceEvent] | Everyone | None] = queue.SimpleQueue()
         self._seats: dict[str, Seat] = {}
-        self._empty_since: dict[str, float] = {}
+        """Seats that hold something; what a round costs follows from their number."""
+        self._marks: dict[str, tuple[float, Seat]] = {}
+        """Seats that hold nothing but their mark, and since when, the oldest first."""
         self._reserves: dict[LeaseKey, Reserve] = {}
         self._grants: dict[LeaseKey, Grant] = {}
         self._waiting: list[LeaseKey] = []
@@ -197,7 +199,7 @@ class Engine:
         self._inbox.put((session, event))
 
     def post_all(self, event: InstanceEvent, wanted: Callable[[Seat], bool] = lambda seat: True) -> None:
-        """Post an event to every session's seat for which `wanted` holds."""
+        """Post an event to every seat that holds something and for which `wanted` holds."""
         self._inbox.put(Everyone(event, wanted))
 
     @property
@@ -300,11 +302,16 @@ class Engine:
             self._house = replace(self._house, reaches=reached)
 
     def _feed(self, session: str, event: InstanceEvent) -> list[InstanceEffect]:
-        seat = self._seats.get(session) or Seat(session)
+        _, marked = self._marks.pop(session, (0.0, None))
+        seat = self._seats.get(session) or marked or Seat(session)
         self._seats[session], effects = seat.on(event, self._house)
         for effect in effects:
             self._do(session, effect)
-        for epoch in self._seats[session].doomed:
+        seat = self._seats.get(session)  # carrying out an effect may have brought the next event
+        if seat is not None and seat.empty:
+            del self._seats[session]
+            self._marks[session] = time.monotonic(), seat
+        for epoch in seat.doomed if seat is not None else ():
             self._sequence(session, epoch).paused = True  # nobody owns it: it only waits to be freed
         return effects
 
@@ -461,11 +468,11 @@ class Engine:
 
     def _forget(self, now: float) -> None:
         """Marks are kept for the grace time."""
-        for session, seat in list(self._seats.items()):
-            if not seat.empty:
-                self._empty_since.pop(session, None)
-            elif now - self._empty_since.setdefault(session, now) > self._house.config.grace_s:
-                del self._seats[session], self._empty_since[session]
+        while self._marks:
+            session, (since, _) = next(iter(self._marks.items()))
+            if now - since <= self._house.config.grace_s:
+                break
+            del self._marks[session]
         gone = [lease for lease in self._grants if not self._seats.get(lease.session, Seat("")).sources]
         for lease in gone:
             del self._grants[lease]
