@@ -13,7 +13,7 @@ from typing import Protocol
 from ..handover.config import HandoverConfig
 from ..handover.values import Incarnation
 from ..policy.state import LoadView
-from .link import Link
+from .link import Deaths, Link
 from .registry import Registry, Running, Spec, next_life
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Supervisor:
         self._on_change = on_change
         self._links: dict[str, Link] = {}
         self._doomed: dict[Incarnation, asyncio.Future[str]] = {}
-        self._dead: list[Incarnation] = []
+        self._dead = Deaths()
 
     async def run(self) -> None:
         """Take over what runs already, start the rest, and keep all of it running until cancelled."""
@@ -104,7 +104,7 @@ class Supervisor:
         if doomed is not None and not doomed.done():
             doomed.set_result(reason)
         elif who.instance in self.registry and who.life < self.registry[who.instance].life:
-            self._bury(who)
+            self._dead.add(who)
 
     async def _keep(self, spec: Spec, found: Found | None) -> None:
         """`found`: how its life does, if an earlier controller started it."""
@@ -188,11 +188,7 @@ class Supervisor:
                 pause_s = BACKOFF_S[min(tries, len(BACKOFF_S) - 1)]
                 logger.error("%s (life %d) does not end; asked again in %g s", *who, pause_s)
                 await asyncio.sleep(pause_s)
-        self._bury(who)
-
-    def _bury(self, who: Incarnation) -> None:
-        if who not in self._dead:
-            self._dead.append(who)
+        self._dead.add(who)
 
     def _set(self, registry: Registry) -> None:
         if registry is not self.registry:

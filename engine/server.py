@@ -65,6 +65,8 @@ OUT_QUEUE = 16384
 """Frames that a router may be behind before its stream is cut."""
 IN_QUEUE = 16384
 """Events that may wait for the engine before its streams are read no further."""
+DEAD_KEPT = 4096
+"""Dead incarnations that are remembered: what they said may still be on its way."""
 
 
 class InstanceServer(WorkerServiceServicer):
@@ -91,6 +93,8 @@ class InstanceServer(WorkerServiceServicer):
         self._links: dict[str, asyncio.Queue[InstanceFrame]] = {}
         self._heard_at: dict[str, float] = {}
         self._told_at: dict[str, float] = {}
+        self._dead: dict[Incarnation, None] = {}
+        """The latest to be buried; nothing of theirs is heard any more."""
         self._server = grpc.aio.server(options=CHANNEL)
         self._memory: SharedMemory | None = None
 
@@ -326,6 +330,9 @@ class InstanceServer(WorkerServiceServicer):
                 self._engine.post(message.session, FromRouter(router, message))
 
     def _bury(self, incarnation: Incarnation) -> None:
+        self._dead[incarnation] = None
+        if len(self._dead) > DEAD_KEPT:
+            del self._dead[next(iter(self._dead))]
         self._peers.forget(incarnation)
         self._transfers.forget(incarnation)
         self._engine.post_all(PeerLost(incarnation))
@@ -340,9 +347,12 @@ class InstanceServer(WorkerServiceServicer):
                 grpc.StatusCode.FAILED_PRECONDITION, f"this is {self.me.instance}.{self.me.life}"
             )
         sender = hello.sender.incarnation
-        self._peers.meet(hello.sender)
+        if sender not in self._dead:
+            self._peers.meet(hello.sender)
         try:
             async for request in request_iterator:
+                if sender in self._dead:  # a lease granted now would never hear of the death of its writer
+                    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{sender} is dead")
                 frame = wire.from_peer_request(request)
                 if isinstance(frame, Turn | PairOffer):
                     self._transfers.hear(sender, frame)

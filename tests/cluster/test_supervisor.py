@@ -2,16 +2,20 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ray.exceptions import ActorUnavailableError, RayActorError
 from stub_instance import StubInstance
 from waiting import until
 
 from penstock.cluster.config import ClusterConfig, InstanceSettings
 from penstock.cluster.controller import described
+from penstock.cluster.link import Deaths
 from penstock.cluster.registry import Running, Spec, State, specs
 from penstock.cluster.supervisor import Found, Supervisor
 from penstock.handover.config import HandoverConfig
@@ -282,6 +286,21 @@ def test_a_process_that_does_not_end_yet_is_killed_again_before_its_next_life_be
             assert host.killed == [who] * 3
 
     play(scenario)
+
+
+@given(st.lists(st.integers(0, 30)), st.lists(st.integers(0, 30)), st.integers(1, 8))
+def test_each_listener_hears_of_the_latest_deaths_once(first, then, kept):
+    deaths, heard, told = Deaths(), [], 0
+    deaths._lives = deque(maxlen=kept)
+    for batch in (first, then):
+        for life in batch:
+            deaths.add(Incarnation("a", life))
+        news, told = deaths.since(told)
+        assert len(news) <= kept and list(news) == list(deaths._lives)[len(deaths._lives) - len(news) :]
+        heard += news
+        assert not batch or set(deaths._lives) <= set(heard)
+        assert deaths.since(told) == ((), told)
+    assert deaths.since(0)[0] == tuple(deaths._lives), "a new one hears of all that are kept"
 
 
 class Handle:

@@ -22,12 +22,22 @@ import pytest
 from bare_router import BareRouter, Stream, until
 
 from penstock.decode_worker.phase import DecodePhase
+from penstock.engine import server as server_module
 from penstock.engine.config import EngineConfig
 from penstock.engine.server import InstanceServer
 from penstock.handover.config import HandoverConfig
-from penstock.handover.frames import Dead, Hello
-from penstock.handover.values import Address, Context, Incarnation, MoveMode, SamplingParams
-from penstock.handover.wire import to_link_request
+from penstock.handover.frames import Dead, Hello, PeerHello
+from penstock.handover.values import (
+    Address,
+    Context,
+    Epoch,
+    Incarnation,
+    LeaseKey,
+    MoveMode,
+    Reserve,
+    SamplingParams,
+)
+from penstock.handover.wire import to_link_request, to_peer_request
 from penstock.prefill_worker.phase import PrefillPhase
 from penstock.proto import worker_pb2 as pb
 from penstock.proto.worker_pb2_grpc import WorkerServiceStub
@@ -246,6 +256,57 @@ def test_only_the_right_life_is_spoken_to():
                     async for _ in stub.Link(iter([first])):
                         pass
                 assert caught.value.code() is code
+
+    asyncio.run(main())
+
+
+GHOST = Incarnation("ghost", 1)
+
+
+def reserve(one: InstanceServer) -> Reserve:
+    """What a writer says that died, or was held dead, before its words arrived."""
+    house = one._engine._house
+    return Reserve(
+        LeaseKey("s", Epoch(1, 2)),
+        *(GHOST, one.me, house.fingerprint, house.layout, 2, prompt(20), "bare"),
+        one_sided=True,
+    )
+
+
+@pytest.mark.parametrize("stream_is_older", [True, False])
+def test_late_words_of_a_dead_incarnation_get_no_lease(stream_is_older):
+    async def main():
+        one = server("one")
+        async with running(one) as router, grpc.aio.insecure_channel(one.address) as channel:
+
+            def bury() -> None:
+                router.send(one.me, Dead((GHOST,)))
+
+            bury() if not stream_is_older else None
+            await until(lambda: stream_is_older or one._dead)
+            call = WorkerServiceStub(channel).Peer()
+            await call.write(to_peer_request(PeerHello(Address(GHOST, "127.0.0.1:1"), one.me)))
+            if stream_is_older:
+                await asyncio.sleep(0.1)
+                bury()
+                await until(lambda: one._dead)
+            await call.write(to_peer_request(reserve(one)))
+            assert await call.code() is grpc.StatusCode.FAILED_PRECONDITION
+            await asyncio.sleep(2 * HANDOVER.heartbeat_s)
+            assert free(one) and not one._engine._seats
+
+    asyncio.run(main())
+
+
+def test_the_dead_are_remembered_within_a_bound(monkeypatch):
+    monkeypatch.setattr(server_module, "DEAD_KEPT", 3)
+
+    async def main():
+        one = server("one")
+        async with running(one) as router:
+            router.send(one.me, Dead(tuple(Incarnation("ghost", life) for life in range(9))))
+            await until(lambda: Incarnation("ghost", 8) in one._dead)
+            assert list(one._dead) == [Incarnation("ghost", life) for life in (6, 7, 8)]
 
     asyncio.run(main())
 
