@@ -186,10 +186,12 @@ class RouterServer:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> str:
-        """Listen, attach, and return the address. Raises `ValueError` where the port is taken."""
+        """Listen, attach, and return the address. Raises `ValueError` where the port is taken; then it may be tried
+        again, for nothing has begun."""
         tokenizer = Tokenizer(self.model.tokenizer) if self.model.tokenizer else None
-        self.router = Router(self.name, self.config, self._handover, self.model)
         self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        self.address = f"{self.config.host}:{self._bind()}"
+        self.router = Router(self.name, self.config, self._handover, self.model)
         self._control = ControlServicer(self._controller)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         inference = InferenceServicer(self.router, tokenizer)
@@ -199,7 +201,6 @@ class RouterServer:
         reflection.enable_server_reflection(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
-        self.address = f"{self.config.host}:{self._bind()}"
         await self._set_health(False)
         await self._server.start()
         self._tasks.append(asyncio.create_task(self._watch_health(), name="health"))
