@@ -94,12 +94,20 @@ class Outside(Protocol):
     def condemn(self, writer: Incarnation) -> None: ...
 
     def write_in_place(
-        self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
+        self,
+        stage: Stage,
+        window: Window | None,
+        source_ids: Sequence[int],
+        destination_ids: Sequence[int],
+        urgent: bool,
     ) -> None:
-        """Copy blocks into a peer's memory (None: it shares none); `Written` is posted when that has ended."""
+        """Copy blocks into a peer's memory (None: it shares none); `Written` is posted when that has ended.
+
+        `urgent` where a paused sequence waits for it; else it takes its time, so that steps do not feel it.
+        """
         ...
 
-    def send_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
+    def send_blocks(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
         """Send the header and the blocks; `Written` is posted when that has ended."""
         ...
 
@@ -181,6 +189,8 @@ class Engine:
         """The latest load view; replaced, never changed."""
         self.alive_at = time.monotonic()
         """When the thread last finished a round."""
+        self.stepping = False
+        """Whether there was a step to run in the latest round."""
         self.sessions: tuple[tuple[str, News], ...] = ()
         """(router, news without records) of each session owned here; replaced, never changed."""
 
@@ -224,6 +234,7 @@ class Engine:
     def round(self, wait: bool = True) -> None:
         """One step, and all that has arrived; where nothing is to run, `wait` for what arrives or falls due."""
         batch = self._scheduler.next_batch()
+        self.stepping = bool(batch)
         if batch:
             self._step(batch)
             self._flush()
@@ -426,13 +437,13 @@ class Engine:
     def _write(self, sequence: Running, stage: Stage, one_sided: bool) -> None:
         ids = self._scheduler.pool.table(sequence.key)[stage.first : stage.first + stage.count]
         if not one_sided:
-            self._outside.send_blocks(stage, ids)
+            self._outside.send_blocks(stage, ids, sequence.paused)
             return
         grant = self._grants[stage.lease]
         targets = grant.block_ids[stage.first : stage.first + stage.count]
         if stage.commit is not None:
             self._committing.add(stage.lease)
-        self._outside.write_in_place(stage, grant.window, ids, targets)
+        self._outside.write_in_place(stage, grant.window, ids, targets, sequence.paused)
 
     # ---- time
 

@@ -108,7 +108,8 @@ class InstanceServer(WorkerServiceServicer):
         self._spec, self._runner = await asyncio.to_thread(self._load)
         self._peers = Peers(Address(self.me, self.address), self._handover)
         self._transfers = Transfers(
-            self.me, self._runner.cache, self._handover, self._host, self._peers.send, self._post
+            *(self.me, self._runner.cache, self._handover, self._host, self._peers.send, self._post),
+            stepping=lambda: self._engine.stepping,
         )
         self._engine = self._make_engine()
         add_WorkerServiceServicer_to_server(self, self._server)
@@ -191,12 +192,20 @@ class InstanceServer(WorkerServiceServicer):
         self._call(self._tell_all, Condemn(writer))
 
     def write_in_place(
-        self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
+        self,
+        stage: Stage,
+        window: Window | None,
+        source_ids: Sequence[int],
+        destination_ids: Sequence[int],
+        urgent: bool,
     ) -> None:
-        self._transfers.write_in_place(stage, window, source_ids, destination_ids)
+        if urgent:
+            self._transfers.write_in_place(stage, window, source_ids, destination_ids, urgent)
+        else:
+            self._call(self._transfers.write_in_place, stage, window, source_ids, destination_ids, urgent)
 
-    def send_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
-        self._call(self._transfers.send_blocks, stage, ids)
+    def send_blocks(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
+        self._call(self._transfers.send_blocks, stage, ids, urgent)
 
     def receive_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
         self._call(self._transfers.receive_blocks, stage, ids)

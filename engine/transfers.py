@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ..handover.config import HandoverConfig
 from ..handover.effects import InstanceEvent, Received, Written
@@ -19,6 +21,7 @@ from ..handover.frames import PairOffer, PeerFrame, Turn, TurnKind
 from ..handover.values import Incarnation, LeaseKey, Stage, Window
 from .cache import KVCache
 from .local import LocalWindow, WindowDescriptor
+from .pace import Pace
 from .pair import Pair, Rendezvous
 from .transport import PeerLost
 from .turn import TransferTurn
@@ -39,7 +42,7 @@ class Promised:
 
 
 class Transfers:
-    """Copies KV to and from peers. Called in the event loop, but for `write_in_place`, which any thread may call."""
+    """Copies KV to and from peers. Called in the event loop, but for an urgent `write_in_place`: from any thread."""
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Transfers:
         host: str,
         tell: Callable[[Incarnation, PeerFrame], None],
         post: Callable[[str, InstanceEvent], None],
+        stepping: Callable[[], bool],
     ):
         self._me = me
         self._cache = cache
@@ -59,6 +63,7 @@ class Transfers:
         self._backend = "gloo" if cache.device.type == "cpu" else "nccl"
         self._rendezvous = Rendezvous(host)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="transfer")
+        self._pace = Pace(config.copy_share, config.lease_s / 4, stepping)
         self._turn = TransferTurn()
         self._promised: Promised | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -80,13 +85,30 @@ class Transfers:
         return peer not in self._unreachable
 
     def write_in_place(
-        self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
+        self,
+        stage: Stage,
+        window: Window | None,
+        source_ids: Sequence[int],
+        destination_ids: Sequence[int],
+        urgent: bool,
     ) -> None:
         """Copy blocks into the destination's memory (None: it has none to share) in the transfer thread.
 
-        `Written` is posted when that has ended.
+        `Written` is posted when that has ended. What is not `urgent` waits for its time.
         """
-        self._thread.submit(self._write, stage, window, tuple(source_ids), tuple(destination_ids))
+        write = partial(self._write, stage, window, tuple(source_ids), tuple(destination_ids))
+        if urgent:
+            self._thread.submit(self._timed, write)
+        else:
+            self._spawn(self._write_in_its_time(stage, write))
+
+    async def _write_in_its_time(self, stage: Stage, write: Callable[[], None]) -> None:
+        try:
+            await self._rest()
+        except asyncio.CancelledError:
+            self._post(stage.lease.session, Written(stage.lease, False))
+            raise
+        self._thread.submit(self._timed, write)
 
     def _write(
         self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
@@ -114,13 +136,18 @@ class Transfers:
 
     # ---- two-sided, sending
 
-    def send_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
-        """Send header and blocks as soon as both ends hold their turn, then post `Written`."""
-        self._spawn(self._send(stage, tuple(ids)))
+    def send_blocks(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
+        """Send header and blocks as soon as both ends hold their turn, then post `Written`.
 
-    async def _send(self, stage: Stage, ids: Sequence[int]) -> None:
+        What is not `urgent` waits for its time.
+        """
+        self._spawn(self._send(stage, tuple(ids), urgent))
+
+    async def _send(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
         ok = False
         try:
+            if not urgent:
+                await self._rest()
             async with asyncio.timeout(self._config.transport_s):
                 name = await self._take_both_turns(stage.destination)
             try:
@@ -188,7 +215,7 @@ class Transfers:
             size = self._cache.staging_bytes(len(ids))
             self._tell(peer, replace(stage, pair=name, sequence=sequence, size_bytes=size))
             if pair is not None and ids:
-                await self._in_thread(pair.send, self._cache, ids)
+                await self._in_thread(self._timed, partial(pair.send, self._cache, ids))
             sent = True
         except PeerLost as error:
             logger.info("the pair to %s.%d is lost: %s", *peer, error)
@@ -335,6 +362,18 @@ class Transfers:
             _, pair = self._out.pop(peer)
             if pair is not None:
                 self._thread.submit(pair.close)
+
+    async def _rest(self) -> None:
+        while (left_s := self._pace.left_s) > 0:  # noqa: ASYNC110 - time alone ends it
+            await asyncio.sleep(left_s)
+
+    def _timed(self, copy: Callable[[], None]) -> None:
+        """Copy, in the transfer thread, and rest for it afterwards."""
+        began = time.monotonic()
+        try:
+            copy()
+        finally:
+            self._pace.took(time.monotonic() - began)
 
     async def _in_thread(self, call: Callable, *arguments: object):
         """Run in the transfer thread. A copy that has begun is waited for even when this is cancelled."""
