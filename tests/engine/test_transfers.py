@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import torch
+from bare_router import until
 
 from penstock.engine.cache import KVCache
 from penstock.engine.layout import CacheLayout
@@ -97,7 +98,7 @@ async def ends(*names: str, config: HandoverConfig = CONFIG):
     try:
         yield net, found
         for end in found:
-            assert not end.transfers._answers and end.transfers._turn.try_take(), "the turn is given back"
+            await until(lambda end=end: not end.transfers._answers and end.transfers._turn.try_take())
     finally:
         await asyncio.gather(*(end.transfers.close() for end in found))
         for end in found:
@@ -287,9 +288,11 @@ def test_what_is_urgent_overtakes_what_rests(way):
             resting = [way(a, b, f"resting{n}", 4, False) for n in range(3)]
             for n in range(3):
                 assert await ok(way(a, b, f"urgent{n}", 4, True))
-            assert not any(answer.done() for answer in resting) and pace.counted == 3
+            assert not any(answer.done() for answer in resting)
+            await until(lambda: pace.counted == 3)
             pace.left_s = 0.0
-            assert all([await ok(answer) for answer in resting]) and pace.counted == 6
+            assert all([await ok(answer) for answer in resting])
+            await until(lambda: pace.counted == 6)
 
     asyncio.run(main())
 
