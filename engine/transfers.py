@@ -76,6 +76,7 @@ class Transfers:
         self._windows: dict[Incarnation, LocalWindow] = {}
         self._unreachable: set[Incarnation] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._receives: dict[LeaseKey, set[asyncio.Task[None]]] = {}
         self._sequence = 0
 
     # ---- one-sided
@@ -285,7 +286,10 @@ class Transfers:
 
     def receive_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
         """Take the blocks that follow a header into `ids`, then post `Received`."""
-        self._spawn(self._receive(stage, tuple(ids)))
+        task = self._spawn(self._receive(stage, tuple(ids)))
+        under_way = self._receives.setdefault(stage.lease, set())
+        under_way.add(task)
+        task.add_done_callback(lambda _: self._forget_receive(stage.lease, task))
 
     async def _receive(self, stage: Stage, ids: Sequence[int]) -> None:
         ok = False
@@ -321,8 +325,19 @@ class Transfers:
             self._give_back()
 
     def close_receive(self, lease: LeaseKey) -> None:
-        """A receive under way ends by itself within the transport's limit; torch.distributed cannot end it sooner."""
-        logger.info("a receive for %s is left to its deadline", lease.session)
+        """End the receives under this lease and their pair; `Received` is posted when nothing writes any more.
+
+        At once where a receive has not begun. One that has begun lasts until its sender is through, or `transport_s`
+        at most: gloo waits for a message until that is there, its connection closes or the time is up, `abort` does not
+        wake it, and torch.distributed tells nobody the socket. Until `Received` the seat keeps the lease's blocks.
+        """
+        for task in self._receives.get(lease, ()):
+            task.cancel()
+
+    def _forget_receive(self, lease: LeaseKey, task: asyncio.Task[None]) -> None:
+        self._receives[lease].discard(task)
+        if not self._receives[lease]:
+            del self._receives[lease]
 
     # ---- both
 
@@ -383,10 +398,11 @@ class Transfers:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
             if not job.cancel():
-                await asyncio.wait([waiting])
+                await asyncio.gather(waiting, return_exceptions=True)
             raise
 
-    def _spawn(self, coroutine) -> None:
+    def _spawn(self, coroutine) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

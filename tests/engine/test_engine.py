@@ -233,6 +233,22 @@ def test_a_prompt_that_fits_no_memory_waits_and_harms_nobody(clock):
     settled(now, CONFIG.lease_s)
 
 
+def test_blocks_that_a_receive_may_still_write_are_kept_after_their_lease(clock):
+    now = World(1, {"prefill": Budget(16, 0), "decode": Budget(0, 8)}, CONFIG, clock, in_place=False)
+    now.start("s", context(random.Random(1), 30, max_tokens=30))
+    until(now, lambda: now.receives)
+    decode = now.instances["decode"]
+    before = decode.pool.counts().leased
+    now.cancel("s")
+    arrive(now)
+    clock.now += 2 * CONFIG.lease_s
+    arrive(now)
+    assert decode.pool.counts().leased == before > 0, "the receive has not ended"
+    while now.receives:
+        now.receive()
+    settled(now, CONFIG.lease_s)
+
+
 def remembering(clock, sessions: int) -> Engine:
     """An engine that remembers the marks of as many sessions that it never held, or holds no more."""
     engine = World(1, MIXED, CONFIG, clock).instances["a"].engine

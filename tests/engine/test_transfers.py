@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 import time
 from collections import defaultdict
 from contextlib import asynccontextmanager
@@ -218,6 +219,35 @@ def test_a_grant_that_comes_too_late_is_given_back_and_the_pair_kept():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_receive_that_is_closed_is_answered_once_and_costs_its_pair(begun):
+    async def main():
+        config = HandoverConfig(transport_s=0.7, heartbeat_s=0.1)
+        async with ends("a", "b", config=config) as (_, (a, b)):
+            assert await ok(a.send(b, "first")) and await ok(b.posted["received first"])
+            pair = a.transfers._out[b.me][1]
+            pair.send = lambda *_: None  # the header is all that comes
+            busy = threading.Event()
+            if not begun:
+                b.transfers._thread.submit(busy.wait, 20.0)
+            sending = a.send(b, "s")
+            lease = LeaseKey("s", Epoch(1, 1))
+            async with asyncio.timeout(20.0):
+                await asyncio.shield(sending)
+                while lease not in b.transfers._receives:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+            b.transfers.close_receive(lease)
+            if not begun:
+                assert not await ok(b.posted["received s"]), "though the thread is held up"
+                busy.set()
+            assert not await ok(b.posted["received s"])
+            assert not b.transfers._receives and not b.transfers._in
+            del pair.send
+            await until_ok(a, b)
+
+    asyncio.run(main())
+
+
 def test_what_a_dead_peer_left_is_closed():
     async def main():
         async with ends("a", "b") as (_, (a, b)):
@@ -293,6 +323,8 @@ def test_what_is_urgent_overtakes_what_rests(way):
             pace.left_s = 0.0
             assert all([await ok(answer) for answer in resting])
             await until(lambda: pace.counted == 6)
+            for n in range(3 if way is End.send else 0):
+                assert await ok(b.posted[f"received resting{n}"])
 
     asyncio.run(main())
 
