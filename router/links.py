@@ -126,6 +126,9 @@ class Link:
                 asyncio.InvalidStateError,
             ) as error:
                 reason = _reason(error)
+            except Exception as error:  # noqa: BLE001  the link must outlive it, or the instance is never used again
+                logger.exception("a defect in the link to %s", self.incarnation)
+                reason = repr(error)
             else:
                 reason = "the stream ended"
             was_linked, self._linked = self._linked, False

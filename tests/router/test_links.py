@@ -29,6 +29,7 @@ class Deaf(WorkerServiceServicer):
         self.streams = 0
         self.reads = asyncio.Event()
         self.heard = []
+        self.condemns = False
 
     async def Link(self, request_iterator, context):
         self.streams += 1
@@ -37,6 +38,9 @@ class Deaf(WorkerServiceServicer):
         try:
             while True:
                 yield to_link_response(Step((), LoadView()))
+                if self.condemns:
+                    self.condemns = False
+                    yield to_link_response(Condemn(Incarnation("other", 1)))
                 await asyncio.sleep(0.02)
         finally:
             reader.cancel()
@@ -115,6 +119,20 @@ def test_a_message_that_is_not_taken_in_time_breaks_the_stream():
         assert not ears.losses
 
     play(scenario, FAST)
+
+
+def test_a_link_outlives_a_defect_of_whoever_hears_it():
+    async def scenario(link, instance, ears):
+        def fail(writer):
+            ears.losses.append("heard")
+            raise KeyError(writer)
+
+        ears.condemned = fail
+        instance.condemns = True
+        await until(lambda: instance.streams == 2 and link.view.alive)
+        assert ears.losses == ["heard"]
+
+    play(scenario, PATIENT)
 
 
 def test_all_seen_of_a_session_are_one_message():
