@@ -251,13 +251,6 @@ class World:
             if not stream.session.closed and self.clock.now - stream.heard_at > self.config.silence_s:
                 stream.heard_at = self.clock.now
                 self.tell(stream, fx.Silent())
-            elif self._stranded(stream.session):
-                self.tell(stream, fx.MoveAsked(self.address(self.draw.choice(self.decoders)), first=True))
-
-    def _stranded(self, session: Session) -> bool:
-        """Its prompt is done where nothing decodes, and no move is under way."""
-        here = session.owner and self._at(session.owner)
-        return bool(here and not here.role.decode_slots and not session.pending and not session.closed)
 
     def deliver(self) -> None:
         """The first message of some stream arrives, or all that the stream holds is lost."""
