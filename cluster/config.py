@@ -125,9 +125,10 @@ def default() -> Config:
 
 def load(path: str | Path) -> Config:
     """Read one YAML file. `ValueError` names the file, the key and, for a key unknown, the nearest that exists."""
-    text = Path(path).read_text(encoding="utf-8")
     try:
-        return parse(yaml.safe_load(text))
+        return parse(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     except ValueError as error:

@@ -316,6 +316,8 @@ def _hush_ray() -> None:
 
 def _join(address: str, **options: Any) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"no Ray cluster can be joined at {address}: an address is HOST:PORT")
     try:
         socket.create_connection((host, int(port)), timeout=CALL_S).close()
         ray.init(address=address, **options)

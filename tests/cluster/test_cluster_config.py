@@ -35,7 +35,7 @@ def test_what_is_written_is_what_runs(tmp_path):
         ({"clutser": {}}, "no key `clutser`; did you mean `cluster`?"),
         ({"cluster": {"prefil": 1}}, "no key `cluster.prefil`; did you mean `prefill`?"),
         ({"engine": {"block-size": 16}}, "no key `engine.block-size`; did you mean `block_size`?"),
-        ({"router": {"zzz": 1}}, "no key `router.zzz`; there are dispatch_wait_s, host,"),
+        ({"router": {"zzz": 1}}, "no key `router.zzz`; there are client_wait_s, dispatch_wait_s, host,"),
         ({"cluster": {"prefill": "two"}}, "cluster.prefill must be a whole number, got 'two'"),
         ({"cluster": {"prefill": 1.5}}, "cluster.prefill must be a whole number, got 1.5"),
         ({"cluster": {"prefill": True}}, "cluster.prefill must be a whole number, got True"),
@@ -77,6 +77,13 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, text):
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match="c.yaml"):
+        load(path)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"cluster: \xff")
+    with pytest.raises(ValueError, match=r"c.yaml is not UTF-8 text: invalid start byte at byte 9"):
         load(path)
 
 

@@ -71,7 +71,11 @@ def test_a_router_that_does_not_come_back_is_tried_until_it_does():
     asyncio.run(main())
 
 
-def test_a_ray_cluster_that_does_not_answer_is_one_sentence():
-    with pytest.raises(ValueError, match="no Ray cluster can be joined at 127.0.0.1:1"):
-        Cluster.start(config(ray_address="127.0.0.1:1"))
+@pytest.mark.parametrize(
+    "address, why",
+    [("127.0.0.1:1", "Connection refused"), ("nonsense", "is HOST:PORT"), ("ray://there", "is HOST:PORT")],
+)
+def test_a_ray_cluster_that_does_not_answer_is_one_sentence(address, why):
+    with pytest.raises(ValueError, match=f"no Ray cluster can be joined at {address}: .*{why}"):
+        Cluster.start(config(ray_address=address))
     assert state.records() == []
