@@ -29,7 +29,8 @@ class RouterConfig:
     """Most messages that wait for one instance; above it the stream is broken and made anew."""
 
     dispatch_wait_s: float = 15.0
-    """How long a session waits for an instance that can take it, at its start and when it is recovered."""
+    """How long a session waits for an instance that can take it: at its start, when it is recovered, and after its
+    prefill where nobody is there to decode it."""
 
     move_wait_s: float = 10.0
     """How long a move that was asked for waits for a handover that is under way."""

@@ -89,6 +89,8 @@ class LiveSession:
         """Since when no instance could be found."""
         self._destination_due: float | None = None
         """When to look again for a destination."""
+        self._destination_since: float | None = None
+        """Since when none could be found and no token came."""
         self._move: _Move | None = None
 
     # ---- the client's side
@@ -204,6 +206,7 @@ class LiveSession:
         ids = tuple(record.id for record in deliver.records)
         assert deliver.first_index == len(self.emitted)
         self.emitted.extend(ids)
+        self._destination_since = None
         self._landed(deliver.maker)
         last = deliver.records[-1].end is not None
         if len(self._pending) >= self._cfg.session_queue and not last:
@@ -224,7 +227,7 @@ class LiveSession:
     def _recover(self, reason: str) -> None:
         self.recoveries += 1
         logger.info("%s: re-prefilling %d tokens: %s", self.key, self._shape().prompt_tokens, reason)
-        self._destination_due = None
+        self._destination_due = self._destination_since = None
         if self.recoveries > self._cfg.max_recoveries:
             message = f"The request was recovered {self._cfg.max_recoveries} times, last after: {reason}."
             self.cancel(Refused(grpc.StatusCode.UNAVAILABLE, message))
@@ -271,11 +274,21 @@ class LiveSession:
         avoid = refused | ({owner} if owner else set())
         found = self._fleet.redirect(self._shape(), avoid, "")
         if isinstance(found, NoInstance):
-            self._destination_due = self._fleet.now() + RETRY_S
+            self._wait_for_destination(found)
             return
-        self._destination_due = None
+        self._destination_due = self._destination_since = None
         self._nudged_at = self._fleet.now()
         self._feed(MoveAsked(_address(found), first=True))
+
+    def _wait_for_destination(self, none: NoInstance) -> None:
+        """Its owner may decode it meanwhile; where nobody does, the client is not held for ever."""
+        now = self._fleet.now()
+        self._destination_due = now + RETRY_S
+        if self._destination_since is None:
+            self._destination_since = now
+        elif now - self._destination_since > self._cfg.dispatch_wait_s:
+            message = f"The request cannot be served now: {none.reason}."
+            self.cancel(Refused(grpc.StatusCode.UNAVAILABLE, message))
 
     # ---- moves that were asked for
 

@@ -221,6 +221,23 @@ def test_an_unmoved_first_handover_finds_another_destination_or_tries_again():
     assert desk.of(Move)[-1][1].next_epoch == (1, 4)
 
 
+@pytest.mark.parametrize("owner_decodes", [True, False])
+def test_without_anybody_to_decode_it_a_session_is_given_up_in_time(owner_decodes):
+    desk, live = started(dispatch_wait_s=1.0)
+    live.heard(A, news(1, 0, 5))
+    desk.destination = NoInstance("no other instance decodes")
+    live.heard(A, Unmoved("r#0#0", Epoch(1, 1), Epoch(1, 2), "no room"))
+    for index in range(1, 20):
+        desk.time += 0.2
+        live.heard(A, news(1, index, 5) if owner_decodes else news(1, 1))
+        live.tick()
+    assert live.closed is not owner_decodes
+    if live.closed:
+        with pytest.raises(Refused) as refused:
+            read(live)
+        assert refused.value.code is grpc.StatusCode.UNAVAILABLE and "decodes" in refused.value.message
+
+
 def test_a_move_that_goes_unanswered_is_told_again():
     desk, live = started()
     live.heard(B, news(2, 0, 5))
