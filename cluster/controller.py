@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -142,9 +142,9 @@ class RayHost:
 
     async def start(self, spec: Spec, life: int) -> Running:
         who = Incarnation(spec.name, life)
-        if who not in self._lives:
-            self._lives[who] = await self._create(spec, life)
-        async with _plain_errors():
+        async with plain_errors():
+            if who not in self._lives:
+                self._lives[who] = await self._create(spec, life)
             started = self._lives[who].handle.start.remote()
             running = await asyncio.wait_for(started, self._config.cluster.start_s)
         self._open(who, running)
@@ -319,7 +319,7 @@ def _incarnation(name: str) -> Incarnation:
 
 
 @asynccontextmanager
-async def _plain_errors() -> AsyncIterator[None]:
+async def plain_errors() -> AsyncIterator[None]:
     """Ray's errors as those that `Host.start` speaks of."""
     try:
         yield
@@ -329,6 +329,8 @@ async def _plain_errors() -> AsyncIterator[None]:
         raise ValueError(text) from error
     except RayActorError as error:
         raise ConnectionError("its process died while it started") from error
+    except RayError as error:  # it cannot be placed, its environment cannot be made, ...
+        raise ConnectionError(f"Ray does not start it: {' '.join(str(error).split())}") from error
 
 
 async def _readable(fd: int) -> None:

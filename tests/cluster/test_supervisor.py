@@ -9,12 +9,17 @@ from contextlib import asynccontextmanager
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import (
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    RayActorError,
+    RuntimeEnvSetupError,
+)
 from stub_instance import StubInstance
 from waiting import until
 
 from penstock.cluster.config import ClusterConfig, InstanceSettings
-from penstock.cluster.controller import described
+from penstock.cluster.controller import described, plain_errors
 from penstock.cluster.link import Deaths
 from penstock.cluster.registry import Running, Spec, State, specs
 from penstock.cluster.supervisor import Found, Supervisor
@@ -334,6 +339,23 @@ def test_an_instance_that_never_answers_or_died_is_told_apart():
         asyncio.run(described(Handle(60.0), 0.05, 0.001))
     with pytest.raises(RayActorError):
         asyncio.run(described(Handle(AWAY, RayActorError()), 20.0, 0.001))
+
+
+@pytest.mark.parametrize(
+    "error, kind, text",
+    [
+        (RayActorError(), ConnectionError, "its process died while it started"),
+        (RuntimeEnvSetupError("no such image"), ConnectionError, "Ray does not start it: .*no such image"),
+        (ActorUnschedulableError("too large"), ConnectionError, "Ray does not start it: .*too large"),
+    ],
+)
+def test_whatever_ray_says_of_a_start_is_that_instances_failure_alone(error, kind, text):
+    async def main():
+        async with plain_errors():
+            raise error
+
+    with pytest.raises(kind, match=text):
+        asyncio.run(main())
 
 
 def test_a_controller_that_stood_still_blames_nobody():
