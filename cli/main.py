@@ -17,6 +17,7 @@ COMMANDS = {
     "migrate": ("penstock.cli.migrate", "Move a running request to another instance."),
     "down": ("penstock.cli.down", "Stop the cluster, and reap what a killed one left."),
     "verify": ("penstock.cli.verify", "Compare a cluster's tokens with transformers, under moves."),
+    "profile": ("penstock.cli.profile", "Measure what steps and copies cost here, and write a profile."),
     "bench": ("penstock.cli.bench", "Measure one thing: migration, transfer."),
 }
 
