@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from ..kernels.blocks import gather_blocks, scatter_blocks
+from ..kernels.device import upload
 from .layout import CacheLayout
 
 
@@ -67,4 +69,4 @@ class KVCache:
         return data.view(self._dtype).view(shape)
 
     def _ids(self, blocks: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(blocks, dtype=torch.int64, device=self.device)
+        return upload(np.array(blocks, dtype=np.int64), self.device)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ..kernels.linear import linear
-from ..kernels.rms_norm import rms_norm
+from ..kernels.rms_norm import add_rms_norm, rms_norm
 from .cache import KVCache
 from .checkpoint import ModelSpec
 from .layers import StepInputs, attention, feed_forward
@@ -21,14 +21,13 @@ class Model:
     def forward(self, inputs: StepInputs, cache: KVCache) -> torch.Tensor:
         """Feeds `inputs`, stores their keys and values, and returns the last layer's output [n, hidden]."""
         hidden = F.embedding(inputs.tokens, self.weights.embedding)
-        eps = self.spec.norm_eps
+        update, eps = None, self.spec.norm_eps
         for layer, kv, window in zip(self.weights.layers, cache.layers, self.spec.windows, strict=True):
-            normed = rms_norm(hidden, layer.input_norm, eps)
-            hidden = hidden + attention(normed, layer, self.spec, inputs, kv, window)
-            hidden = hidden + feed_forward(
-                rms_norm(hidden, layer.post_norm, eps), layer.feed_forward, self.spec
-            )
-        return hidden
+            hidden, normed = add_rms_norm(hidden, update, layer.input_norm, eps)
+            update = attention(normed, layer, self.spec, inputs, kv, window)
+            hidden, normed = add_rms_norm(hidden, update, layer.post_norm, eps)
+            update = feed_forward(normed, layer.feed_forward, self.spec)
+        return hidden if update is None else hidden + update
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Next-token logits [rows, vocab] of some rows of `forward`'s output."""

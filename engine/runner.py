@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..kernels.device import upload
 from ..kernels.paged import PagedBatch
 from .cache import KVCache
 from .checkpoint import ModelSpec, read_checkpoint
@@ -76,7 +77,8 @@ class Runner:
         ends = np.cumsum([len(item.tokens) for item in ordered]) - 1
         wanted = [(index, int(end)) for index, end in zip(order, ends, strict=True) if items[index].sample]
         if wanted:
-            logits = self._model.logits(hidden[[end for _, end in wanted]])
+            rows = upload(np.array([end for _, end in wanted]), self.device)
+            logits = self._model.logits(hidden.index_select(0, rows))
             specs = [spec for index, _ in wanted if (spec := items[index].sample)]
             for (index, _), token in zip(wanted, sample(logits, specs), strict=True):
                 tokens[index] = token
@@ -94,7 +96,7 @@ class Runner:
             return {window: PagedBatch(*sequences, size, window, self.device) for window in self._windows}
 
         return StepInputs(
-            tokens=torch.tensor([token for item in items for token in item.tokens], device=self.device),
+            tokens=upload(np.array([token for item in items for token in item.tokens]), self.device),
             rotations=rotations(positions, self._frequencies, self.spec.rope.attention_factor),
             slots=slots,
             decodes=batches(slice(decodes)),
@@ -111,7 +113,4 @@ class Runner:
             table[places // size] * size + places % size
             for table, places in zip(tables, positions, strict=True)
         ]
-        return (
-            torch.from_numpy(np.concatenate(slots)).to(self.device),
-            torch.from_numpy(np.concatenate(positions)).to(self.device),
-        )
+        return upload(np.concatenate(slots), self.device), upload(np.concatenate(positions), self.device)

@@ -16,12 +16,12 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def add_rms_norm(
-    x: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The residual stream `x + update`, both [n, hidden], and its `rms_norm`."""
+    """The residual stream `x + update`, both [n, hidden], and its `rms_norm`; `x` itself where there is no update."""
     if on_gpu(x):
         from . import rms_norm_triton
 
         return rms_norm_triton.add_rms_norm(x, update, weight, eps)
-    total = x + update
+    total = x if update is None else x + update
     return total, rms_norm(total, weight, eps)

@@ -13,9 +13,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def add_rms_norm(
-    x: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Twin of `rms_norm.add_rms_norm`."""
+    if update is None:
+        return x, rms_norm(x, weight, eps)
     assert x.is_contiguous() and update.is_contiguous() and x.shape == update.shape
     total, out = torch.empty_like(x), torch.empty_like(x)
     _launch(x, update, weight, total, out, eps)

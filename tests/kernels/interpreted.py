@@ -3,10 +3,15 @@
 Run by `test_interpreted.py` in a process of its own, with TRITON_INTERPRET set before the kernels are imported.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from penstock.benchmarks.checkpoints import make_checkpoint
+from penstock.engine.config import EngineConfig
+from penstock.engine.runner import Runner, SampleSpec, StepItem
 from penstock.kernels import (
     attention,
     attention_triton,
@@ -218,3 +223,42 @@ def test_silu_mul(width: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     gate_up = torch.randn(3, 2 * width).to(dtype) * 4
     assert_near(silu_mul_triton.silu_mul(gate_up), silu_mul.silu_mul(gate_up))
+
+
+@pytest.mark.parametrize(
+    "family, fields",
+    [
+        ("mistral", {"sliding_window": 24, "head_dim": 48}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
+    ],
+)
+def test_a_runner_on_these_kernels_gives_the_tokens_of_one_on_their_twins(
+    family: str, fields: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks beside decodes in one step, through all layers, and a move of blocks in between."""
+    folder = make_checkpoint(tmp_path, family, seed=1, **fields)
+    expected = generate(folder)
+    for module in (attention, blocks, rms_norm, rope, segments, silu_mul, store_kv):
+        monkeypatch.setattr(module, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+    assert generate(folder) == expected
+    assert len(set(expected)) > 3
+
+
+def generate(folder: Path) -> list[int | None]:
+    """A prompt in three chunks beside another sequence's first tokens, which is moved and decodes on."""
+    runner = Runner(EngineConfig(model=str(folder), device="cpu", kv_blocks=12))
+    greedy = SampleSpec(0.0, 0, 0, 0)
+    prompt, table, other = list(range(50, 100)), [7, 2, 9, 4], [3, 11]
+    tokens = []
+    for start, end in ((0, 20), (20, 41), (41, 50)):
+        fed = tokens[-1:] or [5]
+        items = [
+            StepItem(prompt[start:end], start, table, greedy),
+            StepItem(fed, len(tokens), other, greedy),
+        ]
+        tokens.append(runner.step(items)[1])
+    runner.cache.scatter([0, 5], runner.cache.gather(other))
+    for _ in range(3):
+        tokens.append(runner.step([StepItem(tokens[-1:], len(tokens), [0, 5], greedy)])[0])
+    return [*tokens, runner.step([StepItem([17], 50, table, greedy)])[0]]
