@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,30 @@ class ModelSpec:
             dtype=dtype,
         )
 
-    def block_bytes(self, block_size: int, dtype: str) -> int:
-        """KV bytes of one block of `block_size` tokens in all layers."""
-        return self.cache_layout(1, block_size, dtype).block_bytes
+    def block_bytes(self, block_size: int, dtype: str, ranks: int = 1) -> int:
+        """KV bytes of one block of `block_size` tokens in all layers, on all `ranks` together."""
+        return self.cache_layout(1, block_size, dtype).share(ranks).block_bytes * ranks
+
+    def share(self, ranks: int) -> "ModelSpec":
+        """The architecture of what each of `ranks` holds; ValueError where the model cannot be divided so."""
+        inner = self.intermediate if self.mixture is None else self.mixture.intermediate
+        sizes = {"num_attention_heads": self.heads, "intermediate_size": self.intermediate}
+        for name, size in {**sizes, "moe_intermediate_size": inner}.items():
+            if size % ranks:
+                raise ValueError(f"engine.tensor_parallel: {ranks} does not divide the model's {name} {size}")
+        if self.kv_heads % ranks and ranks % self.kv_heads:
+            raise ValueError(
+                f"engine.tensor_parallel: {ranks} neither divides the model's {self.kv_heads} key-value heads"
+                " nor is a multiple of them"
+            )
+        mixture = self.mixture and replace(self.mixture, intermediate=inner // ranks)
+        return replace(
+            self,
+            heads=self.heads // ranks,
+            kv_heads=max(1, self.kv_heads // ranks),
+            intermediate=self.intermediate // ranks,
+            mixture=mixture,
+        )
 
 
 def read_checkpoint(folder: Path) -> ModelSpec:

@@ -1,6 +1,6 @@
 """The shape of a KV cache, in numbers that both ends of a transfer compare."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -44,6 +44,15 @@ class CacheLayout:
     @property
     def total_bytes(self) -> int:
         return self.layers * self.layer_bytes
+
+    def share(self, ranks: int) -> "CacheLayout":
+        """What each of `ranks` holds: its key-value heads, one at least."""
+        return replace(self, kv_heads=max(1, self.kv_heads // ranks))
+
+    def held_heads(self, rank: int, ranks: int) -> slice:
+        """The key-value heads that `rank` of `ranks` holds; where there are more ranks than heads, several hold one."""
+        first = rank * self.kv_heads // ranks
+        return slice(first, first + self.share(ranks).kv_heads)
 
     @property
     def shape_key(self) -> tuple[int, int, int, int, str]:

@@ -1,5 +1,7 @@
 """The forward pass of a decoder, one for all families."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -10,13 +12,17 @@ from .checkpoint import ModelSpec
 from .layers import StepInputs, attention, feed_forward
 from .weights import ModelWeights
 
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+
 
 class Model:
     """A decoder over a paged KV cache; it keeps no state between steps."""
 
-    def __init__(self, spec: ModelSpec, weights: ModelWeights) -> None:
+    def __init__(self, spec: ModelSpec, weights: ModelWeights, reduce: Reduce | None = None) -> None:
+        """Where `spec` and `weights` are a share of the model, `reduce` sums a tensor over all shares, in place."""
         self.spec = spec
         self.weights = weights
+        self._reduce = reduce or (lambda x: x)
 
     def forward(self, inputs: StepInputs, cache: KVCache) -> torch.Tensor:
         """Feeds `inputs`, stores their keys and values, and returns the last layer's output [n, hidden]."""
@@ -24,9 +30,9 @@ class Model:
         update, eps = None, self.spec.norm_eps
         for layer, kv, window in zip(self.weights.layers, cache.layers, self.spec.windows, strict=True):
             hidden, normed = add_rms_norm(hidden, update, layer.input_norm, eps)
-            update = attention(normed, layer, self.spec, inputs, kv, window)
+            update = self._reduce(attention(normed, layer, self.spec, inputs, kv, window))
             hidden, normed = add_rms_norm(hidden, update, layer.post_norm, eps)
-            update = feed_forward(normed, layer.feed_forward, self.spec)
+            update = self._reduce(feed_forward(normed, layer.feed_forward, self.spec))
         return hidden if update is None else hidden + update
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -94,7 +94,7 @@ class Pair:
             # The store's own retries would log a stack trace for every peer that is gone.
             socket.create_connection(store_address, timeout_s).close()
             store = c10d.TCPStore(*store_address, timeout=_seconds(timeout_s), wait_for_workers=False)
-            return GROUPS[backend](c10d.PrefixStore(prefix, store), rank, timeout_s, host)
+            return GROUPS[backend](c10d.PrefixStore(prefix, store), rank, 2, timeout_s, host)
 
         try:
             return cls(_bounded(meet, timeout_s), rank, timeout_s)
@@ -196,18 +196,18 @@ class Message(NamedTuple):
     tag: int
 
 
-def _gloo(store: Store, rank: int, timeout_s: float, host: str) -> Group:
+def _gloo(store: Store, rank: int, size: int, timeout_s: float, host: str) -> Group:
     options = c10d.ProcessGroupGloo._Options()
     options._devices = [c10d.ProcessGroupGloo.create_device(hostname=host, lazy_init=False)]
     options._threads = 1  # they run collectives; sends and receives belong to the device's own thread
     options._timeout = _seconds(timeout_s)
-    return c10d.ProcessGroupGloo(store, rank, 2, options)
+    return c10d.ProcessGroupGloo(store, rank, size, options)
 
 
-def _nccl(store: Store, rank: int, timeout_s: float, host: str) -> Group:
+def _nccl(store: Store, rank: int, size: int, timeout_s: float, host: str) -> Group:
     options = c10d.ProcessGroupNCCL.Options()
     options._timeout = _seconds(timeout_s)
-    return c10d.ProcessGroupNCCL(store, rank, 2, options)
+    return c10d.ProcessGroupNCCL(store, rank, size, options)
 
 
 GROUPS = {"gloo": _gloo} | ({"nccl": _nccl} if is_nccl_available() else {})

@@ -5,17 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..kernels.device import upload
-from ..kernels.paged import PagedBatch
-from .cache import KVCache
 from .checkpoint import ModelSpec, read_checkpoint
 from .config import EngineConfig
-from .layers import StepInputs, rope_frequencies, rotations
 from .layout import CacheLayout
-from .model import Model
+from .memory import SharedMemory
+from .parallel import Ranks
+from .rank import Place, RankModel
 from .sampler import sample
 from .step import SampleSpec, StepItem
-from .weights import load_weights
 
 __all__ = ["Runner", "SampleSpec", "StepItem", "choose_device", "choose_dtype", "choose_layout"]
 
@@ -36,18 +33,24 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> str:
 
 
 def choose_layout(config: EngineConfig, spec: ModelSpec, dtype: str) -> CacheLayout:
-    """The KV cache that `config` asks for; ValueError where its memory holds no block."""
-    blocks = config.block_count(spec.block_bytes(config.block_size, dtype))
+    """The KV cache of the whole model that `config` asks for; ValueError where its memory holds no block."""
+    spec.share(config.tensor_parallel)
+    blocks = config.block_count(spec.block_bytes(config.block_size, dtype, config.tensor_parallel))
     return spec.cache_layout(blocks, config.block_size, dtype)
 
 
+def memory_bytes(layout: CacheLayout, ranks: int) -> int:
+    """Of the caches of all ranks of an instance, which lie one after the other."""
+    return layout.share(ranks).total_bytes * ranks
+
+
 class Runner:
-    """One model on one device with its KV cache. Not for several threads at once."""
+    """One model on one device, or on several ranks, with its KV cache. Not for several threads at once."""
 
     def __init__(
-        self, config: EngineConfig, spec: ModelSpec | None = None, buffer: memoryview | None = None
+        self, config: EngineConfig, spec: ModelSpec | None = None, memory: SharedMemory | None = None
     ) -> None:
-        """Loads the checkpoint of `config`. `buffer` is memory for the KV cache, as in `KVCache`.
+        """Loads the checkpoint of `config`. `memory`, of `memory_bytes`, is for the KV cache (CPU only).
 
         Raises ValueError for a checkpoint that cannot be served.
         """
@@ -56,11 +59,27 @@ class Runner:
         self.device = choose_device(config)
         dtype = choose_dtype(config, self.device)
         self.layout = choose_layout(config, self.spec, dtype)
-        self.cache = KVCache(self.layout, self.device, buffer)
-        weights = load_weights(config.folder, self.spec, getattr(torch, dtype), self.device)
-        self._model = Model(self.spec, weights)
-        self._frequencies = rope_frequencies(self.spec.rope, self.spec.head_dim).to(self.device)
-        self._windows = set(self.spec.windows)
+        ranks = config.tensor_parallel
+        place = Place(0, ranks, self.device.type, dtype)
+        if memory is None and ranks > 1 and self.device.type == "cpu":
+            memory = SharedMemory.create(memory_bytes(self.layout, ranks))
+        self._ranks = Ranks(config, self.spec, self.layout, place, memory) if ranks > 1 else None
+        rank = (
+            self._ranks.own if self._ranks else RankModel(config, self.spec, self.layout, place, memory, None)
+        )
+        self.cache = rank.cache
+        self._model = rank.model
+        self._forward = self._ranks.forward if self._ranks else rank.forward
+
+    @property
+    def alive(self) -> bool:
+        """No rank has ended."""
+        return self._ranks is None or self._ranks.alive
+
+    def close(self) -> None:
+        """End the other ranks. Idempotent."""
+        if self._ranks is not None:
+            self._ranks.close()
 
     @torch.inference_mode()
     def step(self, items: Sequence[StepItem]) -> list[int | None]:
@@ -72,7 +91,7 @@ class Runner:
             return []
         order = sorted(range(len(items)), key=lambda index: len(items[index].tokens) > 1)
         ordered = [items[index] for index in order]
-        hidden = self._model.forward(self._inputs(ordered), self.cache)
+        hidden = self._forward(ordered)
         tokens: list[int | None] = [None] * len(items)
         ends = np.cumsum([len(item.tokens) for item in ordered]) - 1
         wanted = [(index, int(end)) for index, end in zip(order, ends, strict=True) if items[index].sample]
@@ -83,34 +102,3 @@ class Runner:
             for (index, _), token in zip(wanted, sample(logits, specs), strict=True):
                 tokens[index] = token
         return tokens
-
-    def _inputs(self, items: Sequence[StepItem]) -> StepInputs:
-        tables = [np.asarray(item.block_table, dtype=np.int64) for item in items]
-        starts = [item.start for item in items]
-        counts = [len(item.tokens) for item in items]
-        slots, positions = self._places(tables, starts, counts)
-        decodes = sum(count == 1 for count in counts)
-
-        def batches(part: slice) -> dict[int | None, PagedBatch]:
-            size, sequences = self.layout.block_size, (tables[part], starts[part], counts[part])
-            return {window: PagedBatch(*sequences, size, window, self.device) for window in self._windows}
-
-        return StepInputs(
-            tokens=upload(np.array([token for item in items for token in item.tokens]), self.device),
-            rotations=rotations(positions, self._frequencies, self.spec.rope.attention_factor),
-            slots=slots,
-            decodes=batches(slice(decodes)),
-            chunks=batches(slice(decodes, None)),
-        )
-
-    def _places(
-        self, tables: list[np.ndarray], starts: list[int], counts: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cache slots and the positions of all fed tokens, each [n]."""
-        size = self.layout.block_size
-        positions = [np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
-        slots = [
-            table[places // size] * size + places % size
-            for table, places in zip(tables, positions, strict=True)
-        ]
-        return upload(np.concatenate(slots), self.device), upload(np.concatenate(positions), self.device)

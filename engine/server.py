@@ -55,7 +55,7 @@ from .local import LocalWindow
 from .memory import SharedMemory
 from .peers import CHANNEL, Peers
 from .phase import Phase
-from .runner import Runner, choose_device, choose_dtype, choose_layout
+from .runner import Runner, choose_device, choose_dtype, choose_layout, memory_bytes
 from .scheduler import Scheduler
 from .transfers import Transfers
 
@@ -130,13 +130,14 @@ class InstanceServer(WorkerServiceServicer):
         await self._server.stop(grace=0.2)
         await self._peers.close()
         await self._transfers.close()
+        await asyncio.to_thread(self._runner.close)
         if self._memory is not None:
             self._memory.close()
 
     @property
     def failed(self) -> bool:
-        """The engine thread has ended by an error: the process should end too."""
-        return not self._engine.alive
+        """The engine thread has ended by an error, or a rank has: the process should end too."""
+        return not (self._engine.alive and self._runner.alive)
 
     def _load(self) -> tuple[ModelSpec, Runner]:
         spec = read_checkpoint(self._config.folder)
@@ -144,9 +145,8 @@ class InstanceServer(WorkerServiceServicer):
         self._check_transport(device.type)
         if device.type == "cpu" and self._config.transport in ("auto", "local"):
             layout = choose_layout(self._config, spec, choose_dtype(self._config, device))
-            self._memory = SharedMemory.create(layout.total_bytes)
-        buffer = None if self._memory is None else self._memory.buffer
-        return spec, Runner(self._config, spec, buffer)
+            self._memory = SharedMemory.create(memory_bytes(layout, self._config.tensor_parallel))
+        return spec, Runner(self._config, spec, self._memory)
 
     def _check_transport(self, device: str) -> None:
         usable = ("auto", "local", "gloo") if device == "cpu" else ("auto", "nccl")
@@ -154,6 +154,8 @@ class InstanceServer(WorkerServiceServicer):
             raise ValueError(
                 f"engine.transport {self._config.transport} does not move KV between {device} devices"
             )
+        if self._config.tensor_parallel > 1:
+            raise ValueError("engine.tensor_parallel above 1 does not work yet: ranks move no KV")
 
     @property
     def _context_tokens(self) -> int:
@@ -260,7 +262,7 @@ class InstanceServer(WorkerServiceServicer):
             await asyncio.sleep(self._handover.heartbeat_s)
             now = time.monotonic()
             if self.failed or now - self._engine.alive_at > self._handover.grace_s:
-                logger.error("the engine thread has ended or hangs; so does the instance")
+                logger.error("the engine thread or a rank has ended, or hangs; so does the instance")
                 os._exit(70)
             load = replace(self._engine.load, idle_s=now - self._engine.alive_at)
             for router in list(self._links):

@@ -1,6 +1,6 @@
 """Weights of a checkpoint, fused for the forward pass."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,15 +64,25 @@ class ModelWeights:
     head: torch.Tensor
 
 
-def load_weights(folder: Path, spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> ModelWeights:
+def load_weights(
+    folder: Path,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    cut: Callable[[LayerWeights], LayerWeights] | None = None,
+    head: bool = True,
+) -> ModelWeights:
     """Reads the safetensors files of `folder` as `dtype` onto `device`.
 
+    `cut` is what is kept of each layer, so that no more than one is ever held whole; without `head` the output
+    projection is left out (the embedding stands there).
     Raises ValueError, naming the file or the tensor, where one is missing, damaged, unexpected or of another shape.
     """
     with ExitStack() as stack:
         shards = _Shards(weight_files(folder), dtype, device, stack)
-        weights = _read_model(shards, spec)
-        shards.refuse_unread(ignored=("lm_head.weight",) if spec.tied else ())
+        own_head = head and not spec.tied
+        weights = _read_model(shards, spec, cut or (lambda layer: layer), own_head)
+        shards.refuse_unread(ignored=() if own_head else ("lm_head.weight",))
     return weights
 
 
@@ -115,13 +125,15 @@ class _Shards:
             raise ValueError(f"{file}: unexpected tensor {unexpected[0]}{more}")
 
 
-def _read_model(shards: _Shards, spec: ModelSpec) -> ModelWeights:
+def _read_model(
+    shards: _Shards, spec: ModelSpec, cut: Callable[[LayerWeights], LayerWeights], own_head: bool
+) -> ModelWeights:
     embedding = shards.read("model.embed_tokens.weight", spec.vocab, spec.hidden)
     return ModelWeights(
         embedding=embedding,
-        layers=tuple(_read_layer(shards, spec, index) for index in range(spec.layers)),
+        layers=tuple(cut(_read_layer(shards, spec, index)) for index in range(spec.layers)),
         norm=shards.read("model.norm.weight", spec.hidden),
-        head=embedding if spec.tied else shards.read("lm_head.weight", spec.vocab, spec.hidden),
+        head=shards.read("lm_head.weight", spec.vocab, spec.hidden) if own_head else embedding,
     )
 
 
