@@ -7,7 +7,7 @@ import math
 import re
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -46,8 +46,11 @@ class ClusterConfig:
     decode_slots: int = 64
     """Sequences that an instance of the decode pool may decode at a time."""
 
-    tensor_parallel: int = 1
-    """GPUs of one instance. Only 1 works yet."""
+    prefill_tensor_parallel: int = 0
+    """Processes that share the model in an instance of the prefill pool; 0 takes `engine.tensor_parallel`."""
+
+    decode_tensor_parallel: int = 0
+    """The same of the decode pool; instances of both hand over to each other whatever the two are."""
 
     ray_address: str | None = None
     """Address of a running Ray cluster to join; none starts Ray on this machine."""
@@ -81,8 +84,9 @@ class ClusterConfig:
         for name, least in (("prefill", 1), ("decode", 1), ("prefill_tokens", 1), ("decode_slots", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"cluster.{name} must be at least {least}, got {getattr(self, name)}")
-        if self.tensor_parallel != 1:
-            raise ValueError(f"cluster.tensor_parallel: only 1 works yet, got {self.tensor_parallel}")
+        for name in ("prefill_tensor_parallel", "decode_tensor_parallel"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"cluster.{name} must be 0 or above, got {getattr(self, name)}")
         if not 0 <= self.controller_port <= 65535:
             raise ValueError(f"cluster.controller_port must be a port or 0, got {self.controller_port}")
         for name in ("start_s", "move_s"):
@@ -116,6 +120,12 @@ class Config:
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """How many instances there are, and where they run."""
+
+    def engine_of(self, pool: str) -> EngineConfig:
+        """How the instances of `pool` run the model."""
+        cluster = self.cluster
+        ranks = cluster.prefill_tensor_parallel if pool == PREFILL else cluster.decode_tensor_parallel
+        return replace(self.engine, tensor_parallel=ranks) if ranks else self.engine
 
 
 def default() -> Config:

@@ -202,7 +202,7 @@ class RayHost:
             prefill_tokens=spec.prefill_tokens,
             decode_slots=spec.decode_slots,
             host=self._place.host,
-            engine=self._config.engine,
+            engine=self._config.engine_of(spec.pool),
             handover=self._config.handover,
             log_level=self._config.cluster.log_level,
             log_json=self._config.cluster.log_json,

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from ..engine.checkpoint import read_checkpoint
-from ..engine.config import EMBEDDED
+from ..engine.checkpoint import ModelSpec, read_checkpoint
+from ..engine.config import EMBEDDED, EngineConfig
 from ..router.config import ModelInfo
 from . import processes, state
-from .config import Config
+from .config import DECODE, PREFILL, Config
 
 LOOPBACK = "127.0.0.1"
 PORTS = range(20000, 30000)
@@ -117,10 +117,7 @@ def model_info(config: Config) -> ModelInfo:
     folder = config.engine.folder
     spec = read_checkpoint(folder)
     tokenizer = folder / "tokenizer.json"
-    engine = config.engine
-    # A GPU's `auto` would be bfloat16, which holds twice as much: promising less is safe.
-    dtype = "float32" if engine.dtype == "auto" else engine.dtype
-    held = engine.block_count(spec.block_bytes(engine.block_size, dtype)) * engine.block_size
+    held = min(_held_tokens(config.engine_of(pool), spec) for pool in (PREFILL, DECODE))
     return ModelInfo(
         name=folder.resolve().name,
         context_tokens=min(spec.max_positions, held),
@@ -128,3 +125,12 @@ def model_info(config: Config) -> ModelInfo:
         tokenizer=tokenizer if tokenizer.is_file() else None,
         end_tokens=tuple(sorted(spec.eos)),
     )
+
+
+def _held_tokens(engine: EngineConfig, spec: ModelSpec) -> int:
+    """Tokens whose KV an instance can hold; `ValueError` where its ranks cannot share the model."""
+    spec.share(engine.tensor_parallel)
+    # A GPU's `auto` would be bfloat16, which holds twice as much: promising less is safe.
+    dtype = "float32" if engine.dtype == "auto" else engine.dtype
+    block_bytes = spec.block_bytes(engine.block_size, dtype, engine.tensor_parallel)
+    return engine.block_count(block_bytes) * engine.block_size

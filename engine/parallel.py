@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 
+from .cache import BlockStore, KVCache, ShardedCache
 from .checkpoint import ModelSpec
 from .config import EngineConfig
 from .layout import CacheLayout
@@ -57,11 +58,19 @@ class Ranks:
             for rank in range(1, place.ranks):
                 self._start(replace(orders, place=replace(place, rank=rank)))
             self._own = RankModel(config, spec, layout, place, memory, self._sum)
+            self._cache = (
+                self._own.cache if memory is None else _joined(self._own.cache, layout, memory, place)
+            )
             self._await_loaded(time.monotonic() + start_s)
             self._meet(place, start_s)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def cache(self) -> BlockStore:
+        """All ranks' caches as one. On GPUs the own share alone: others' memory is out of reach."""
+        return self._cache
 
     @property
     def own(self) -> RankModel:
@@ -139,3 +148,13 @@ class Ranks:
                 code = process.returncode
                 return RankLost(f"tensor-parallel rank {rank} (process {process.pid}) ended with code {code}")
         return RankLost(f"a tensor-parallel rank does not answer within {self._step_s:g} s: {error}")
+
+
+def _joined(own: KVCache, layout: CacheLayout, memory: SharedMemory, place: Place) -> ShardedCache:
+    """The ranks' caches, which lie in `memory` one after the other."""
+    share, buffer = layout.share(place.ranks), memory.buffer
+    size = share.total_bytes
+    others = [
+        KVCache(share, own.device, buffer[rank * size : (rank + 1) * size]) for rank in range(1, place.ranks)
+    ]
+    return ShardedCache(layout, [own, *others])

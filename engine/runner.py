@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..kernels.device import upload
+from .cache import BlockStore
 from .checkpoint import ModelSpec, read_checkpoint
 from .config import EngineConfig
 from .layout import CacheLayout
@@ -61,13 +63,15 @@ class Runner:
         self.layout = choose_layout(config, self.spec, dtype)
         ranks = config.tensor_parallel
         place = Place(0, ranks, self.device.type, dtype)
+        self._memory: SharedMemory | None = None
         if memory is None and ranks > 1 and self.device.type == "cpu":
-            memory = SharedMemory.create(memory_bytes(self.layout, ranks))
+            memory = self._memory = SharedMemory.create(memory_bytes(self.layout, ranks))
         self._ranks = Ranks(config, self.spec, self.layout, place, memory) if ranks > 1 else None
         rank = (
             self._ranks.own if self._ranks else RankModel(config, self.spec, self.layout, place, memory, None)
         )
-        self.cache = rank.cache
+        self.cache: BlockStore = self._ranks.cache if self._ranks else rank.cache
+        """Of the whole model."""
         self._model = rank.model
         self._forward = self._ranks.forward if self._ranks else rank.forward
 
@@ -80,6 +84,8 @@ class Runner:
         """End the other ranks. Idempotent."""
         if self._ranks is not None:
             self._ranks.close()
+        if self._memory is not None:
+            self._memory.close()
 
     @torch.inference_mode()
     def step(self, items: Sequence[StepItem]) -> list[int | None]:

@@ -154,8 +154,10 @@ class InstanceServer(WorkerServiceServicer):
             raise ValueError(
                 f"engine.transport {self._config.transport} does not move KV between {device} devices"
             )
-        if self._config.tensor_parallel > 1:
-            raise ValueError("engine.tensor_parallel above 1 does not work yet: ranks move no KV")
+        if device != "cpu" and self._config.tensor_parallel > 1:
+            raise ValueError(
+                "engine.tensor_parallel above 1 serves on CPUs alone: ranks move no KV between GPUs yet"
+            )
 
     @property
     def _context_tokens(self) -> int:
@@ -181,7 +183,8 @@ class InstanceServer(WorkerServiceServicer):
         if self._memory is None:
             return None
         at = LocalWindow.describe(self._memory)
-        return Window(at.host, at.pid, at.fd, at.size_bytes, self._runner.layout.blocks, at.name)
+        blocks, ranks = self._runner.layout.blocks, self._config.tensor_parallel
+        return Window(at.host, at.pid, at.fd, at.size_bytes, blocks, at.name, ranks)
 
     # ---- what the engine asks (from its thread)
 

@@ -19,7 +19,7 @@ from ..handover.config import HandoverConfig
 from ..handover.effects import InstanceEvent, Received, Written
 from ..handover.frames import PairOffer, PeerFrame, Turn, TurnKind
 from ..handover.values import Incarnation, LeaseKey, Stage, Window
-from .cache import KVCache
+from .cache import BlockStore
 from .local import LocalWindow, WindowDescriptor
 from .pace import Pace
 from .pair import Pair, Rendezvous
@@ -47,7 +47,7 @@ class Transfers:
     def __init__(
         self,
         me: Incarnation,
-        cache: KVCache,
+        cache: BlockStore,
         config: HandoverConfig,
         host: str,
         tell: Callable[[Incarnation, PeerFrame], None],
@@ -132,7 +132,7 @@ class Transfers:
             descriptor = WindowDescriptor(
                 host=window.host, pid=window.pid, fd=window.fd, name=window.name, size_bytes=window.size_bytes
             )
-            self._windows[peer] = LocalWindow.attach(descriptor, layout)
+            self._windows[peer] = LocalWindow.attach(descriptor, layout, window.ranks)
         return self._windows[peer]
 
     # ---- two-sided, sending

@@ -108,6 +108,8 @@ class Window:
     size_bytes: int
     blocks: int
     name: str = ""
+    ranks: int = 1
+    """The caches of so many ranks lie in it one after the other."""
 
 
 # ---- router to instance

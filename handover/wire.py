@@ -425,7 +425,7 @@ def _read_grant(frame: pb.Grant) -> Grant:
     window = None
     if frame.HasField("window"):
         at = frame.window
-        window = Window(at.host, at.pid, at.fd, at.size_bytes, at.blocks, at.name)
+        window = Window(at.host, at.pid, at.fd, at.size_bytes, at.blocks, at.name, at.ranks)
     if not frame.lease_s > 0:
         raise ValueError(f"A lease of {frame.lease_s} s.")
     return Grant(*_read_parties(frame), frame.lease_s, frame.have, tuple(frame.block_ids), window)

@@ -391,20 +391,22 @@ class Grant(_message.Message):
     def __init__(self, lease: _Optional[_Union[LeaseKey, _Mapping]] = ..., source: _Optional[_Union[Incarnation, _Mapping]] = ..., destination: _Optional[_Union[Incarnation, _Mapping]] = ..., lease_s: _Optional[float] = ..., have: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
 
 class Window(_message.Message):
-    __slots__ = ("host", "pid", "fd", "size_bytes", "blocks", "name")
+    __slots__ = ("host", "pid", "fd", "size_bytes", "blocks", "name", "ranks")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     FD_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     host: str
     pid: int
     fd: int
     size_bytes: int
     blocks: int
     name: str
-    def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., fd: _Optional[int] = ..., size_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
+    ranks: int
+    def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., fd: _Optional[int] = ..., size_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., name: _Optional[str] = ..., ranks: _Optional[int] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ("lease", "source", "destination")

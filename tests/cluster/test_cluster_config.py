@@ -9,6 +9,7 @@ from typing import get_type_hints
 import pytest
 
 from penstock.cluster.config import Config, InstanceSettings, build, default, load, parse
+from penstock.cluster.preparation import model_info
 
 
 def parts() -> list[type]:
@@ -47,7 +48,14 @@ def test_what_is_written_is_what_runs(tmp_path):
         ({"engine": 3}, "engine must be a mapping of keys to values, got 3"),
         ([], "the configuration must be a mapping of keys to values, got []"),
         ({"cluster": {"prefill": 0}}, "cluster.prefill must be at least 1, got 0"),
-        ({"cluster": {"tensor_parallel": 2}}, "cluster.tensor_parallel: only 1 works yet, got 2"),
+        (
+            {"cluster": {"decode_tensor_parallel": -1}},
+            "cluster.decode_tensor_parallel must be 0 or above, got -1",
+        ),
+        (
+            {"engine": {"tensor_parallel": 0}},
+            "engine.tensor_parallel must be an integer of at least 1, got 0",
+        ),
         ({"cluster": {"name": "My Cluster"}}, "cluster.name must be up to 40 lower-case letters"),
         ({"cluster": {"temp_dir": "/" + "x" * 60}}, "cluster.temp_dir must have at most 28 characters"),
         ({"cluster": {"controller_port": 70000}}, "cluster.controller_port must be a port or 0, got 70000"),
@@ -110,3 +118,16 @@ def test_every_key_says_what_it_is(kind):
         if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr)
     }
     assert told == {field.name for field in fields(kind)}
+
+
+def test_each_pool_may_have_a_tensor_parallelism_of_its_own():
+    config = parse({"engine": {"tensor_parallel": 2}, "cluster": {"decode_tensor_parallel": 1}})
+    assert [config.engine_of(pool).tensor_parallel for pool in ("prefill", "decode")] == [2, 1]
+
+
+def test_a_model_that_ranks_cannot_share_is_refused_before_anything_starts():
+    config = parse({"cluster": {"decode_tensor_parallel": 4}})
+    with pytest.raises(
+        ValueError, match="engine.tensor_parallel: 4 does not divide the model's num_attention"
+    ):
+        model_info(config)

@@ -117,6 +117,46 @@ def test_migrated_stream_equals_unmoved_stream(transport):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_streams_move_unchanged_between_instances_of_unequal_tensor_parallelism(transport):
+    async def main():
+        prefill = server("prefill", transport, slots=0, tensor_parallel=2)
+        left, right = server("left", transport), server("right", transport, tensor_parallel=2)
+        async with running(prefill, left, right) as router:
+            contexts = {f"s{n}": prompt(length, n, max_tokens=80) for n, length in enumerate((1, 300))}
+            for key, context in contexts.items():
+                router.start(f"still-{key}", context, at(left))
+                router.start(key, context, at(prefill), at(left))
+            moving = [router.streams[key] for key in contexts]
+            for least in (5, 30):
+                await until(lambda: all(settled(stream) > least for stream in moving), 60)  # noqa: B023
+                for stream in moving:
+                    to = right if stream.session.owner == left.me else left
+                    router.move(stream.session.key, at(to))
+            await until(lambda: all(stream.session.closed for stream in router.streams.values()), 60)
+            for key in contexts:
+                stream = router.streams[key]
+                assert stream.ids == router.streams[f"still-{key}"].ids and len(stream.ids) == 80
+                assert set(stream.makers) == {"prefill", "left", "right"}
+
+    asyncio.run(main())
+
+
+def test_an_instance_ends_when_a_rank_of_it_does(tmp_path):
+    async def main():
+        one = Process(tmp_path, "one", "local", tensor_parallel=2)
+        try:
+            await one.address()
+            (rank,) = children(one.process.pid)
+            os.kill(rank, signal.SIGKILL)
+            await until(lambda: one.process.poll() is not None, HANDOVER.hung_after_s + 10)
+            assert one.process.returncode == 70
+        finally:
+            one.end()
+
+    asyncio.run(main())
+
+
 def test_a_ring_of_instances_that_send_to_each_other_at_once_does_not_lock():
     async def main():
         ring = [server(name, "gloo") for name in "abc"]
@@ -141,9 +181,9 @@ def test_a_ring_of_instances_that_send_to_each_other_at_once_does_not_lock():
 class Process:
     """An instance in a process of its own, to be killed or stopped."""
 
-    def __init__(self, folder: Path, name: str, transport: str):
+    def __init__(self, folder: Path, name: str, transport: str, **engine):
         self.file = folder / name
-        config = EngineConfig(kv_bytes=32 << 20, transport=transport)
+        config = EngineConfig(kv_bytes=32 << 20, transport=transport, **engine)
         settings = {
             "name": name,
             "life": 1,
@@ -204,6 +244,11 @@ async def move_and_strike(
     peer.end()
     router.send(here.me, Dead((peer.me,)))
     router.cancel(how.name)
+
+
+def children(pid: int) -> list[int]:
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in lists for child in path.read_text().split()]
 
 
 def sources(one: InstanceServer, session: str):
