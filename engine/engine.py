@@ -258,7 +258,7 @@ class Engine:
         self._steps += 1
         for (sequence, tokens), token in zip(batch, drawn, strict=True):
             sequence.computed += tokens
-            records = () if token is None else (sequence.append(token, self._limits.ends),)
+            records = () if token is None else (sequence.append(token),)
             self._feed(sequence.session, self._stepped(sequence, records))
 
     def _stepped(self, sequence: Running, records: tuple) -> Stepped:
@@ -338,7 +338,8 @@ class Engine:
             case ToPeer(peer, message):
                 self._to_peers.append((peer, self._complete(message)))
             case Begin(start):
-                sequence = Running.begin(session, start.epoch, start.context, self._limits.context)
+                limits = self._limits
+                sequence = Running.begin(session, start.epoch, start.context, limits.context, limits.ends)
                 self._scheduler.add(sequence, leaves=start.destination is not None)
             case Drop(epoch):
                 self._scheduler.remove(LeaseKey(session, epoch))
@@ -369,7 +370,8 @@ class Engine:
                 self._outside.close_receive(lease)
             case Adopt(lease, commit):
                 context = self._reserves.pop(lease).context
-                self._scheduler.adopt(Running.adopt(lease, context, commit, self._limits.context))
+                limits = self._limits
+                self._scheduler.adopt(Running.adopt(lease, context, commit, limits.context, limits.ends))
             case Release(lease):
                 self._reserves.pop(lease, None)
                 self._waiting = [waiting for waiting in self._waiting if waiting != lease]

@@ -11,23 +11,30 @@ from collections.abc import Sequence
 import torch
 
 from .draw import draw_key
+from .shaping import best, shape_
 from .step import SampleSpec
 
 _MANTISSA_BITS = 53
 
 
 def sample(logits: torch.Tensor, specs: Sequence[SampleSpec]) -> list[int]:
-    """One token id for each row of `logits` [rows, vocab]; no row's choice depends on another row."""
+    """One token id for each row of `logits` [rows, vocab]; no row's choice depends on another row.
+
+    Rows whose spec has a `shaping` are changed in place.
+    """
+    if any(spec.shaping is not None for spec in specs):
+        shape_(logits, specs)
     tokens = logits.argmax(dim=-1).tolist()
     drawn = [row for row, spec in enumerate(specs) if spec.temperature > 0]
     if drawn:
         chosen = [specs[row] for row in drawn]
+        rows = logits if len(drawn) == len(specs) else logits[drawn]
         scores = score(
-            logits if len(drawn) == len(specs) else logits[drawn],
+            rows,
             [spec.temperature for spec in chosen],
             [draw_key(spec.seed, spec.choice, spec.position) for spec in chosen],
         )
-        for row, token in zip(drawn, scores.argmax(dim=-1).tolist(), strict=True):
+        for row, token in zip(drawn, best(scores, rows, chosen).tolist(), strict=True):
             tokens[row] = token
     return tokens
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from ..handover.values import Commit, Context, End, Epoch, LeaseKey, SamplingParams, TokenRecord
 from .phase import Size
-from .step import SampleSpec
+from .step import SampleSpec, Shaping
+from .tally import Tally
 
 
 @dataclass(slots=True)
@@ -21,6 +22,10 @@ class Sequence:
     params: SamplingParams
     most: int
     """Most tokens that it may have in all, prompt included."""
+    ends: frozenset[int] = frozenset()
+    """Tokens that end it."""
+    tally: Tally | None = field(init=False)
+    """Kept where penalties look at it."""
     prefill_until: int = field(init=False)
     """The tokens that were there when it came: to be prefilled as far as they have no KV."""
     computed: int = 0
@@ -33,21 +38,35 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prefill_until = len(self.tokens)
+        p = self.params
+        penalized = p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1
+        self.tally = Tally(self.tokens[: self.prompt], self.tokens[self.prompt :]) if penalized else None
 
     @classmethod
-    def begin(cls, session: str, epoch: Epoch, context: Context, longest: int) -> Sequence:
-        """A sequence to be prefilled; `longest` is the model's context in tokens."""
+    def begin(
+        cls, session: str, epoch: Epoch, context: Context, longest: int, ends: frozenset[int] = frozenset()
+    ) -> Sequence:
+        """A sequence to be prefilled; `longest` is the model's context in tokens, `ends` are its end tokens."""
+        params = context.params
         tokens = [*context.prompt, *context.emitted]
-        most = min(len(context.prompt) + context.params.max_tokens, longest)
-        return cls(session, epoch, len(context.prompt), tokens, context.params, most)
+        most = min(len(context.prompt) + params.max_tokens, longest)
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else ends)
+        return cls(session, epoch, len(context.prompt), tokens, params, most, ends)
 
     @classmethod
-    def adopt(cls, lease: LeaseKey, context: Context, commit: Commit, longest: int) -> Sequence:
+    def adopt(
+        cls,
+        lease: LeaseKey,
+        context: Context,
+        commit: Commit,
+        longest: int,
+        ends: frozenset[int] = frozenset(),
+    ) -> Sequence:
         """A sequence that arrives with its KV: what the reservation told of it, and what the commit adds."""
         emitted = context.emitted[: commit.first_index]
         assert len(emitted) == commit.first_index, "the commit goes on where the reservation ended"
         grown = replace(context, emitted=emitted + tuple(record.id for record in commit.records))
-        sequence = cls.begin(lease.session, lease.epoch, grown, longest)
+        sequence = cls.begin(lease.session, lease.epoch, grown, longest, ends)
         sequence.computed = sequence.prefill_until = commit.computed
         sequence.admitted = True
         assert sequence.pending == 1
@@ -78,12 +97,23 @@ class Sequence:
 
     def sample_spec(self) -> SampleSpec:
         """How the token after the last one is drawn."""
-        return SampleSpec(self.params.temperature, self.params.seed, self.params.choice, self.made)
+        params = self.params
+        return SampleSpec(params.temperature, params.seed, params.choice, self.made, self._shaping())
 
-    def append(self, token: int, ends: frozenset[int]) -> TokenRecord:
+    def _shaping(self) -> Shaping | None:
+        params = self.params
+        barred = tuple(self.ends) if self.made < params.min_tokens else ()
+        filtered = params.temperature > 0 and (params.top_p < 1 or params.top_k or params.min_p)
+        if not (filtered or barred or params.logit_bias or self.tally is not None):
+            return None
+        return Shaping(params, self.tally, barred)
+
+    def append(self, token: int) -> TokenRecord:
         """Take a new token, and say whether it is the last."""
         self.tokens.append(token)
-        if token in ends and not self.params.ignore_eos:
+        if self.tally is not None:
+            self.tally.add(token)
+        if token in self.ends:
             return TokenRecord(token, End.STOP)
         if len(self.tokens) >= self.most:
             return TokenRecord(token, End.LENGTH)

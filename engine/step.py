@@ -3,6 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..handover.values import SamplingParams
+from .tally import Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Shaping:
+    """What changes a row's logits before the draw: a function of the ids so far and of the parameters alone."""
+
+    params: SamplingParams
+    tally: Tally | None = None
+    """The tokens so far, where penalties look at them."""
+    barred: tuple[int, ...] = ()
+    """Tokens that may not come now."""
+
 
 @dataclass(frozen=True, slots=True)
 class SampleSpec:
@@ -15,6 +29,8 @@ class SampleSpec:
     """Index among the request's `n` choices."""
     position: int
     """Index of the token to be generated, from 0."""
+    shaping: Shaping | None = None
+    """None where the logits stay as they are, which then costs nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class TokenRecord:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the tokens of one choice are drawn.
+    """How the tokens of one choice are drawn; the defaults of what shapes the logits change nothing.
 
     `temperature` 0 is greedy; otherwise the draw is keyed by (seed, choice, position).
     """
@@ -68,6 +68,24 @@ class SamplingParams:
     choice: int = 0
     max_tokens: int = 1
     ignore_eos: bool = False
+    top_p: float = 1.0
+    """Of the most likely tokens, the fewest that have this much probability together."""
+    top_k: int = 0
+    """Of the most likely tokens, so many; 0 means all."""
+    min_p: float = 0.0
+    """Tokens at least this likely, as a share of the likeliest one's probability."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of each token that was generated before."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of each token for every time that it was generated before."""
+    repetition_penalty: float = 1.0
+    """Divides a positive logit, and multiplies a negative one, of each token of the prompt and the output so far."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs (token, what is added to its logit), in order of tokens."""
+    min_tokens: int = 0
+    """No token may end the output before it has so many."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the output beside the model's own; `ignore_eos` is not about them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ from .values import (
 )
 
 LOAD_FIELDS = tuple(field.name for field in fields(LoadView))
+DEFAULTS = {field.name: field.default for field in fields(SamplingParams)}
 
 
 # ---- the six ways
@@ -178,8 +179,14 @@ def _address(address: Address) -> pb.PeerAddress:
 
 
 def _context(context: Context) -> pb.Context:
-    params = pb.SamplingParams(**asdict(context.params))
-    return pb.Context(prompt=context.prompt, emitted=context.emitted, params=params)
+    return pb.Context(prompt=context.prompt, emitted=context.emitted, params=_params(context.params))
+
+
+def _params(params: SamplingParams) -> pb.SamplingParams:
+    """What is at its default is left out."""
+    told = {name: getattr(params, name) for name, default in DEFAULTS.items()}
+    told = {name: value for name, value in told.items() if value != DEFAULTS[name]}
+    return pb.SamplingParams(**told | {"logit_bias": dict(params.logit_bias)})
 
 
 def _records(records: Iterable[TokenRecord]) -> list[pb.TokenRecord]:
@@ -326,14 +333,22 @@ def _read_address(frame: Any, name: str = "destination") -> Address:
 
 def _read_context(frame: Any) -> Context:
     context = _field(frame, "context")
-    params = _field(context, "params")
-    if not (math.isfinite(params.temperature) and params.temperature >= 0):
+    params = _read_params(_field(context, "params"))
+    return Context(tuple(context.prompt), tuple(context.emitted), params)
+
+
+def _read_params(frame: pb.SamplingParams) -> SamplingParams:
+    told = {field.name: value for field, value in frame.ListFields()}
+    told["logit_bias"] = tuple(sorted(frame.logit_bias.items()))
+    told["stop_token_ids"] = tuple(frame.stop_token_ids)
+    numbers = [(name, value) for name, value in told.items() if isinstance(value, float)]
+    for name, value in (*numbers, *told["logit_bias"]):
+        if not math.isfinite(value):
+            raise ValueError(f"A sampling parameter is no number: {name} is {value}.")
+    params = SamplingParams(**told)
+    if params.temperature < 0:
         raise ValueError(f"A temperature of {params.temperature}.")
-    return Context(
-        tuple(context.prompt),
-        tuple(context.emitted),
-        SamplingParams(params.temperature, params.seed, params.choice, params.max_tokens, params.ignore_eos),
-    )
+    return params
 
 
 def _read_records(frame: Any) -> tuple[TokenRecord, ...]:

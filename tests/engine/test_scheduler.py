@@ -15,7 +15,6 @@ from penstock.policy.batching import Budget
 from penstock.prefill_worker.phase import PrefillPhase
 
 BLOCK, TOTAL, CONTEXT = 4, 30, 80
-NO_ENDS: frozenset[int] = frozenset()
 
 
 def scheduler(role: Budget, total: int = TOTAL) -> Scheduler:
@@ -36,7 +35,7 @@ def step(now: Scheduler) -> list[tuple[Sequence, int]]:
         assert len(item.tokens) == tokens and item.start == one.computed
         assert len(item.block_table) * BLOCK >= end > (len(item.block_table) - 1) * BLOCK
         one.computed = end
-        if item.sample and one.append(1, NO_ENDS).end is not None:
+        if item.sample and one.append(1).end is not None:
             now.remove(one.key)
     return batch
 

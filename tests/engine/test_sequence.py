@@ -14,35 +14,35 @@ def begin(prompt=4, emitted=(), max_tokens=8, longest=100, **params) -> Sequence
     context = Context(
         tuple(range(10, 10 + prompt)), tuple(emitted), SamplingParams(max_tokens=max_tokens, **params)
     )
-    return Sequence.begin("s", Epoch(1, 1), context, longest)
+    return Sequence.begin("s", Epoch(1, 1), context, longest, EOS)
 
 
 def test_it_ends_with_its_last_token_and_not_before():
     sequence = begin(max_tokens=3)
-    ends = [sequence.append(50, EOS).end for _ in range(3)]
+    ends = [sequence.append(50).end for _ in range(3)]
     assert ends == [None, None, End.LENGTH]
 
 
 def test_one_token_may_be_all():
-    assert begin(max_tokens=1).append(50, EOS).end is End.LENGTH
+    assert begin(max_tokens=1).append(50).end is End.LENGTH
 
 
 def test_the_context_ends_it_where_the_request_does_not():
     sequence = begin(prompt=9, max_tokens=50, longest=11)
-    assert sequence.append(50, EOS).end is None
-    assert sequence.append(50, EOS).end is End.LENGTH
+    assert sequence.append(50).end is None
+    assert sequence.append(50).end is End.LENGTH
 
 
 def test_an_end_token_ends_it_unless_it_is_to_be_ignored():
-    assert begin().append(7, EOS).end is End.STOP
-    assert begin(ignore_eos=True).append(7, EOS).end is None
+    assert begin().append(7).end is End.STOP
+    assert begin(ignore_eos=True).append(7).end is None
 
 
 def test_output_so_far_counts_as_output_and_is_prefilled_again():
     sequence = begin(prompt=4, emitted=(50, 51), max_tokens=3)
     assert not sequence.decoding and sequence.pending == 6
     assert sequence.sample_spec().position == 2
-    assert sequence.append(52, EOS).end is End.LENGTH
+    assert sequence.append(52).end is End.LENGTH
 
 
 @given(
