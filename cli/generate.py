@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from ..client import Client, Completion, Delta, Event
-from ..client.events import completion
+from ..client.events import completions
 from .calls import told
 
 TIMEOUT_S = 600.0
@@ -23,6 +23,19 @@ TIMEOUT_S = 600.0
 @click.option("--max-tokens", type=int, help="Most tokens of output. Default: as many as the context allows.")
 @click.option("--temperature", type=float, help="0 is greedy. Default 1.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Draw the same tokens again.")
+@click.option("--top-p", type=float, help="Fewest likeliest tokens that have this share of the probability.")
+@click.option("--top-k", type=click.IntRange(0, 2**32 - 1), help="So many likeliest tokens; 0 is all.")
+@click.option("--min-p", type=float, help="Tokens at least so many times as likely as the likeliest.")
+@click.option("--presence-penalty", type=float, help="Taken from the logits of tokens that the output has.")
+@click.option("--frequency-penalty", type=float, help="The same, for each time that the output has them.")
+@click.option(
+    "--repetition-penalty", type=float, help="Above 1, tokens of prompt and output are less likely."
+)
+@click.option("--logit-bias", metavar="ID=BIAS", multiple=True, help="Added to a token's logit; repeatable.")
+@click.option("--min-tokens", type=click.IntRange(0, 2**32 - 1), help="Fewest tokens of output.")
+@click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; repeatable.")
+@click.option("--stop-token-ids", metavar="ID,ID,...", help="End after any of these tokens.")
+@click.option("--n", type=click.IntRange(0, 2**32 - 1), help="Completions of the prompt. Default 1.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end token.")
 @click.option("--token-ids", metavar="ID,ID,...", help="A prompt of token ids, in the place of a text.")
 @click.option(
@@ -45,13 +58,20 @@ def command(
     **asked: Any,
 ) -> None:
     """Stream a completion of PROMPT (or of what comes on standard input) to the terminal."""
+    asked["logit_bias"] = _biases(asked["logit_bias"])
+    asked["stop_token_ids"] = _ids(asked["stop_token_ids"] or "", "--stop-token-ids")
+    several = (asked["n"] or 1) > 1
     with told(), Client(address) as client:
         given = _chat(prompt, token_ids) if chat else {"prompt": _prompt(prompt, token_ids)}
         events = client.generate(**given, timeout_s=timeout_s, **asked)
-        whole = completion(events if as_json else _streamed(events))
+        wholes = completions(events if as_json or several else _streamed(events))
     if as_json:
-        click.echo(json.dumps(report(whole)))
-    else:
+        told_of = [report(whole) for whole in wholes]
+        click.echo(json.dumps({"choices": told_of} if several else told_of[0]))
+        return
+    for whole in wholes:
+        if several:
+            click.echo(f"--- choice {whole.choice}\n{whole.text}", nl=False)
         _tell(whole)
 
 
@@ -59,12 +79,7 @@ def _prompt(prompt: str | None, token_ids: str | None) -> str | list[int]:
     if prompt is not None and token_ids is not None:
         raise click.UsageError("Give PROMPT or --token-ids, not both.")
     if token_ids is not None:
-        try:
-            return [int(id) for id in token_ids.split(",")]
-        except ValueError:
-            raise click.UsageError(
-                f"--token-ids takes numbers with commas between, not {token_ids!r}."
-            ) from None
+        return _ids(token_ids, "--token-ids")
     if prompt is None and sys.stdin.isatty():
         raise click.UsageError("Give a PROMPT, or --token-ids.")
     return _standard_input() if prompt is None else prompt
@@ -74,6 +89,24 @@ def _chat(prompt: str | None, token_ids: str | None) -> dict[str, Any]:
     if token_ids is not None:
         raise click.UsageError("--chat lays out a text; --token-ids are laid out already.")
     return {"messages": [{"role": "user", "content": _prompt(prompt, None)}]}
+
+
+def _ids(text: str, option: str) -> list[int]:
+    try:
+        return [int(id) for id in text.split(",")] if text else []
+    except ValueError:
+        raise click.UsageError(f"{option} takes numbers with commas between, not {text!r}.") from None
+
+
+def _biases(pairs: Sequence[str]) -> dict[int, float]:
+    biases = {}
+    for pair in pairs:
+        token, _, bias = pair.partition("=")
+        try:
+            biases[int(token)] = float(bias)
+        except ValueError:
+            raise click.UsageError(f"--logit-bias takes ID=BIAS, not {pair!r}.") from None
+    return biases
 
 
 def _standard_input() -> str:

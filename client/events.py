@@ -49,7 +49,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Once a choice, last. `reason` is `stop` (an end token), `length` or `cancelled`."""
+    """Once a choice, last. `reason` is `stop` (an end token or a stop string), `length` or `cancelled`."""
 
     choice: int
     reason: str
@@ -70,7 +70,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer."""
+    """A whole answer: one choice of a request."""
 
     request_id: str
     model: str
@@ -80,6 +80,7 @@ class Completion:
     reason: str
     usage: Usage
     segments: tuple[Segment, ...]
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +111,31 @@ def from_response(response: pb.GenerateResponse) -> Event:
 
 def completion(events: Iterable[Event]) -> Completion:
     """The whole answer from all events of a request of one choice."""
-    started, finished = None, None
-    deltas: list[Delta] = []
+    whole = completions(events)
+    if len(whole) != 1:
+        raise ValueError(f"the request has {len(whole)} choices, not one")
+    return whole[0]
+
+
+def completions(events: Iterable[Event]) -> tuple[Completion, ...]:
+    """Each choice's whole answer, in order of choices, from all events of a request."""
+    started: Started | None = None
+    deltas: dict[int, list[Delta]] = {}
+    finished: dict[int, Finished] = {}
     for event in events:
         match event:
             case Started():
                 started = event
             case Delta():
-                deltas.append(event)
+                deltas.setdefault(event.choice, []).append(event)
             case Finished():
-                finished = event
-    if started is None or finished is None:
+                finished[event.choice] = event
+    if started is None or not finished or not finished.keys() >= deltas.keys():
         raise ValueError("the stream ended before the answer did")
+    return tuple(_whole(started, deltas.get(choice, []), finished[choice]) for choice in sorted(finished))
+
+
+def _whole(started: Started, deltas: list[Delta], finished: Finished) -> Completion:
     return Completion(
         request_id=started.request_id,
         model=started.model,
@@ -131,6 +145,7 @@ def completion(events: Iterable[Event]) -> Completion:
         reason=finished.reason,
         usage=finished.usage,
         segments=segments(deltas),
+        choice=finished.choice,
     )
 
 

@@ -10,7 +10,7 @@ import grpc
 
 from ..proto import inference_pb2 as pb
 from .errors import PenstockError
-from .events import Delta, Event, Started
+from .events import Delta, Event, Finished, Started
 
 MOST_RETRIES = 10
 """Attempts in a row that bring nothing."""
@@ -19,23 +19,38 @@ LAST_RETRY_S = 2.0
 
 
 class Sampling(TypedDict, total=False):
-    """Sampling fields; what is left out takes the model's or the protocol's default."""
+    """Sampling fields; what is left out takes the model's or the protocol's default (see `inference.proto`)."""
 
     temperature: float
+    """0 is greedy. Default 1."""
     top_p: float
+    """The fewest most likely tokens that have this share of the probability."""
     top_k: int
+    """So many most likely tokens; 0 is all."""
     min_p: float
+    """Tokens at least so many times as likely as the likeliest."""
     presence_penalty: float
+    """Taken from the logit of each token that the output has."""
     frequency_penalty: float
+    """Taken from a token's logit for each time that the output has it."""
     repetition_penalty: float
+    """Makes tokens of prompt and output less likely, above 1."""
     logit_bias: Mapping[int, float]
+    """Added to the logits of these tokens."""
     min_tokens: int
+    """Nothing but `max_tokens` ends the output before it has so many."""
     max_tokens: int
+    """Default: as many as the context allows."""
     stop: Sequence[str]
+    """The text ends before the first of these."""
     stop_token_ids: Sequence[int]
+    """Tokens that end the output, beside the model's own."""
     ignore_eos: bool
+    """Go on after the model's end tokens."""
     seed: int
+    """Draws the same tokens again."""
     n: int
+    """Completions of the one prompt."""
     logprobs: int
     prompt_logprobs: int
     echo: bool
@@ -76,6 +91,8 @@ def build(
 
 
 def _set_sampling(request: pb.GenerateRequest, name: str, value: Any) -> None:
+    if name == "stop" and isinstance(value, str):
+        value = [value]  # else its letters
     request.sampling.MergeFrom(pb.SamplingParams(**{name: value}))
 
 
@@ -94,6 +111,7 @@ class Attempts:
         self._started: Started | None = None
         self._attempt = 0
         self._received: dict[int, list[int]] = {}
+        self._finished: set[int] = set()
         self._failures = 0
 
     def request(self) -> pb.GenerateRequest:
@@ -110,13 +128,17 @@ class Attempts:
         return asked
 
     def take(self, event: Event) -> Event | None:
-        """What the caller hears of it: everything, but `started` once."""
+        """What the caller hears of it: everything, but `started` once, and `finished` once a choice."""
         self._failures = 0
         match event:
             case Started() if self._started is not None:
                 return None
             case Started():
                 self._started, self._attempt = event, event.attempt
+            case Finished() if event.choice in self._finished:
+                return None
+            case Finished():
+                self._finished.add(event.choice)
             case Delta():
                 self._received.setdefault(event.choice, [])[event.first_index :] = event.token_ids
         return event

@@ -14,7 +14,7 @@ from ..proto.inference_pb2_grpc import InferenceServiceStub
 from .address import resolve
 from .cluster import Cluster, Move, from_cluster, from_moves, migrate_request
 from .errors import from_rpc
-from .events import Completion, Event, Model, completion, from_response
+from .events import Completion, Event, Model, completion, completions, from_response
 from .request import Attempts, Message, Sampling, build
 
 CHANNEL = (
@@ -50,10 +50,10 @@ class Client:
         timeout_s: float = GENERATE_S,
         **sampling: Unpack[Sampling],
     ) -> Generator[Event, None, None]:
-        """Stream one completion of a text or of token ids, or the answer to a chat's messages.
+        """Stream one completion of a text or of token ids, or the answer to a chat's messages; or `n`, interleaved.
 
-        Closing the iterator cancels the request.
-        Where the router is lost in mid-stream the request is resumed by itself, and no token comes twice.
+        Closing the iterator cancels the request. Where the router is lost in mid-stream the request is resumed by
+        itself, and no token comes twice.
         """
         attempts = Attempts(build(prompt, messages, request_id, model, sampling))
         return self._events(attempts, time.monotonic() + timeout_s)
@@ -68,11 +68,27 @@ class Client:
         timeout_s: float = GENERATE_S,
         **sampling: Unpack[Sampling],
     ) -> Completion:
-        """The whole completion at once."""
+        """The one completion, whole."""
         events = self.generate(
             prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **sampling
         )
         return completion(events)
+
+    def complete_all(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        request_id: str | None = None,
+        model: str | None = None,
+        timeout_s: float = GENERATE_S,
+        **sampling: Unpack[Sampling],
+    ) -> tuple[Completion, ...]:
+        """All `n` completions, whole, in order of choices."""
+        events = self.generate(
+            prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **sampling
+        )
+        return completions(events)
 
     def models(self, timeout_s: float = ASK_S) -> tuple[Model, ...]:
         """The models that are served."""

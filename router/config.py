@@ -17,7 +17,7 @@ class RouterConfig:
     """The port to listen on; 0 takes a free one."""
 
     max_sessions: int = 1024
-    """Most sessions at once; a request above it is refused with RESOURCE_EXHAUSTED."""
+    """Most sessions (choices of requests) at once; a request above it is refused with RESOURCE_EXHAUSTED."""
 
     session_queue: int = 1024
     """Most messages that wait for a slow client of one session; above it the request ends with RESOURCE_EXHAUSTED."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -19,6 +21,7 @@ from .attach import attach
 from .config import ModelInfo, RouterConfig
 from .fleet import Delta
 from .links import CHANNEL
+from .output import Output
 from .refusal import DETAILS_KEY, Refused
 from .router import Router
 from .session import LiveSession
@@ -38,7 +41,7 @@ SERVICES = ("penstock.inference.v1.InferenceService", "penstock.control.v1.Contr
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """Streams of tokens. A call that ends for whatever reason, the client's leave included, frees its session."""
+    """Streams of tokens. A call that ends for whatever reason, the client's leave included, frees its sessions."""
 
     def __init__(self, router: Router, tokenizer: Tokenizer | None):
         self._router = router
@@ -46,41 +49,39 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:
         try:
-            call = await read_request(request, self._router.model, self._tokenizer)
-            end = call.ended(self._router.model.end_tokens)
-            if end is None:
-                await self._stream(call, context)
-            else:  # resumed with all its tokens: nothing is left to do
-                await self._write(context, self._started(call))
-                await self._write(context, _finished(call, end, len(call.received)))
+            calls = await read_request(request, self._router.model, self._tokenizer)
+            ends = self._router.model.end_tokens
+            outputs = [Output(call, ends, self._tokenizer) for call in calls]
+            await self._answer(outputs, Writer(context, self._router.config.client_wait_s))
         except Refused as refused:
             logger.info("refused: %s: %s", refused.code.name, refused.message)
             await refused.abort(context)
 
-    async def _stream(self, call: Call, context: Any) -> None:
-        session = self._router.open(call)
+    async def _answer(self, outputs: Sequence[Output], writer: Writer) -> None:
+        """All choices, interleaved; one that was resumed with all its tokens has nothing left to do."""
+        running = [output for output in outputs if output.end is None]
+        sessions = self._router.open([output.call for output in running]) if running else []
         try:
-            await self._write(context, self._started(call))
-            text = self._tokenizer.stream(call.received) if self._tokenizer else None
-            async for delta in session.deltas():
-                piece = "" if text is None else text.add(delta.token_ids)
-                if text is not None and delta.last:
-                    piece += text.flush()
-                await self._write(context, _delta(call, delta, piece))
-            assert session.end is not None
-            await self._write(context, _finished(call, session.end, len(session.emitted), session))
+            await writer.write(self._started(outputs[0].call))
+            for output in outputs:
+                if output.end is not None:
+                    await writer.write(_finished(output, None))
+            pairs = zip(running, sessions, strict=True)
+            await _together([self._follow(output, session, writer) for output, session in pairs])
         finally:
-            self._router.close(session)
+            for session in sessions:
+                self._router.close(session)
 
-    async def _write(self, context: Any, response: inference_pb2.GenerateResponse) -> None:
-        """A client that reads nothing is not waited for without end: its session keeps a place until this returns."""
-        limit_s = self._router.config.client_wait_s
-        try:
-            async with asyncio.timeout(limit_s):
-                await context.write(response)
-        except TimeoutError:
-            message = f"The client read nothing for {limit_s:g} s."
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message) from None
+    async def _follow(self, output: Output, session: LiveSession, writer: Writer) -> None:
+        """One choice to its end. A stop string closes the session, which tells the owner."""
+        async with aclosing(session.deltas()) as deltas:
+            async for delta in deltas:
+                ids, text = output.take(delta)
+                await writer.write(_delta(output.call, delta, ids, text))
+                if output.end is not None:
+                    break
+        self._router.close(session)
+        await writer.write(_finished(output, session))
 
     async def ListModels(
         self, request: inference_pb2.ListModelsRequest, context: Any
@@ -102,27 +103,64 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return inference_pb2.GenerateResponse(started=started)
 
 
-def _delta(call: Call, delta: Delta, text: str) -> inference_pb2.GenerateResponse:
+class Writer:
+    """A call's stream for several that write to it: one message at a time.
+
+    A client that reads nothing is not waited for without end: its sessions keep their places until `write` returns.
+    """
+
+    def __init__(self, context: Any, limit_s: float):
+        self._context = context
+        self._limit_s = limit_s
+        self._turn = asyncio.Lock()
+
+    async def write(self, response: inference_pb2.GenerateResponse) -> None:
+        """`Refused` where the client takes nothing for the limit."""
+        async with self._turn:
+            try:
+                async with asyncio.timeout(self._limit_s):
+                    await self._context.write(response)
+            except TimeoutError:
+                message = f"The client read nothing for {self._limit_s:g} s."
+                raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message) from None
+
+
+async def _together(works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run them all; the first error ends the others and is raised."""
+    if len(works) == 1:
+        await works[0]
+        return
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _delta(call: Call, delta: Delta, ids: tuple[int, ...], text: str) -> inference_pb2.GenerateResponse:
     made = inference_pb2.Delta(
         choice=call.params.choice,
         first_index=delta.first_index,
-        token_ids=delta.token_ids,
+        token_ids=ids,
         text=text,
         instance=delta.instance,
     )
     return inference_pb2.GenerateResponse(delta=made)
 
 
-def _finished(
-    call: Call, end: End, completion_tokens: int, session: LiveSession | None = None
-) -> inference_pb2.GenerateResponse:
+def _finished(output: Output, session: LiveSession | None) -> inference_pb2.GenerateResponse:
+    assert output.end is not None
     usage = inference_pb2.Usage(
-        prompt_tokens=len(call.prompt),
-        completion_tokens=completion_tokens,
+        prompt_tokens=len(output.call.prompt),
+        completion_tokens=output.tokens,
         handovers=session.handovers if session else 0,
         recoveries=session.recoveries if session else 0,
     )
-    finished = inference_pb2.Finished(choice=call.params.choice, reason=REASONS[end], usage=usage)
+    finished = inference_pb2.Finished(
+        choice=output.call.params.choice, reason=REASONS[output.end], usage=usage
+    )
     return inference_pb2.GenerateResponse(finished=finished)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 
 import grpc
@@ -99,7 +99,7 @@ class LiveSession:
         """Send the session to an instance."""
         self._dispatch("")
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Each token once, in order. Raises `Refused` where the session ends in an error."""
         while True:
             while self._pending:
@@ -208,12 +208,12 @@ class LiveSession:
         self.emitted.extend(ids)
         self._destination_since = None
         self._landed(deliver.maker)
-        last = deliver.records[-1].end is not None
-        if len(self._pending) >= self._cfg.session_queue and not last:
+        end = deliver.records[-1].end
+        if len(self._pending) >= self._cfg.session_queue and end is None:
             message = f"The client left {len(self._pending)} messages unread."
             self.cancel(Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message))
             return
-        self._pending.append(Delta(deliver.first_index, ids, deliver.maker.instance, last))
+        self._pending.append(Delta(deliver.first_index, ids, deliver.maker.instance, end))
         self._news.set()
 
     def _close(self, end: End | None) -> None:

@@ -148,7 +148,8 @@ def asked(messages, folder: Path | None):
     tokenizer = None if folder is None else Tokenizer(folder / "tokenizer.json")
     chat = pb.Chat(messages=[pb.Message(**message) for message in messages])
     model = replace(MODEL, vocabulary=200)
-    return asyncio.run(read_request(pb.GenerateRequest(chat=chat), model, tokenizer))
+    (call,) = asyncio.run(read_request(pb.GenerateRequest(chat=chat), model, tokenizer))
+    return call
 
 
 def test_the_prompt_of_a_chat_has_the_ids_of_transformers(tmp_path):

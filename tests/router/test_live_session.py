@@ -118,7 +118,7 @@ def test_tokens_are_read_once_and_in_order_however_often_they_are_told():
     deltas = read(live)
     assert [id for delta in deltas for id in delta.token_ids] == [5, 6, 7, 8]
     assert [delta.first_index for delta in deltas] == [0, 1, 2]
-    assert live.end is End.STOP and deltas[-1].last
+    assert live.end is End.STOP and deltas[-1].end is End.STOP
     assert [seen.next_index for _, seen in desk.of(Seen)] == [1, 2, 2, 2, 4]
 
 
