@@ -9,6 +9,8 @@ import torch
 
 from ..engine.draw import draw_key
 from ..engine.sampler import score
+from ..handover.values import SamplingParams
+from .plain import Asked, left, transformed
 
 TIE = 1e-4
 """Two scores (logits, or logits with the noise of a draw) so close to each other may swap by rounding."""
@@ -27,22 +29,33 @@ class Comparison:
 def compare(
     tokens: Sequence[int], logits: torch.Tensor, temperature: float, seed: int, first: int = 0
 ) -> Comparison:
-    """`tokens` beside `logits` [len(tokens), vocabulary], each row computed after the tokens before it.
+    """`compare_shaped`, where nothing shapes the logits; `first` is the index of the first token within the output."""
+    asked = Asked(SamplingParams(temperature=temperature, seed=seed, ignore_eos=True))
+    return compare_shaped([0] * first + [*tokens], logits, asked, first)
 
-    `first` is the index of the first token within the output: draws are keyed by it. After a tie the comparison goes
-    on from the token given, since the next row was computed after that one.
+
+def compare_shaped(output: Sequence[int], logits: torch.Tensor, asked: Asked, first: int = 0) -> Comparison:
+    """`output[first:]` beside `logits` [len(output) - first, vocabulary], each row computed after the tokens before it.
+
+    Draws are keyed by the place within the output. After a tie the comparison goes on from the token given, since the
+    next row was computed after that one. A tie is also what the filters leave or not by rounding. A token that should
+    have been the last makes those after it wrong.
     """
+    tokens, params = output[first:], asked.params
     assert logits.shape[0] == len(tokens)
-    keys = [draw_key(seed, 0, first + i) for i in range(len(tokens))]
-    distance = _below_top(torch.tensor(tokens), score(logits, [temperature] * len(tokens), keys))
-    wrong = (distance > TIE).nonzero().flatten().tolist()
-    right = wrong[0] if wrong else len(tokens)
-    ties = int((distance[:right] > 0).sum())
-    return Comparison(len(tokens), ties, len(tokens) - right)
+    keys = [draw_key(params.seed, params.choice, first + i) for i in range(len(tokens))]
+    given = torch.tensor(tokens)[:, None]
+    logits = transformed(logits, asked, output, first)
+    scores = score(logits, [params.temperature] * len(tokens), keys)
+    least = torch.where(left(logits, params, -TIE), scores, -torch.inf).amax(-1, keepdim=True) - TIE
+    right = left(logits, params, TIE).gather(1, given) & (scores.gather(1, given) >= least)
+    own = torch.where(left(logits, params), scores, -torch.inf).argmax(-1, keepdim=True) == given
+    until = _first(~right.squeeze(1))
+    until = min(until, next((i + 1 for i, token in enumerate(tokens) if token in asked.stops), until))
+    return Comparison(len(tokens), int((~own[:until]).sum()), len(tokens) - until)
 
 
-def _below_top(given: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """How far each token's score lies below the largest; 0 for the reference's own choice alone."""
-    top, choice = scores.max(dim=-1)
-    below = top - scores.gather(1, given[:, None]).squeeze(1)
-    return torch.where(given == choice, 0.0, below.clamp(min=torch.finfo(torch.float64).tiny))
+def _first(wrong: torch.Tensor) -> int:
+    """The first that holds, or their number."""
+    places = wrong.nonzero().flatten().tolist()
+    return places[0] if places else len(wrong)

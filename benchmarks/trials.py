@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..handover.values import SamplingParams
 
 LONGEST_PROMPT = 1500
 OUTPUT_TOKENS = (32, 512)
@@ -13,6 +16,22 @@ MOVED_WITHIN = 0.8
 CANCELLED_SHARE = 0.125
 TEMPERATURE = 0.8
 """Of the requests that sample."""
+SHAPED_SHARE = 0.5
+"""Of the requests: they have other sampling parameters too."""
+SEVERAL_SHARE = 0.15
+"""Of the requests: they ask for more than one choice."""
+MOST_CHOICES = 3
+FILTERS = {
+    "top_p": (0.95, 0.8, 0.5),
+    "top_k": (1, 5, 40, 200),
+    "min_p": (0.02, 0.1),
+}
+"""Parameters and the values that they are drawn from, decimals that a 32-bit float gives back."""
+PENALTIES = {
+    "presence_penalty": (-0.5, 0.5, 1.5),
+    "frequency_penalty": (-0.1, 0.25, 1.0),
+    "repetition_penalty": (0.9, 1.1, 1.3),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +46,25 @@ class Trial:
     moves: tuple[int, ...]
     """Ascending indices of output tokens: when the client receives one, a move is asked for."""
     cancel_after: int | None
-    """The client leaves once it has so many tokens; None where it stays."""
+    """The client leaves once its first choice has so many tokens; None where it stays."""
+    shape: SamplingParams = SamplingParams()
+    """What else shapes the tokens; `params` has all of it."""
+    choices: int = 1
+
+    def params(self, choice: int = 0) -> SamplingParams:
+        """How the tokens of one choice are drawn."""
+        return replace(
+            self.shape,
+            temperature=self.temperature,
+            seed=self.seed,
+            choice=choice,
+            max_tokens=self.max_tokens,
+            ignore_eos=True,
+        )
+
+    def moves_of(self, choice: int) -> tuple[int, ...]:
+        """The choices share the moves."""
+        return self.moves[choice :: self.choices]
 
 
 def draw_trials(
@@ -58,12 +95,28 @@ def _draw(
     length = draw.randint(1, min(LONGEST_PROMPT, context_tokens - max_tokens))
     cancel_after = draw.randrange(1, max_tokens) if draw.random() < CANCELLED_SHARE else None
     early = max(1, int(MOVED_WITHIN * (cancel_after or max_tokens)))
+    temperature = TEMPERATURE if draw.random() < sampled_share else 0.0
     return Trial(
         request_id=request_id,
         prompt=tuple(draw.randrange(vocabulary) for _ in range(length)),
         max_tokens=max_tokens,
-        temperature=TEMPERATURE if draw.random() < sampled_share else 0.0,
+        temperature=temperature,
         seed=draw.getrandbits(64),
         moves=tuple(sorted(draw.randrange(early) for _ in range(draw.randint(0, moves)))),
         cancel_after=cancel_after,
+        shape=_shape(draw, vocabulary, max_tokens) if draw.random() < SHAPED_SHARE else SamplingParams(),
+        choices=draw.randint(2, MOST_CHOICES) if draw.random() < SEVERAL_SHARE else 1,
     )
+
+
+def _shape(draw: random.Random, vocabulary: int, max_tokens: int) -> SamplingParams:
+    """Some parameters, each alone or beside others."""
+    known = FILTERS | PENALTIES
+    fields: dict[str, Any] = {name: draw.choice(known[name]) for name in draw.sample(sorted(known), 2)}
+    if draw.random() < 0.3:
+        tokens = sorted(draw.sample(range(vocabulary), 4))
+        fields["logit_bias"] = tuple((token, draw.choice((-100.0, -1.5, 2.25))) for token in tokens)
+    if draw.random() < 0.3:
+        fields["stop_token_ids"] = tuple(sorted(draw.sample(range(vocabulary), min(64, vocabulary // 8))))
+        fields["min_tokens"] = draw.randint(0, max_tokens // 2)
+    return SamplingParams(**fields)

@@ -23,9 +23,10 @@ from ..cluster.controller import INSTANCE
 from ..cluster.launcher import ROUTER, Cluster
 from ..engine.config import EMBEDDED
 from .checkpoints import VARIANTS, make_checkpoint
-from .compare import compare
+from .compare import compare_shaped
 from .exercise import Stream, exercise
 from .figures import Report, progress
+from .plain import Asked
 from .reference import Reference
 from .trials import MOVED_WITHIN, draw_trials
 
@@ -239,13 +240,13 @@ def _kept(instance: Instance) -> int:
 def _arrivals(streams: Sequence[Stream]) -> Counter[str]:
     """What the streams show by themselves."""
     return Counter(
-        requests=len(streams),
+        requests=sum(stream.choice == 0 for stream in streams),
         tokens=sum(len(stream.tokens) for stream in streams),
         duplicated=sum(stream.duplicated for stream in streams),
         missing=sum(stream.missing for stream in streams),
         moves_done=sum(stream.moves_done for stream in streams),
         moves_aborted=sum(stream.moves_aborted for stream in streams),
-        cancelled=sum(stream.cancelled for stream in streams),
+        cancelled=sum(stream.cancelled for stream in streams if stream.choice == 0),
         recoveries=sum(stream.recoveries for stream in streams),
     )
 
@@ -260,11 +261,12 @@ def _beside_reference(
             trial, tokens = stream.trial, stream.tokens
             if tokens:
                 logits = reference.logits(trial.prompt, tokens)
-                found = compare(tokens, logits, trial.temperature, trial.seed)
+                found = compare_shaped(tokens, logits, asked_of(stream))
                 counts.update(ties=found.ties, mismatched=found.mismatched)
                 if found.mismatched:
                     right = found.tokens - found.mismatched
-                    say(f"{trial.request_id}: wrong from token {right} of {found.tokens} on")
+                    which = f"{trial.request_id}, choice {stream.choice}"
+                    say(f"{which}: wrong from token {right} of {found.tokens} on; {trial.shape}")
             if len(tokens) > 1:
                 yield _notices_damage(reference, stream)
             advance(1)
@@ -275,5 +277,8 @@ def _notices_damage(reference: Reference, stream: Stream) -> bool:
     draw = random.Random(trial.seed)
     at = draw.randrange(1, max(2, int(MOVED_WITHIN * len(tokens))))
     logits = reference.damaged_logits(trial.prompt, tokens, at, draw.getrandbits(32))
-    found = compare(tokens[at:], logits, trial.temperature, trial.seed, first=at)
-    return found.mismatched > 0
+    return compare_shaped(tokens, logits, asked_of(stream), at).mismatched > 0
+
+
+def asked_of(stream: Stream) -> Asked:
+    return Asked(stream.trial.params(stream.choice), stream.trial.prompt)
