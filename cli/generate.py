@@ -36,6 +36,11 @@ TIMEOUT_S = 600.0
 @click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; repeatable.")
 @click.option("--stop-token-ids", metavar="ID,ID,...", help="End after any of these tokens.")
 @click.option("--n", type=click.IntRange(0, 2**32 - 1), help="Completions of the prompt. Default 1.")
+@click.option(
+    "--logprobs", type=click.IntRange(0, 2**32 - 1), help="Log-probabilities, with so many alternatives."
+)
+@click.option("--prompt-logprobs", type=click.IntRange(0, 2**32 - 1), help="The same of the prompt.")
+@click.option("--echo", is_flag=True, help="Print the prompt before the output.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end token.")
 @click.option("--token-ids", metavar="ID,ID,...", help="A prompt of token ids, in the place of a text.")
 @click.option(
@@ -120,7 +125,7 @@ def _streamed(events: Iterator[Event]) -> Iterator[Event]:
     """Pass the events on, their text to the terminal."""
     for event in events:
         if isinstance(event, Delta):
-            click.echo(event.text, nl=False)
+            click.echo((event.prompt.text if event.prompt else "") + event.text, nl=False)
         yield event
 
 

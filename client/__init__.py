@@ -8,7 +8,7 @@ with Client() as client:
 from .asynchronous import AsyncClient
 from .cluster import Blocks, Cluster, Instance, Move, Role, Router, Session
 from .errors import InvalidRequest, PenstockError
-from .events import Completion, Delta, Event, Finished, Model, Segment, Started, Usage
+from .events import Completion, Delta, Event, Finished, Logprobs, Model, Prompt, Segment, Started, Usage
 from .request import Message, Sampling
 from .sync import Client
 
@@ -23,10 +23,12 @@ __all__ = [
     "Finished",
     "Instance",
     "InvalidRequest",
+    "Logprobs",
     "Message",
     "Model",
     "Move",
     "PenstockError",
+    "Prompt",
     "Role",
     "Router",
     "Sampling",

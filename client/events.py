@@ -26,6 +26,27 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural logarithms of the model's own probabilities at one place."""
+
+    logprob: float
+    """Of the token that is there."""
+    top: tuple[tuple[int, float], ...]
+    """Pairs (token, its log-probability) of the likeliest, in falling order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is told of the prompt."""
+
+    token_ids: tuple[int, ...]
+    """With `echo`."""
+    text: str
+    logprobs: tuple[Logprobs, ...]
+    """Of the second token on, with `prompt_logprobs`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """Further tokens of one choice, from index `first_index` of its output on, and the text that they complete."""
 
@@ -35,6 +56,10 @@ class Delta:
     text: str
     instance: str
     """The instance that made them."""
+    logprobs: tuple[Logprobs, ...] = ()
+    """One for each token, where `logprobs` was asked for."""
+    prompt: Prompt | None = None
+    """On the first delta of choice 0, where `echo` or `prompt_logprobs` was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +106,8 @@ class Completion:
     usage: Usage
     segments: tuple[Segment, ...]
     choice: int = 0
+    logprobs: tuple[Logprobs, ...] = ()
+    prompt: Prompt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +127,29 @@ def from_response(response: pb.GenerateResponse) -> Event:
             return Started(said.request_id, said.model, said.seed, said.attempt, said.prompt_tokens)
         case "delta":
             said = response.delta
-            return Delta(said.choice, said.first_index, tuple(said.token_ids), said.text, said.instance)
+            return Delta(
+                said.choice,
+                said.first_index,
+                tuple(said.token_ids),
+                said.text,
+                said.instance,
+                tuple(map(_logprobs, said.logprobs)),
+                _prompt(said.prompt) if said.HasField("prompt") else None,
+            )
         case "finished":
             said = response.finished
             used = said.usage
             usage = Usage(used.prompt_tokens, used.completion_tokens, used.handovers, used.recoveries)
             return Finished(said.choice, REASONS.get(said.reason, "unknown"), usage)
     raise ValueError("the router sent an event that this client does not know")
+
+
+def _logprobs(said: pb.Logprobs) -> Logprobs:
+    return Logprobs(said.logprob, tuple((one.token_id, one.logprob) for one in said.top))
+
+
+def _prompt(said: pb.Prompt) -> Prompt:
+    return Prompt(tuple(said.token_ids), said.text, tuple(map(_logprobs, said.logprobs)))
 
 
 def completion(events: Iterable[Event]) -> Completion:
@@ -146,6 +189,8 @@ def _whole(started: Started, deltas: list[Delta], finished: Finished) -> Complet
         usage=finished.usage,
         segments=segments(deltas),
         choice=finished.choice,
+        logprobs=tuple(one for delta in deltas for one in delta.logprobs),
+        prompt=next((delta.prompt for delta in deltas if delta.prompt is not None), None),
     )
 
 

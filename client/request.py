@@ -52,8 +52,11 @@ class Sampling(TypedDict, total=False):
     n: int
     """Completions of the one prompt."""
     logprobs: int
+    """Each token's log-probability, and so many of the likeliest tokens beside it."""
     prompt_logprobs: int
+    """The same for the prompt."""
     echo: bool
+    """Give back the prompt."""
 
 
 class Message(TypedDict):

@@ -256,9 +256,10 @@ class Engine:
         took = time.perf_counter() - began
         self._step_s += (took - self._step_s) / min(self._steps + 1, 16)
         self._steps += 1
-        for (sequence, tokens), token in zip(batch, drawn, strict=True):
+        for (sequence, tokens), item, token in zip(batch, items, drawn, strict=True):
+            sequence.log(item.start, item.log)
             sequence.computed += tokens
-            records = () if token is None else (sequence.append(token),)
+            records = () if token is None else (sequence.append(token, item.log and item.log.of_drawn),)
             self._feed(sequence.session, self._stepped(sequence, records))
 
     def _stepped(self, sequence: Running, records: tuple) -> Stepped:

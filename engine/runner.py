@@ -5,18 +5,23 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..handover.values import Logprobs
 from ..kernels.device import upload
 from .cache import BlockStore
 from .checkpoint import ModelSpec, read_checkpoint
 from .config import EngineConfig
 from .layout import CacheLayout
+from .logprobs import logprobs_of
 from .memory import SharedMemory
 from .parallel import Ranks
 from .rank import Place, RankModel
 from .sampler import sample
-from .step import SampleSpec, StepItem
+from .step import Logbook, SampleSpec, StepItem
 
 __all__ = ["Runner", "SampleSpec", "StepItem", "choose_device", "choose_dtype", "choose_layout"]
+
+LOGITS_ROWS = 64
+"""Logits of so many tokens of a prompt are computed at once, at most."""
 
 
 def choose_device(config: EngineConfig) -> torch.device:
@@ -91,7 +96,7 @@ class Runner:
     def step(self, items: Sequence[StepItem]) -> list[int | None]:
         """One forward pass over `items`; their keys and values are in the cache when it returns.
 
-        Returns for each item the sampled token, None where it asked for none.
+        Returns for each item the sampled token, None where it asked for none, and fills in the items' `log`.
         """
         if not items:
             return []
@@ -100,11 +105,37 @@ class Runner:
         hidden = self._forward(ordered)
         tokens: list[int | None] = [None] * len(items)
         ends = np.cumsum([len(item.tokens) for item in ordered]) - 1
+        for item, end in zip(ordered, ends, strict=True):
+            if item.log is not None and item.log.known:
+                self._tell_known(item.log, hidden[end + 1 - len(item.tokens) :])
         wanted = [(index, int(end)) for index, end in zip(order, ends, strict=True) if items[index].sample]
         if wanted:
             rows = upload(np.array([end for _, end in wanted]), self.device)
-            logits = self._model.logits(hidden.index_select(0, rows))
-            specs = [spec for index, _ in wanted if (spec := items[index].sample)]
-            for (index, _), token in zip(wanted, sample(logits, specs), strict=True):
+            drawn = self._draw([items[index] for index, _ in wanted], hidden.index_select(0, rows))
+            for (index, _), token in zip(wanted, drawn, strict=True):
                 tokens[index] = token
         return tokens
+
+    def _draw(self, items: Sequence[StepItem], hidden: torch.Tensor) -> list[int]:
+        """A token after each row of `hidden`."""
+        logits = self._model.logits(hidden)
+        logs = [(row, log) for row, item in enumerate(items) if (log := item.log) is not None]
+        told = [(row, log, log.drawn_top) for row, log in logs if log.drawn_top is not None]
+        untouched = logits[[row for row, _, _ in told]] if told else logits
+        tokens = sample(logits, [spec for item in items if (spec := item.sample)])
+        if told:
+            logprobs = logprobs_of(
+                untouched, [tokens[row] for row, _, _ in told], [top for _, _, top in told]
+            )
+            for (_, log, _), of_drawn in zip(told, logprobs, strict=True):
+                log.of_drawn = of_drawn
+        return tokens
+
+    def _tell_known(self, log: Logbook, hidden: torch.Tensor) -> None:
+        """Fill in what is wanted of known tokens, which follow the first rows of `hidden`."""
+        of_known: list[Logprobs] = []
+        for first in range(0, len(log.known), LOGITS_ROWS):
+            tokens = log.known[first : first + LOGITS_ROWS]
+            logits = self._model.logits(hidden[first : first + len(tokens)])
+            of_known += logprobs_of(logits, tokens, [log.known_top] * len(tokens))
+        log.of_known = tuple(of_known)

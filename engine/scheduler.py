@@ -110,7 +110,7 @@ class Scheduler:
         fed = sequence.tokens[start : start + tokens]
         sample = sequence.sample_spec() if start + tokens == len(sequence.tokens) else None
         table = self.pool.table(sequence.key)[: blocks_for(start + tokens, self.block_size)]
-        return StepItem(fed, start, table, sample)
+        return StepItem(fed, start, table, sample, sequence.logbook(start, tokens))
 
     def _may_run(self, sequence: Sequence) -> bool:
         phase = self._decode if sequence.decoding else self._prefill

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ..handover.values import Commit, Context, End, Epoch, LeaseKey, SamplingParams, TokenRecord
+from ..handover.values import (
+    Commit,
+    Context,
+    End,
+    Epoch,
+    LeaseKey,
+    Logprobs,
+    SamplingParams,
+    TokenRecord,
+)
 from .phase import Size
-from .step import SampleSpec, Shaping
+from .step import Logbook, SampleSpec, Shaping
 from .tally import Tally
 
 
@@ -26,6 +35,8 @@ class Sequence:
     """Tokens that end it."""
     tally: Tally | None = field(init=False)
     """Kept where penalties look at it."""
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+    """Of the prompt from its second token on, as far as they are computed; they leave with the first token."""
     prefill_until: int = field(init=False)
     """The tokens that were there when it came: to be prefilled as far as they have no KV."""
     computed: int = 0
@@ -108,13 +119,31 @@ class Sequence:
             return None
         return Shaping(params, self.tally, barred)
 
-    def append(self, token: int) -> TokenRecord:
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Every token of the prompt must be computed here, none read from a cached prefix: it is to be told of each."""
+        return self.params.prompt_logprobs is not None and self.made == 0
+
+    def logbook(self, start: int, tokens: int) -> Logbook | None:
+        """What a step that feeds so many tokens from `start` on is to tell of."""
+        params, end = self.params, start + tokens
+        known = self.tokens[start + 1 : min(end + 1, self.prompt)] if self.needs_whole_prompt else ()
+        draws = params.logprobs is not None and end == len(self.tokens)
+        if not (known or draws):
+            return None
+        return Logbook(known, params.prompt_logprobs or 0, params.logprobs if draws else None)
+
+    def log(self, start: int, told: Logbook | None) -> None:
+        """Keep what a step from `start` on told of the prompt."""
+        if told is not None and told.known:
+            self.prompt_logprobs[start:] = told.of_known
+
+    def append(self, token: int, logprobs: Logprobs | None = None) -> TokenRecord:
         """Take a new token, and say whether it is the last."""
         self.tokens.append(token)
         if self.tally is not None:
             self.tally.add(token)
-        if token in self.ends:
-            return TokenRecord(token, End.STOP)
-        if len(self.tokens) >= self.most:
-            return TokenRecord(token, End.LENGTH)
-        return TokenRecord(token)
+        end = End.LENGTH if len(self.tokens) >= self.most else None
+        end = End.STOP if token in self.ends else end
+        prompt, self.prompt_logprobs = tuple(self.prompt_logprobs), []
+        return TokenRecord(token, end, logprobs, prompt)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..handover.values import SamplingParams
+from ..handover.values import Logprobs, SamplingParams
 from .tally import Tally
 
 
@@ -33,6 +33,20 @@ class SampleSpec:
     """None where the logits stay as they are, which then costs nothing."""
 
 
+@dataclass(slots=True)
+class Logbook:
+    """Log-probabilities that are wanted of a step. The step writes them into it, beside the tokens that it returns."""
+
+    known: Sequence[int] = ()
+    """The tokens that follow the first of those fed, one each: parts of a prompt."""
+    known_top: int = 0
+    """How many alternatives to each of these."""
+    drawn_top: int | None = None
+    """How many alternatives to the token that is sampled; None where nothing is to be told of it."""
+    of_known: tuple[Logprobs, ...] = ()
+    of_drawn: Logprobs | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class StepItem:
     """One sequence's share of a step: a chunk of its prompt, or its last token."""
@@ -45,3 +59,5 @@ class StepItem:
     """Block ids that cover every position up to the last one fed."""
     sample: SampleSpec | None = None
     """None where the next token is known or not wanted."""
+    log: Logbook | None = None
+    """None where no log-probabilities are wanted, which then cost nothing."""

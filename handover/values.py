@@ -49,11 +49,28 @@ class MoveMode(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural logarithms of the model's own probabilities at one place, before any parameter changes them."""
+
+    own: float
+    """Of the token that is there."""
+    top: tuple[tuple[int, float], ...] = ()
+    """Pairs (token, its log-probability) of the likeliest, in falling order."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenRecord:
     """One generated token; `end` is set on the last one of a sequence."""
 
     id: int
     end: End | None = None
+    logprobs: Logprobs | None = None
+    """Where they were asked for."""
+    prompt: tuple[Logprobs, ...] = ()
+    """On the first token, where they were asked for: of the prompt from its second token on.
+
+    They ride with a token, so that what brings each token exactly once does so with them.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +103,10 @@ class SamplingParams:
     """No token may end the output before it has so many."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end the output beside the model's own; `ignore_eos` is not about them."""
+    logprobs: int | None = None
+    """How many alternatives are told beside each token's log-probability; None tells neither."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)

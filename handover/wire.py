@@ -42,6 +42,7 @@ from .values import (
     Incarnation,
     Layout,
     LeaseKey,
+    Logprobs,
     Move,
     MoveMode,
     News,
@@ -190,7 +191,20 @@ def _params(params: SamplingParams) -> pb.SamplingParams:
 
 
 def _records(records: Iterable[TokenRecord]) -> list[pb.TokenRecord]:
-    return [pb.TokenRecord(id=record.id, end=_enum(record.end or 0)) for record in records]
+    return [
+        pb.TokenRecord(
+            id=record.id,
+            end=_enum(record.end or 0),
+            logprobs=None if record.logprobs is None else _logprobs(record.logprobs),
+            prompt=map(_logprobs, record.prompt),
+        )
+        for record in records
+    ]
+
+
+def _logprobs(logprobs: Logprobs) -> pb.Logprobs:
+    ids, top = zip(*logprobs.top, strict=True) if logprobs.top else ((), ())
+    return pb.Logprobs(own=logprobs.own, top_ids=ids, top=top)
 
 
 def _start(start: Start) -> pb.Start:
@@ -353,9 +367,20 @@ def _read_params(frame: pb.SamplingParams) -> SamplingParams:
 
 def _read_records(frame: Any) -> tuple[TokenRecord, ...]:
     return tuple(
-        TokenRecord(record.id, _one_of(End, record.end, "End") if record.end else None)
+        TokenRecord(
+            record.id,
+            _one_of(End, record.end, "End") if record.end else None,
+            _read_logprobs(record.logprobs) if record.HasField("logprobs") else None,
+            tuple(map(_read_logprobs, record.prompt)),
+        )
         for record in frame.records
     )
+
+
+def _read_logprobs(frame: pb.Logprobs) -> Logprobs:
+    if len(frame.top_ids) != len(frame.top):
+        raise ValueError(f"{len(frame.top_ids)} tokens with {len(frame.top)} log-probabilities.")
+    return Logprobs(frame.own, tuple(zip(frame.top_ids, frame.top, strict=True)))
 
 
 def _read_start(frame: pb.Start) -> Start:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from ..handover.values import End, Incarnation, RouterMessage
+from ..handover.values import End, Incarnation, Logprobs, RouterMessage
 from ..policy.dispatch import Assignment, NoInstance
 from ..policy.state import InstanceView, RequestShape
 
@@ -49,6 +49,10 @@ class Delta:
     token_ids: tuple[int, ...]
     instance: str
     end: End | None
+    logprobs: tuple[Logprobs, ...] = ()
+    """One for each token, where they were asked for."""
+    prompt_logprobs: tuple[Logprobs, ...] = ()
+    """With the first token, where they were asked for."""
 
 
 class Fleet(Protocol):

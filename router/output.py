@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ..handover.values import End
+from ..handover.values import End, Logprobs
 from .fleet import Delta
 from .stops import StopStrings
 from .tokenizer import Tokenizer
 from .wire import Call
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What the client hears at once of one choice."""
+
+    first_index: int
+    token_ids: tuple[int, ...]
+    text: str
+    instance: str
+    logprobs: tuple[Logprobs, ...]
+    """One for each token, where they were asked for."""
+    prompt_logprobs: tuple[Logprobs, ...] | None
+    """None where nothing is told of the prompt now."""
 
 
 class Output:
@@ -29,14 +44,26 @@ class Output:
         if self.end is None:
             self.end = call.ended(end_tokens)
 
-    def take(self, delta: Delta) -> tuple[tuple[int, ...], str]:
-        """The tokens of a delta, as far as a stop string lets them come, and the text that is certain now."""
+    def take(self, delta: Delta) -> Piece:
+        """What comes of a delta: its tokens up to a stop string's last, and the text that is certain now."""
         assert delta.first_index == self.tokens and self.end is None
         used, text = self._take(delta.token_ids)
         if self.end is None and delta.end is not None:
             self.end = delta.end
             text += self._flush()
-        return delta.token_ids[:used], text
+        told = self._tells_prompt and delta.first_index == 0
+        return Piece(
+            first_index=delta.first_index,
+            token_ids=delta.token_ids[:used],
+            text=text,
+            instance=delta.instance,
+            logprobs=delta.logprobs[:used],
+            prompt_logprobs=delta.prompt_logprobs if told else None,
+        )
+
+    @property
+    def _tells_prompt(self) -> bool:
+        return self.call.echo or self.call.params.prompt_logprobs is not None
 
     def _take(self, ids: Sequence[int]) -> tuple[int, str]:
         """How many of the tokens come before the output is over, and their text."""

@@ -19,6 +19,9 @@ MOST_STOP_TOKENS = 64
 MOST_STOP_STRINGS = 16
 LONGEST_STOP_STRING = 256
 """In characters."""
+MOST_ALTERNATIVES = 20
+MOST_PROMPT_LOGPROBS = 100_000
+"""In one request, alternatives included: they come in one message."""
 
 REALS: dict[str, tuple[Callable[[float], bool], str]] = {
     "temperature": (lambda value: value >= 0, "0 or above"),
@@ -45,6 +48,8 @@ def read_sampling(sampling: pb.SamplingParams, seed: int, room: int, model: Mode
         logit_bias=_logit_bias(sampling, model),
         min_tokens=_min_tokens(sampling, max_tokens),
         stop_token_ids=_stop_token_ids(sampling, model),
+        logprobs=_alternatives(sampling, "logprobs"),
+        prompt_logprobs=_prompt_logprobs(sampling, model.context_tokens - room),
         **reals,
     )
 
@@ -125,3 +130,23 @@ def _stop_token_ids(sampling: pb.SamplingParams, model: ModelInfo) -> tuple[int,
         raise invalid(field, f"At most {MOST_STOP_TOKENS} stop tokens, not {len(ids)}.")
     check_ids(ids, model, field)
     return tuple(ids)
+
+
+def _alternatives(sampling: pb.SamplingParams, name: str) -> int | None:
+    if not sampling.HasField(name):
+        return None
+    asked = getattr(sampling, name)
+    if asked > MOST_ALTERNATIVES:
+        raise invalid(f"sampling.{name}", f"`sampling.{name}` is at most {MOST_ALTERNATIVES}, not {asked}.")
+    return asked
+
+
+def _prompt_logprobs(sampling: pb.SamplingParams, prompt_tokens: int) -> int | None:
+    asked = _alternatives(sampling, "prompt_logprobs")
+    told = 0 if asked is None else prompt_tokens * (1 + asked)
+    if told > MOST_PROMPT_LOGPROBS:
+        message = (
+            f"{told} log-probabilities of the prompt are more than the {MOST_PROMPT_LOGPROBS} that are told."
+        )
+        raise invalid("sampling.prompt_logprobs", message)
+    return asked

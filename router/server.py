@@ -14,14 +14,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ..handover.config import HandoverConfig
-from ..handover.values import End
+from ..handover.values import End, Logprobs
 from ..policy.state import InstanceView
 from ..proto import control_pb2, control_pb2_grpc, inference_pb2, inference_pb2_grpc
 from .attach import attach
 from .config import ModelInfo, RouterConfig
-from .fleet import Delta
 from .links import CHANNEL
-from .output import Output
+from .output import Output, Piece
 from .refusal import DETAILS_KEY, Refused
 from .router import Router
 from .session import LiveSession
@@ -76,8 +75,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """One choice to its end. A stop string closes the session, which tells the owner."""
         async with aclosing(session.deltas()) as deltas:
             async for delta in deltas:
-                ids, text = output.take(delta)
-                await writer.write(_delta(output.call, delta, ids, text))
+                await writer.write(_delta(output.call, output.take(delta)))
                 if output.end is not None:
                     break
         self._router.close(session)
@@ -139,15 +137,31 @@ async def _together(works: Sequence[Coroutine[Any, Any, None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _delta(call: Call, delta: Delta, ids: tuple[int, ...], text: str) -> inference_pb2.GenerateResponse:
+def _delta(call: Call, piece: Piece) -> inference_pb2.GenerateResponse:
     made = inference_pb2.Delta(
         choice=call.params.choice,
-        first_index=delta.first_index,
-        token_ids=ids,
-        text=text,
-        instance=delta.instance,
+        first_index=piece.first_index,
+        token_ids=piece.token_ids,
+        text=piece.text,
+        instance=piece.instance,
+        logprobs=map(_logprobs, piece.logprobs),
     )
+    if piece.prompt_logprobs is not None:
+        made.prompt.CopyFrom(_prompt(call, piece.prompt_logprobs))
     return inference_pb2.GenerateResponse(delta=made)
+
+
+def _prompt(call: Call, logprobs: tuple[Logprobs, ...]) -> inference_pb2.Prompt:
+    told = inference_pb2.Prompt(logprobs=map(_logprobs, logprobs))
+    if call.echo:
+        told.token_ids.extend(call.prompt)
+        told.text = call.prompt_text
+    return told
+
+
+def _logprobs(logprobs: Logprobs) -> inference_pb2.Logprobs:
+    top = (inference_pb2.Alternative(token_id=token, logprob=logprob) for token, logprob in logprobs.top)
+    return inference_pb2.Logprobs(logprob=logprobs.own, top=top)
 
 
 def _finished(output: Output, session: LiveSession | None) -> inference_pb2.GenerateResponse:

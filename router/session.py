@@ -213,7 +213,10 @@ class LiveSession:
             message = f"The client left {len(self._pending)} messages unread."
             self.cancel(Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message))
             return
-        self._pending.append(Delta(deliver.first_index, ids, deliver.maker.instance, end))
+        logprobs = tuple(record.logprobs for record in deliver.records if record.logprobs is not None)
+        prompt = deliver.records[0].prompt
+        made = Delta(deliver.first_index, ids, deliver.maker.instance, end, logprobs, prompt)
+        self._pending.append(made)
         self._news.set()
 
     def _close(self, end: End | None) -> None:

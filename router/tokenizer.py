@@ -43,6 +43,10 @@ class Tokenizer:
         """Special tokens are left out."""
         return self._encoder.decode(ids, skip_special_tokens=True)
 
+    async def read(self, ids: Sequence[int]) -> str:
+        """`decode`, of as many as may be."""
+        return await asyncio.to_thread(self.decode, ids)
+
     def stream(self, received: Sequence[int] = ()) -> TextStream:
         """The text of an output as it grows; what belongs to `received` was sent before."""
         return TextStream(self, received)

@@ -19,7 +19,7 @@ from .tokenizer import Tokenizer
 
 LONGEST_ID = 128
 
-UNWORKED = ("logprobs", "prompt_logprobs", "structured", "echo")
+UNWORKED = ("structured",)
 """Sampling fields that do not work yet."""
 
 
@@ -34,6 +34,9 @@ class Call:
     received: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
     """Strings that end the output; the router alone knows of them."""
+    echo: bool = False
+    """Give back the prompt, and its text `prompt_text`."""
+    prompt_text: str = ""
     tenant: str = ""
     application: str = ""
 
@@ -63,6 +66,7 @@ async def read_request(
     choices, stop = read_choices(request.sampling), _stop(request, model, tokenizer)
     prompt = await _prompt(request, model, tokenizer)
     params = read_sampling(request.sampling, _seed(request), model.context_tokens - len(prompt), model)
+    echo = request.sampling.echo
     received = _received(request, model, choices, params.max_tokens)
     whole = Call(
         request_id=request.request_id or secrets.token_hex(8),
@@ -70,13 +74,20 @@ async def read_request(
         prompt=prompt,
         params=params,
         stop=stop,
+        echo=echo,
+        prompt_text=await tokenizer.read(prompt) if echo and tokenizer else "",
         tenant=request.tenant,
         application=request.application,
     )
-    return tuple(
-        replace(whole, params=replace(params, choice=choice), received=ids)
-        for choice, ids in enumerate(received)
-    )
+    return tuple(_choice(whole, choice, ids) for choice, ids in enumerate(received))
+
+
+def _choice(whole: Call, choice: int, received: tuple[int, ...]) -> Call:
+    """What concerns the prompt is told with choice 0."""
+    if choice == 0:
+        return replace(whole, received=received)
+    params = replace(whole.params, choice=choice, prompt_logprobs=None)
+    return replace(whole, params=params, received=received, echo=False)
 
 
 def _stop(request: pb.GenerateRequest, model: ModelInfo, tokenizer: Tokenizer | None) -> tuple[str, ...]:
@@ -90,7 +101,7 @@ def _stop(request: pb.GenerateRequest, model: ModelInfo, tokenizer: Tokenizer | 
 def _refuse_unworked(request: pb.GenerateRequest) -> None:
     refuse_unknown(request, "request")
     for name in UNWORKED:
-        if request.sampling.HasField(name) and (name != "echo" or request.sampling.echo):
+        if request.sampling.HasField(name):
             raise unimplemented(f"sampling.{name}")
     if request.HasField("cache_ttl") and request.cache_ttl.ToNanoseconds():
         raise unimplemented("cache_ttl")

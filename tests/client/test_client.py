@@ -95,8 +95,8 @@ def test_leaving_a_stream_frees_the_request(cluster):
         ({"prompt": PROMPT, "temperature": -1.0}, "INVALID_ARGUMENT", "sampling.temperature"),
         ({"prompt": PROMPT, "temperature": float("nan")}, "INVALID_ARGUMENT", "sampling.temperature"),
         ({"prompt": PROMPT, "model": "other"}, "NOT_FOUND", "model"),
-        ({"prompt": PROMPT, "n": 2}, "UNIMPLEMENTED", "sampling.n"),
-        ({"prompt": PROMPT, "stop": ["x"]}, "UNIMPLEMENTED", "sampling.stop"),
+        ({"prompt": PROMPT, "n": 0}, "INVALID_ARGUMENT", "sampling.n"),
+        ({"prompt": PROMPT, "stop": "x"}, "FAILED_PRECONDITION", "sampling.stop"),
     ],
 )
 def test_a_wrong_argument_is_refused_with_code_and_field(cluster, arguments, code, field):

@@ -13,7 +13,7 @@ from tokenizers import decoders, models
 from toy_fleet import MODEL, ONE_AND_TWO, Heard, fleet, generate, request, until
 from toy_instance import VOCABULARY, output
 
-from penstock.handover.values import End, SamplingParams
+from penstock.handover.values import End, Logprobs, SamplingParams
 from penstock.proto import inference_pb2 as pb
 from penstock.proto.inference_pb2_grpc import InferenceServiceStub
 from penstock.router.fleet import Delta
@@ -47,9 +47,9 @@ def drive(whole: Output, ids, cuts=()):
     edges = sorted({whole.tokens, len(ids), *(cut for cut in cuts if whole.tokens < cut < len(ids))})
     for a, b in zip(edges, edges[1:], strict=False):
         end = End.LENGTH if b == len(ids) else None
-        more, piece = whole.take(Delta(a, tuple(ids[a:b]), "x", end))
-        got += more
-        text += piece
+        piece = whole.take(Delta(a, tuple(ids[a:b]), "x", end))
+        got += piece.token_ids
+        text += piece.text
         if whole.end is not None:
             break
     return got, text
@@ -88,8 +88,8 @@ def test_a_resumed_output_goes_on_as_if_nothing_had_been(numbers, ids, stop, cut
 def half(first: Output, ids):
     if not ids:
         return [], ""
-    got, text = first.take(Delta(0, tuple(ids), "x", None))
-    return list(got), text
+    piece = first.take(Delta(0, tuple(ids), "x", None))
+    return list(piece.token_ids), piece.text
 
 
 def test_a_stop_string_across_a_border_ends_the_text_before_it_and_the_tokens_with_it(numbers):
@@ -212,5 +212,46 @@ def test_a_client_that_leaves_frees_all_choices():
             await until(lambda: all(said.of(choice).ids for choice in range(4)))
             task.cancel()
             await here.settled()
+
+    asyncio.run(run())
+
+
+# ---- log-probabilities and the prompt
+
+
+def told(*ids) -> tuple[Logprobs, ...]:
+    return tuple(Logprobs(-float(id), ((id, -float(id)),)) for id in ids)
+
+
+def test_log_probabilities_come_with_their_tokens_and_end_with_them(numbers):
+    whole = Output(call(["2><3"]), (), Tokenizer(numbers))
+    piece = whole.take(Delta(0, (1, 2, 3, 4), "x", None, told(1, 2, 3, 4)))
+    assert piece.token_ids == (1, 2, 3) and piece.logprobs == told(1, 2, 3)
+
+
+@pytest.mark.parametrize("asked", [{"prompt_logprobs": 1}, {}])
+@pytest.mark.parametrize("echo", [True, False])
+def test_the_prompt_is_told_of_once_and_only_where_asked_for(asked, echo):
+    wanted = replace(call(**asked), echo=echo)
+    whole = Output(wanted, (), None)
+    first = whole.take(Delta(0, (1,), "x", None, (), told(2, 3) if asked else ()))
+    second = whole.take(Delta(1, (2,), "x", None))
+    assert first.prompt_logprobs == ((told(2, 3) if asked else ()) if asked or echo else None)
+    assert second.prompt_logprobs is None
+    resumed = Output(replace(wanted, received=(1,)), (), None)
+    assert resumed.take(Delta(1, (2,), "x", None)).prompt_logprobs is None
+
+
+def test_an_echo_gives_back_the_prompt_with_choice_0_alone(numbers):
+    async def run():
+        async with fleet(ONE_AND_TWO, model=replace(MODEL, tokenizer=numbers)) as here:
+            asked = request((5, 6, 7), sampling={"n": 2, "echo": True})
+            async with grpc.aio.insecure_channel(here.address) as channel:
+                stream = InferenceServiceStub(channel).Generate(asked, timeout=20)
+                deltas = [said.delta async for said in stream if said.HasField("delta")]
+            (prompt,) = [delta.prompt for delta in deltas if delta.HasField("prompt")]
+            assert (list(prompt.token_ids), prompt.text) == ([5, 6, 7], "<5><6><7>")
+            (first,) = [delta for delta in deltas if delta.HasField("prompt")]
+            assert (first.choice, first.first_index) == (0, 0)
 
     asyncio.run(run())

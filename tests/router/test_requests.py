@@ -78,6 +78,19 @@ def test_every_parameter_arrives_as_it_was_meant():
     assert call.params.logit_bias == ((2, -100.0), (9, 0.1)) and call.params.stop_token_ids == (3, 7)
 
 
+def test_the_prompt_is_told_of_with_choice_0():
+    first, second = read_all(sampled(n=2, logprobs=0, prompt_logprobs=3, echo=True))
+    assert (first.params.logprobs, first.params.prompt_logprobs, first.echo) == (0, 3, True)
+    assert (second.params.logprobs, second.params.prompt_logprobs, second.echo) == (0, None, False)
+
+
+def test_more_of_the_prompt_than_one_message_may_hold_is_refused():
+    long = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1] * 60_000), sampling={"prompt_logprobs": 1})
+    with pytest.raises(Refused) as refused:
+        read(long, replace(MODEL, context_tokens=100_000))
+    assert refused.value.field == "sampling.prompt_logprobs"
+
+
 def test_top_k_of_the_whole_vocabulary_is_neutral():
     assert read(sampled(top_k=MODEL.vocabulary)).params.top_k == 0
 
@@ -99,7 +112,7 @@ def test_each_choice_is_resumed_with_what_it_had():
 
 @pytest.mark.parametrize("name", UNWORKED)
 def test_what_does_not_work_yet_is_refused_by_name(name):
-    values = {"echo": True, "logprobs": 0, "prompt_logprobs": 0, "structured": pb.StructuredOutput(regex="a")}
+    values = {"structured": pb.StructuredOutput(regex="a")}
     with pytest.raises(Refused) as refused:
         read(sampled(**{name: values[name]}))
     assert (refused.value.code.name, refused.value.field) == ("UNIMPLEMENTED", f"sampling.{name}")
@@ -124,6 +137,8 @@ WRONG = [
     {"stop": [""]},
     {"stop": ["x" * 257]},
     {"stop": [str(number) for number in range(17)]},
+    {"logprobs": 21},
+    {"prompt_logprobs": 21},
     {"n": 0},
     {"n": 65},
 ]
