@@ -9,7 +9,7 @@ import torch
 
 from ..engine.draw import draw_key
 from ..engine.sampler import score
-from ..handover.values import SamplingParams
+from ..handover.values import Logprobs, SamplingParams
 from .plain import Asked, left, transformed
 
 TIE = 1e-4
@@ -59,3 +59,23 @@ def _first(wrong: torch.Tensor) -> int:
     """The first that holds, or their number."""
     places = wrong.nonzero().flatten().tolist()
     return places[0] if places else len(wrong)
+
+
+def wrong_logprobs(
+    told: Sequence[Logprobs], tokens: Sequence[int], logits: torch.Tensor, alternatives: int
+) -> int:
+    """How many of `told` are not those of the tokens by the reference's `logits`, one row a token; missing ones too."""
+    expected = torch.log_softmax(logits.double(), dim=-1)
+    wrong = abs(len(tokens) - len(told))
+    return wrong + sum(
+        not _same_logprobs(one, token, row, alternatives)
+        for one, token, row in zip(told, tokens, expected, strict=False)
+    )
+
+
+def _same_logprobs(told: Logprobs, token: int, expected: torch.Tensor, alternatives: int) -> bool:
+    """Where two are equally likely either may be the alternative."""
+    pairs = [(told.own, expected[token]), *((value, expected[id]) for id, value in told.top)]
+    likeliest = expected.topk(alternatives).values.tolist()
+    pairs += [(value, best) for (_, value), best in zip(told.top, likeliest, strict=False)]
+    return len(told.top) == alternatives and all(abs(value - float(own)) <= TIE for value, own in pairs)

@@ -12,7 +12,7 @@ import grpc.aio
 
 from ..client import AsyncClient
 from ..client.errors import PenstockError
-from ..handover.values import SamplingParams
+from ..handover.values import Logprobs, SamplingParams
 from ..proto import inference_pb2
 from ..proto.inference_pb2_grpc import InferenceServiceStub
 from .trials import Trial
@@ -32,6 +32,10 @@ class Stream:
     choice: int = 0
     tokens: list[int] = field(default_factory=list)
     """Those from index 0 up to the first that is missing."""
+    logprobs: list[Logprobs] = field(default_factory=list)
+    """Of those tokens, as far as any were told."""
+    prompts: list[tuple[Logprobs, ...]] = field(default_factory=list)
+    """What was told of the prompt, each time."""
     told: int = 0
     """One above the highest index that came."""
     duplicated: int = 0
@@ -48,14 +52,18 @@ class Stream:
     maker: str = ""
     """The instance that owns it, as far as the client knows."""
 
-    def take(self, first_index: int, ids: Sequence[int], maker: str) -> None:
-        for index, token in enumerate(ids, first_index):
+    def take(self, delta: inference_pb2.Delta) -> None:
+        for place, token in enumerate(delta.token_ids):
+            index = delta.first_index + place
             self.told = max(self.told, index + 1)
             if index < len(self.tokens):
                 self.duplicated += 1
             elif index == len(self.tokens):
                 self.tokens.append(token)
-        self.maker = maker
+                self.logprobs += map(_logprobs, delta.logprobs[place : place + 1])
+        if delta.HasField("prompt"):
+            self.prompts.append(tuple(map(_logprobs, delta.prompt.logprobs)))
+        self.maker = delta.instance
 
     @property
     def missing(self) -> int:
@@ -150,7 +158,7 @@ class _Run:
     async def _take(self, response: inference_pb2.GenerateResponse) -> None:
         if response.HasField("delta"):
             delta = response.delta
-            self.streams[delta.choice].take(delta.first_index, delta.token_ids, delta.instance)
+            self.streams[delta.choice].take(delta)
             await self._tell()
         elif response.HasField("finished"):
             stream = self.streams[response.finished.choice]
@@ -190,6 +198,10 @@ class _Run:
             return False
         stream.maker = destination
         return True
+
+
+def _logprobs(told: inference_pb2.Logprobs) -> Logprobs:
+    return Logprobs(told.logprob, tuple((one.token_id, one.logprob) for one in told.top))
 
 
 def _request(trial: Trial) -> inference_pb2.GenerateRequest:

@@ -119,4 +119,8 @@ def _shape(draw: random.Random, vocabulary: int, max_tokens: int) -> SamplingPar
     if draw.random() < 0.3:
         fields["stop_token_ids"] = tuple(sorted(draw.sample(range(vocabulary), min(64, vocabulary // 8))))
         fields["min_tokens"] = draw.randint(0, max_tokens // 2)
+    if draw.random() < 0.4:
+        fields["logprobs"] = draw.choice((0, 3))
+    if draw.random() < 0.2:
+        fields["prompt_logprobs"] = draw.choice((0, 2))
     return SamplingParams(**fields)

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from ..client import AsyncClient
 from ..client.cluster import Instance
 from ..cluster.config import Config, default
@@ -23,7 +25,7 @@ from ..cluster.controller import INSTANCE
 from ..cluster.launcher import ROUTER, Cluster
 from ..engine.config import EMBEDDED
 from .checkpoints import VARIANTS, make_checkpoint
-from .compare import compare_shaped
+from .compare import compare_shaped, wrong_logprobs
 from .exercise import Stream, exercise
 from .figures import Report, progress
 from .plain import Asked
@@ -51,6 +53,8 @@ UNITS = {
     "tokens": "tokens",
     "ties": "tokens",
     "mismatched": "tokens",
+    "logprobs": "log-probabilities",
+    "logprobs_wrong": "log-probabilities",
     "duplicated": "tokens",
     "missing": "tokens",
     "leaked_blocks": "blocks",
@@ -148,7 +152,7 @@ def verify(asked: Verification, say: Say = logger.info) -> Verdict:
 
 def failures(figures: dict[str, float], ours: bool) -> Iterator[str]:
     """What the figures show to be wrong; `ours`: the checkpoints are our own, which notice damage."""
-    for name in ("mismatched", "duplicated", "missing", "leaked_blocks"):
+    for name in ("mismatched", "logprobs_wrong", "duplicated", "missing", "leaked_blocks"):
         if figures[name]:
             yield f"{name} is {figures[name]:g} and must be 0"
     drawn = figures["moves_done"] + figures["moves_aborted"]
@@ -263,6 +267,7 @@ def _beside_reference(
                 logits = reference.logits(trial.prompt, tokens)
                 found = compare_shaped(tokens, logits, asked_of(stream))
                 counts.update(ties=found.ties, mismatched=found.mismatched)
+                counts.update(_logprobs(stream, reference, logits))
                 if found.mismatched:
                     right = found.tokens - found.mismatched
                     which = f"{trial.request_id}, choice {stream.choice}"
@@ -270,6 +275,20 @@ def _beside_reference(
             if len(tokens) > 1:
                 yield _notices_damage(reference, stream)
             advance(1)
+
+
+def _logprobs(stream: Stream, reference: Reference, logits: torch.Tensor) -> Counter[str]:
+    """How many log-probabilities were told where they were asked for, and how many of them are not the reference's."""
+    found, shape, prompt = Counter[str](), stream.trial.shape, stream.trial.prompt
+    if shape.logprobs is not None:
+        wrong = wrong_logprobs(stream.logprobs, stream.tokens, logits, shape.logprobs)
+        found.update(logprobs=len(stream.logprobs), logprobs_wrong=wrong)
+    if shape.prompt_logprobs is not None and stream.choice == 0:
+        rows = reference.logits(prompt[:1], prompt[1:]) if len(prompt) > 1 else logits[:0]
+        told = [one for again in stream.prompts for one in again]
+        wrong = wrong_logprobs(told, prompt[1:], rows, shape.prompt_logprobs)
+        found.update(logprobs=len(told), logprobs_wrong=wrong)
+    return found
 
 
 def _notices_damage(reference: Reference, stream: Stream) -> bool:

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from penstock.benchmarks.compare import TIE, compare, compare_shaped
+from penstock.benchmarks.compare import TIE, compare, compare_shaped, wrong_logprobs
 from penstock.benchmarks.plain import Asked, left
 from penstock.benchmarks.trials import draw_trials
 from penstock.engine.draw import draw_key
+from penstock.engine.logprobs import logprobs_of
 from penstock.engine.sampler import sample, score
 from penstock.engine.sequence import Sequence
 from penstock.engine.step import SampleSpec
-from penstock.handover.values import Context, Epoch, SamplingParams
+from penstock.handover.values import Context, Epoch, Logprobs, SamplingParams
 
 SEED = 5
 ROWS = 60
@@ -143,3 +144,19 @@ def test_what_follows_a_token_that_ends_the_output_is_wrong():
     tokens = choices(logits, 0.0)
     asked = Asked(SamplingParams(seed=SEED, ignore_eos=True, stop_token_ids=(tokens[10],)))
     assert compare_shaped(tokens, logits, asked).mismatched == ROWS - 1 - tokens.index(tokens[10])
+
+
+def test_log_probabilities_off_by_more_than_rounding_missing_or_of_others_are_wrong():
+    logits = random_logits(5)
+    tokens = choices(logits, 0.0)
+    told = logprobs_of(logits, tokens, [2] * ROWS)
+    assert wrong_logprobs(told, tokens, logits, 2) == 0
+    assert wrong_logprobs(told[:-3], tokens, logits, 2) == 3
+    assert wrong_logprobs(told, tokens, logits, 3) == ROWS
+    own, top = told[7].own, told[7].top
+    for altered in (
+        Logprobs(own + 2 * TIE, top),
+        Logprobs(own, top[::-1]),
+        Logprobs(own, ((1, top[0][1]), top[1])),
+    ):
+        assert wrong_logprobs([*told[:7], altered, *told[8:]], tokens, logits, 2) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from penstock.benchmarks.exercise import Stream, exercise
 from penstock.benchmarks.trials import Trial
-from penstock.handover.values import SamplingParams
+from penstock.handover.values import Logprobs, SamplingParams
 from penstock.proto import control_pb2, inference_pb2
 from penstock.proto.control_pb2_grpc import ControlServiceServicer, add_ControlServiceServicer_to_server
 from penstock.proto.inference_pb2_grpc import InferenceServiceServicer, add_InferenceServiceServicer_to_server
@@ -161,3 +161,13 @@ def test_a_stop_token_ends_a_choice_early_and_an_early_end_without_one_lacks_the
     assert (stream.missing, stream.moves_aborted) == (0, 0)
     stream, _ = run([delta(0, 5, 7), finished(stop)], trial(10, shape=shape))
     assert stream.missing == 8
+
+
+def test_log_probabilities_are_kept_beside_their_tokens_and_the_prompts_each_time():
+    said = delta(0, 5, 6)
+    said.delta.logprobs.add(logprob=-1.0).top.add(token_id=9, logprob=-0.5)
+    said.delta.logprobs.add(logprob=-2.0)
+    said.delta.prompt.logprobs.add(logprob=-3.0)
+    stream, _ = run([said, said], trial(2))
+    assert stream.logprobs == [Logprobs(-1.0, ((9, -0.5),)), Logprobs(-2.0)]
+    assert stream.prompts == [(Logprobs(-3.0),)] * 2
