@@ -30,15 +30,16 @@ from ..cluster.fit import (
     step_errors,
 )
 from ..cluster.profile import FitError, Profile, Provenance
-from ..engine.config import EngineConfig
+from ..engine.config import EMBEDDED, EngineConfig
 from ..engine.layout import CacheLayout
 from ..engine.runner import Runner
-from ..policy.cost import CostModel, LinkCost, StepShape
+from ..policy.cost import CostModel, LinkCost, StepCost, StepShape
 from . import transfer
 from .figures import Report, machine, progress, revision
 from .scatter import Point, Scatter
 from .step_plans import StepPlan, draw_plans, items
 
+FIGURES = ("step_error_p50", "step_error_p90", "copy_error_p50")
 SHAPES = 180
 MOST_TURNS = 15
 FEWEST_TURNS = 3
@@ -60,18 +61,13 @@ class Measured:
     fitted: Sequence[StepSample]
     held: Sequence[StepSample]
     links: dict[str, Sequence[CopySample]]
-    seconds: float
-    seed: int
+    command: str
 
     def report(self) -> Report:
         error = self.profile.error
-        figures = {
-            "step_error_p50": error.step_p50 or 0.0,
-            "step_error_p90": error.step_p90 or 0.0,
-            "copy_error_p50": error.copy_p50 or 0.0,
-        }
-        words = f"profile --seconds {self.seconds:g} --seed {self.seed}"
-        return Report(command=words, figures=figures, units=dict.fromkeys(figures, "1"))
+        shares = (error.step_p50, error.step_p90, error.copy_p50)
+        figures = {name: share for name, share in zip(FIGURES, shares, strict=True) if share is not None}
+        return Report(command=self.command, figures=figures, units=dict.fromkeys(figures, "1"))
 
     def scatter(self) -> Scatter:
         step = self.profile.cost.step
@@ -96,15 +92,27 @@ def measure(config: EngineConfig, seconds: float = 120.0, seed: int = 0) -> Meas
     links = _copies(runner, seed)
     fitted, held = held_out([step.sample() for step in steps], HELD_OUT, seed)
     step_cost = fit_steps(fitted, seed)
-    costs, copy_error = _fit_links(links, seed)
-    errors = step_errors(step_cost, held)
+    link_costs, copy_error = _fit_links(links, seed)
     layout = runner.layout
-    cost = CostModel(
-        step=step_cost,
-        kv_bytes_per_token=layout.block_bytes // layout.block_size,
-        capacity_tokens=layout.blocks * layout.block_size,
-        links=costs,
+    profile = Profile(
+        model=config.folder.resolve().name,
+        machine=machine(),
+        dtype=layout.dtype,
+        gpus=int(runner.device.type == "cuda"),
+        cost=CostModel(
+            step=step_cost,
+            kv_bytes_per_token=layout.block_bytes // layout.block_size,
+            capacity_tokens=layout.blocks * layout.block_size,
+            links=link_costs,
+        ),
+        provenance=_provenance(steps, load),
+        error=_error(step_cost, held, copy_error),
     )
+    model = "" if config.model == EMBEDDED else f" --model {config.model}"
+    return Measured(profile, fitted, held, links, f"profile{model} --seconds {seconds:g} --seed {seed}")
+
+
+def _provenance(steps: Sequence[StepTurns], load: float) -> Provenance:
     turns = [turn for step in steps for turn in step.turns]
     waited = sum(turn.waited_s for turn in turns) / sum(turn.seconds for turn in turns)
     note = (
@@ -112,23 +120,19 @@ def measure(config: EngineConfig, seconds: float = 120.0, seed: int = 0) -> Meas
         f"{HELD_OUT} held out. Waiting for a core, {waited:.0%} of the time, is left out. Load average at the start: "
         f"{load:.1f}. Steps are the runner's, without the scheduling around them."
     )
-    profile = Profile(
-        model=config.folder.resolve().name,
-        machine=machine(),
-        dtype=layout.dtype,
-        gpus=int(runner.device.type == "cuda"),
-        cost=cost,
-        provenance=Provenance(source="penstock profile", date=date.today(), revision=revision(), note=note),
-        error=FitError(
-            basis="shapes and sizes held out of the fit",
-            step_mean=float(errors.mean()),
-            step_p50=float(np.quantile(errors, 0.5)),
-            step_p90=float(np.quantile(errors, 0.9)),
-            step_max=float(errors.max()),
-            copy_p50=copy_error,
-        ),
+    return Provenance(source="penstock profile", date=date.today(), revision=revision(), note=note)
+
+
+def _error(cost: StepCost, held: Sequence[StepSample], copy_error: float) -> FitError:
+    errors = step_errors(cost, held)
+    return FitError(
+        basis="shapes and sizes held out of the fit",
+        step_mean=float(errors.mean()),
+        step_p50=float(np.quantile(errors, 0.5)),
+        step_p90=float(np.quantile(errors, 0.9)),
+        step_max=float(errors.max()),
+        copy_p50=copy_error,
     )
-    return Measured(profile, fitted, held, links, seconds, seed)
 
 
 # ---- steps
@@ -190,7 +194,7 @@ def _turn(runner: Runner, plan: StepPlan, seed: int) -> Turn:
 
 def _copies(runner: Runner, seed: int) -> dict[str, Sequence[CopySample]]:
     """The median time of each size over each link. Blocks are neighbours, as a sequence's are while there is room."""
-    layout = replace(runner.layout, blocks=max(4, min(512, COPY_MEMORY_BYTES // runner.layout.block_bytes)))
+    layout = replace(runner.layout, blocks=max(16, min(512, COPY_MEMORY_BYTES // runner.layout.block_bytes)))
     sizes = [blocks for blocks in BLOCKS if blocks <= layout.blocks // 2]
     links = {"host": _host_copies(runner, [blocks for blocks in sizes if blocks <= runner.layout.blocks])}
     if runner.device.type == "cpu":
