@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from .cost import Law, StepCost, StepShape
+from .cost import Law, Piece, StepCost, StepShape
 
 LONGEST_CHUNK = 1 << 17
 """Tokens; no budget is larger."""
@@ -63,7 +63,9 @@ def bounded(candidates: Sequence[Candidate], budget: Budget, cost: StepCost, tar
     if not running.decodes:
         return budget
     reached = choose_batch(candidates, replace(budget, decode_slots=0))
-    prefix = max((candidates[place].computed_tokens for place, _ in reached), default=0)
+    if not reached:
+        return budget
+    prefix = max(candidates[place].computed_tokens for place, _ in reached)
     tokens = prefill_budget(cost, running, target_s, budget.prefill_tokens, prefix)
     return replace(budget, prefill_tokens=tokens)
 
@@ -76,11 +78,9 @@ def prefill_budget(
     The tokens are one chunk behind `prefix` cached ones. 0 where no chunk meets the target. Where the law falls at its
     split, fewer tokens than these may be predicted to take longer.
     """
-
-    def seconds(chunk: int) -> float:
-        return cost.predict(running + StepShape.of([(chunk, prefix)]))
-
-    for chunks in reversed(_pieces(cost.prefill, running.decodes, most_tokens)):
+    law = cost.prefill
+    for chunks in reversed(_pieces(law, running.decodes, most_tokens)):
+        seconds = _chunk_seconds(law.piece(running.decodes + chunks[0]), running, prefix)
         fitting = bisect_right(chunks, target_s, key=seconds)
         if fitting:
             return chunks[fitting - 1]
@@ -121,6 +121,14 @@ def _pieces(law: Law, decodes: int, most_tokens: int) -> list[range]:
     """The chunk sizes from 1 to `most_tokens` that each piece of the law prices beside so many decodes."""
     border = min(max(law.split_tokens - decodes, 1), most_tokens + 1)
     return [chunks for chunks in (range(1, border), range(border, most_tokens + 1)) if chunks]
+
+
+def _chunk_seconds(piece: Piece, running: StepShape, prefix: int) -> Callable[[int], float]:
+    """The price of a step by the tokens of its one chunk; a closed form, for it is asked for in every step."""
+    fixed_s = piece.predict(running)
+    linear_s = piece.per_token_s + 2 * prefix * piece.per_chunk_work_s
+    square_s = piece.per_chunk_work_s
+    return lambda tokens: fixed_s + tokens * (linear_s + tokens * square_s)
 
 
 def _rising(law: Law, chunks: range) -> range:
