@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def command(
     that dispatch, admission, planning and simulation use. The errors told are those of shapes held out of the fit.
     """
     path = Path(out)
-    if not path.parent.is_dir():
-        raise click.UsageError(f"--out: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise click.UsageError(f"--out: {path} cannot be written")
     from rich.console import Console
 
     from ..benchmarks.figures import RESULTS

@@ -12,6 +12,7 @@ from penstock.benchmarks import profile as bench
 from penstock.benchmarks.profile import StepTurns, Turn
 from penstock.benchmarks.scatter import Point, Scatter
 from penstock.benchmarks.step_plans import StepPlan, draw_plans, items
+from penstock.cli.errors import exit_code
 from penstock.cli.profile import command
 from penstock.cluster.profile import load
 from penstock.engine.layout import CacheLayout
@@ -106,10 +107,25 @@ def test_a_run_writes_a_profile_with_its_picture_and_figures(tmp_path, monkeypat
 @pytest.mark.parametrize(
     "options, named",
     [
+        (["--model", "/nowhere"], "/nowhere"),
+        (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
+    ],
+)
+def test_a_checkpoint_or_a_file_that_is_not_there_is_one_line(options, named, tmp_path, capsys):
+    run = [*options, "--out", str(tmp_path / "x.yaml")]
+    assert exit_code(lambda: command.main(run, standalone_mode=False)) == 2
+    told = capsys.readouterr().err
+    assert named in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
         (["--seconds", "1"], "--seconds"),
         (["--seconds", "9999"], "--seconds"),
         (["--seed", "-1"], "--seed"),
-        (["--out", "/nowhere/at/all.yaml"], "no folder /nowhere/at"),
+        (["--out", "/nowhere/at/all.yaml"], "--out: /nowhere/at/all.yaml cannot be written"),
+        (["--out", "/tmp"], "--out: /tmp cannot be written"),
         (["--nonsense"], "--nonsense"),
     ],
 )
