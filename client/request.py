@@ -74,9 +74,11 @@ def build(
     sampling: Mapping[str, Any],
 ) -> pb.GenerateRequest:
     """The request; an id is drawn where none is given. `ValueError` names an argument that no request can hold."""
-    request = pb.GenerateRequest(request_id=request_id or secrets.token_hex(8), model=model or "")
     if (prompt is None) == (messages is None):
         raise ValueError("Give `prompt` or `messages`, one of them.")
+    request = pb.GenerateRequest()
+    _set("request_id", lambda: setattr(request, "request_id", request_id or secrets.token_hex(8)))
+    _set("model", lambda: setattr(request, "model", model or ""))
     if messages is not None:
         _set("messages", lambda: request.chat.messages.extend(pb.Message(**message) for message in messages))
         request.chat.SetInParent()
@@ -102,7 +104,9 @@ def _set_sampling(request: pb.GenerateRequest, name: str, value: Any) -> None:
 def _set(name: str, action: Callable[[], None]) -> None:
     try:
         action()
-    except (TypeError, ValueError, UnicodeError) as error:
+    except UnicodeError:
+        raise ValueError(f"{name} is no text: it holds bytes that are not UTF-8.") from None
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from None
 
 

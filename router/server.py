@@ -20,6 +20,7 @@ from ..proto import control_pb2, control_pb2_grpc, inference_pb2, inference_pb2_
 from .attach import attach
 from .config import ModelInfo, RouterConfig
 from .links import CHANNEL
+from .malformed import RefuseMalformed
 from .output import Output, Piece
 from .refusal import DETAILS_KEY, Refused
 from .router import Router
@@ -241,7 +242,7 @@ class RouterServer:
         """Listen, attach, and return the address. Raises `ValueError` where the port is taken; then it may be tried
         again, for nothing has begun."""
         tokenizer = Tokenizer(self.model.tokenizer) if self.model.tokenizer else None
-        self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        self._server = grpc.aio.server(interceptors=(RefuseMalformed(),), options=(("grpc.so_reuseport", 0),))
         self.address = f"{self.config.host}:{self._bind()}"
         self.router = Router(self.name, self.config, self._handover, self.model)
         self._control = ControlServicer(self._controller)
