@@ -126,16 +126,19 @@ class RayHost:
         return {who: found for who, found in zip(lives, answers, strict=True) if found is not None}
 
     async def _take_over(self, name: str, who: Incarnation) -> Found | None:
-        """How it does; None where it is dead."""
+        """How it does; None where it is dead. TimeoutError where Ray itself does not answer: that is not its fault."""
         try:
             handle = await _bounded(asyncio.to_thread(ray.get_actor, name, self._place.namespace))
-            self._lives[who] = _Life(handle)
+        except ValueError:  # it died since
+            return None
+        self._lives[who] = _Life(handle)
+        try:
             running = await described(handle, FIND_S, self._config.handover.heartbeat_s)
             if running is not None:
                 self._open(who, running)
             return Found(running)
-        except (ValueError, RayActorError, ProcessLookupError):  # it died since
-            self._lives.pop(who, None)
+        except (RayActorError, ProcessLookupError):
+            del self._lives[who]
             return None
         except TimeoutError:
             return Found(hung=True)

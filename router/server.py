@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 CONTROL_S = 60.0
 """Limit of a forwarded control call whose caller set none."""
 
+OTHER_CALLS = 256
+"""Calls at once beside those of open sessions: being read, of operators, about health."""
+
 LAST_WORDS_S = 1.0
 """For streams that are ended by a stop to say so."""
 
@@ -242,7 +245,11 @@ class RouterServer:
         """Listen, attach, and return the address. Raises `ValueError` where the port is taken; then it may be tried
         again, for nothing has begun."""
         tokenizer = Tokenizer(self.model.tokenizer) if self.model.tokenizer else None
-        self._server = grpc.aio.server(interceptors=(RefuseMalformed(),), options=(("grpc.so_reuseport", 0),))
+        self._server = grpc.aio.server(
+            interceptors=(RefuseMalformed(),),
+            options=(("grpc.so_reuseport", 0),),
+            maximum_concurrent_rpcs=self.config.max_sessions + OTHER_CALLS,
+        )
         self.address = f"{self.config.host}:{self._bind()}"
         self.router = Router(self.name, self.config, self._handover, self.model)
         self._control = ControlServicer(self._controller)

@@ -10,6 +10,7 @@ from toy_instance import output
 
 from penstock.proto import inference_pb2 as pb
 from penstock.proto.inference_pb2_grpc import InferenceServiceStub
+from penstock.router import server
 from penstock.router.config import RouterConfig
 from penstock.router.fleet import Mode, MoveWanted
 
@@ -336,6 +337,30 @@ def test_more_sessions_than_the_bound_are_refused():
             task.cancel()
             await here.settled()
             assert (await generate(here.address, request())).ids == output((1, 2, 3), 20)
+
+    asyncio.run(run())
+
+
+def test_calls_are_bounded_before_they_are_read(monkeypatch):
+    monkeypatch.setattr(server, "OTHER_CALLS", 1)
+    read = server.read_request
+
+    async def run():
+        gate = asyncio.Event()
+
+        async def slow(*arguments):
+            await gate.wait()
+            return await read(*arguments)
+
+        monkeypatch.setattr(server, "read_request", slow)
+        async with fleet(ONE_AND_TWO, RouterConfig(port=0, max_sessions=1, stop_s=0.5)) as here:
+            calls = [asyncio.create_task(generate(here.address, request(max_tokens=400))) for _ in range(12)]
+            await until(lambda: sum(call.done() for call in calls) == 10)
+            gate.set()
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+            errors = [end for end in ends if isinstance(end, grpc.aio.AioRpcError)]
+            assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+            assert len(errors) == 11 and sum("requests are open" in error.details() for error in errors) == 1
 
     asyncio.run(run())
 
