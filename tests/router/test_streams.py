@@ -360,7 +360,7 @@ def test_calls_are_bounded_before_they_are_read(monkeypatch):
             ends = await asyncio.gather(*calls, return_exceptions=True)
             errors = [end for end in ends if isinstance(end, grpc.aio.AioRpcError)]
             assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-            assert len(errors) == 11 and sum("requests are open" in error.details() for error in errors) == 1
+            assert len(errors) == 11 and sum("sessions are open" in error.details() for error in errors) == 1
 
     asyncio.run(run())
 
