@@ -36,7 +36,7 @@ test: setup lint ## formatting, lint, types and every test that is not slow
 test-slow: setup ## the long explorations
 	$(PY) -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)
 
-# From a checkout that is not installed; Python 3.11 or newer, torch with its Triton, transformers and click suffice:
+# From a checkout that is not installed; Python 3.11 or newer, torch with its Triton, transformers, click and rich suffice:
 #   d=$(mktemp -d) && ln -s "$PWD" $d/penstock && PYTHONPATH=$d python3 -m penstock.benchmarks.gpu_check [--json]
 gpu-check: ## kernels and engine on this machine's GPU: right, and how fast; without Ray, and without `make setup`
 	@d=$$(mktemp -d) && trap 'rm -rf $$d' EXIT && ln -s "$(CURDIR)" $$d/penstock && \

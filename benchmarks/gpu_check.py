@@ -1,8 +1,8 @@
 """Whether the kernels and the engine are right on this machine's GPU, and then how fast the kernels are.
 
 Kernels are compared with their torch twins on the CPU, in float32 from the same inputs; the engine's greedy float32
-tokens with those of `transformers`, under a random schedule of chunks and decodes, for each family. Needs torch with
-its Triton, transformers, numpy, safetensors and click; neither Ray nor an installed Penstock.
+tokens with those of `transformers`, under a random schedule of chunks and decodes, for each family, with CUDA graphs and without. Needs torch with
+its Triton, transformers, numpy, safetensors, click and rich; neither Ray nor an installed Penstock.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import click
@@ -78,13 +79,15 @@ def run(
     units = dict.fromkeys(figures, "1")
     for key in ("engine_tokens", "engine_ties", "engine_mismatched"):
         figures[key], units[key] = 0, "tokens"
-    for family, fields in variants:
-        tokens, ties, mismatched = engine_tokens(device, family, fields)
+    ways = (False, True) if device.type == "cuda" else (False,)
+    for (family, fields), graphs in product(variants, ways):
+        tokens, ties, mismatched = engine_tokens(device, family, fields, graphs)
         figures["engine_tokens"] += tokens
         figures["engine_ties"] += ties
         figures["engine_mismatched"] += mismatched
         if mismatched or ties > MOST_TIES:
-            wrong.append(f"{family}: of {tokens} tokens {mismatched} are others and {ties} tie")
+            way = " with CUDA graphs" if graphs else ""
+            wrong.append(f"{family}{way}: of {tokens} tokens {mismatched} are others and {ties} tie")
     return Report(command="gpu-check", figures=figures, units=units), wrong
 
 
@@ -216,12 +219,14 @@ class _Stream:
             self.output.append(token)
 
 
-def engine_tokens(device: torch.device, family: str, fields: dict) -> tuple[int, int, int]:
+def engine_tokens(
+    device: torch.device, family: str, fields: dict, decode_graphs: bool
+) -> tuple[int, int, int]:
     """Greedy tokens of a random checkpoint in float32, ties among them, and those that are not the reference's."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = make_checkpoint(Path(folder), family, 1, **fields)
         config = EngineConfig(model=folder, device=device.type, dtype="float32", kv_blocks=64)
-        streams = _generate(Runner(config), random.Random(2))
+        streams = _generate(Runner(config, decode_graphs=decode_graphs), random.Random(2))
         reference = Reference(checkpoint)
         found = [compare(s.output, reference.logits(s.prompt, s.output), 0.0, 0) for s in streams]
     return (

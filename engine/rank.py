@@ -20,6 +20,7 @@ import torch
 from .cache import KVCache
 from .checkpoint import ModelSpec
 from .config import EngineConfig
+from .graphs import DecodeGraphs
 from .inputs import InputBuilder
 from .layout import CacheLayout
 from .memory import SharedMemory
@@ -88,10 +89,18 @@ class RankModel:
         weights = load_weights(config.folder, spec, dtype, device, cut, head=place.rank == 0)
         self.model = Model(share, weights, reduce)
         self._inputs = InputBuilder(share, layout.block_size, device)
+        self._graphs: DecodeGraphs | None = None
+
+    def record_graphs(self) -> None:
+        """Replay steps without chunks as CUDA graphs from here on."""
+        self._graphs = DecodeGraphs(self.model, self.cache)
 
     def forward(self, items: Sequence[StepItem]) -> torch.Tensor:
         """Feeds `items`, those of one token first; the last layer's output [n, hidden]."""
-        return self.model.forward(self._inputs.build(items), self.cache)
+        inputs = self._inputs.build(items)
+        if self._graphs and self._graphs.can_run(inputs):
+            return self._graphs.forward(inputs)
+        return self.model.forward(inputs, self.cache)
 
 
 class Line:

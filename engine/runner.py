@@ -55,9 +55,16 @@ class Runner:
     """One model on one device, or on several ranks, with its KV cache. Not for several threads at once."""
 
     def __init__(
-        self, config: EngineConfig, spec: ModelSpec | None = None, memory: SharedMemory | None = None
+        self,
+        config: EngineConfig,
+        spec: ModelSpec | None = None,
+        memory: SharedMemory | None = None,
+        *,
+        decode_graphs: bool = False,
     ) -> None:
         """Loads the checkpoint of `config`. `memory`, of `memory_bytes`, is for the KV cache (CPU only).
+
+        With `decode_graphs`, on one GPU alone, steps without chunks are replayed as CUDA graphs, recorded here.
 
         Raises ValueError for a checkpoint that cannot be served.
         """
@@ -77,6 +84,9 @@ class Runner:
         )
         self.cache: BlockStore = self._ranks.cache if self._ranks else rank.cache
         """Of the whole model."""
+        if decode_graphs:
+            assert self._ranks is None, "graphs are recorded of one rank"
+            rank.record_graphs()
         self._model = rank.model
         self._forward = self._ranks.forward if self._ranks else rank.forward
 

@@ -20,6 +20,8 @@ from .segments_triton import merge_parts
 from .work import HostWork, Work, chunk_work, decode_work, padded_tables, shared_work
 
 LOG2_E = math.log2(math.e)
+DECODE = "decode"
+"""The key of `decode`'s work in a batch."""
 PROGRAMS_PER_PROCESSOR = 8
 """Programs of a split-KV launch for each multiprocessor: several rounds of them, so that a last uneven round costs
 little."""
@@ -71,7 +73,7 @@ def shared_prefix_segment(q: torch.Tensor, kv: torch.Tensor, batch: PagedBatch) 
 
     def make() -> HostWork:
         tile = shape.rows * kv_heads // heads
-        return shared_work(batch.shared, len(q), tile, shape.keys, kv_heads, _programs(q.device))
+        return shared_work(batch.shared, len(q), tile, shape.keys, kv_heads, programs(q.device))
 
     work = _work(batch, "shared", make)
     return merge_parts(_parts(q, kv, work, batch.block_size, shape), work.spans, torch.float32)
@@ -90,16 +92,21 @@ def prefill(q: torch.Tensor, kv: torch.Tensor, batch: PagedBatch) -> torch.Tenso
     return out
 
 
-def _decode_parts(q: torch.Tensor, kv: torch.Tensor, batch: PagedBatch) -> tuple[Segment, Work]:
-    heads, kv_heads = q.shape[1], kv.shape[3]
-    shape = decode_shape(heads // kv_heads, q.shape[2], q.dtype)
+def decode_items(batch: PagedBatch, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> Work:
+    """What `decode` launches for `batch`, made once; it is the same for all layers."""
 
     def make() -> HostWork:
         firsts, ends = np.array(batch.firsts), np.array(batch.starts) + 1
-        return decode_work(firsts, ends, shape.keys, kv_heads, _programs(q.device))
+        keys = decode_shape(heads // kv_heads, dim, dtype).keys
+        return decode_work(firsts, ends, keys, kv_heads, programs(batch.device))
 
-    work = _work(batch, "decode", make)
-    return _parts(q, kv, work, batch.block_size, shape), work
+    return _work(batch, DECODE, make)
+
+
+def _decode_parts(q: torch.Tensor, kv: torch.Tensor, batch: PagedBatch) -> tuple[Segment, Work]:
+    (_, heads, dim), kv_heads = q.shape, kv.shape[3]
+    work = decode_items(batch, heads, kv_heads, dim, q.dtype)
+    return _parts(q, kv, work, batch.block_size, decode_shape(heads // kv_heads, dim, q.dtype)), work
 
 
 def _work(batch: PagedBatch, kind: str, make: Callable[[], HostWork]) -> Work:
@@ -153,7 +160,7 @@ def _launch(
     )
 
 
-def _programs(device: torch.device) -> int:
+def programs(device: torch.device) -> int:
     """How many programs a split-KV launch should have."""
     return PROGRAMS_PER_PROCESSOR * _processors(device)
 

@@ -6,7 +6,7 @@ import triton.language as tl
 
 
 def store_kv(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor) -> None:
-    """Twin of `store_kv.store_kv`."""
+    """Twin of `store_kv.store_kv`; a row whose slot is below 0, as CUDA graphs are padded with, is not stored."""
     _, kv_heads, dim = k.shape
     assert kv.is_contiguous() and all(x.stride(2) == 1 and x.stride(1) == dim for x in (k, v))
     width = kv_heads * dim
@@ -29,8 +29,8 @@ def store(k, v, kv, slots, k_stride, v_stride, values_offset, width, WIDTH_PAD: 
     """The key or the value (axis 1) of a token (axis 0)."""
     token = tl.program_id(0).to(tl.int64)
     places = tl.arange(0, WIDTH_PAD)
-    mask = places < width
     slot = tl.load(slots + token).to(tl.int64)
+    mask = (places < width) & (slot >= 0)
     if tl.program_id(1) == 0:
         tl.store(kv + slot * width + places, tl.load(k + token * k_stride + places, mask=mask), mask=mask)
     else:

@@ -11,6 +11,7 @@ import torch
 
 from penstock.benchmarks.checkpoints import make_checkpoint
 from penstock.engine.config import EngineConfig
+from penstock.engine.graphs import PaddedDecode
 from penstock.engine.runner import Runner, SampleSpec, StepItem
 from penstock.kernels import (
     attention,
@@ -98,7 +99,7 @@ def assert_near(out: torch.Tensor, expected: torch.Tensor, computed: torch.dtype
 def _many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short contexts are split too, and merging takes more than one round."""
     monkeypatch.setattr(work, "LEAST_SPLIT", 16)
-    monkeypatch.setattr(attention_triton, "_programs", lambda device: 12)
+    monkeypatch.setattr(attention_triton, "programs", lambda device: 12)
     monkeypatch.setattr(segments_triton, "MERGE_PARTS", 2)
 
 
@@ -262,3 +263,29 @@ def generate(folder: Path) -> list[int | None]:
     for _ in range(3):
         tokens.append(runner.step([StepItem(tokens[-1:], len(tokens), [0, 5], greedy)])[0])
     return [*tokens, runner.step([StepItem([17], 50, table, greedy)])[0]]
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_padded_decode_equals_the_step_and_writes_its_own_slots_alone(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a CUDA graph but the recording: the same inputs at other addresses, twice, the second time fewer."""
+    for module in (attention, rms_norm, rope, segments, silu_mul, store_kv):
+        monkeypatch.setattr(module, "on_gpu", lambda tensor: True)
+    folder = make_checkpoint(tmp_path, "mistral", seed=1, sliding_window=24)
+    runner = Runner(EngineConfig(model=str(folder), device="cpu", kv_blocks=12))
+    runner.cache.buffer.zero_()
+    tables = [[7, 2, 9], [3, 11], [5]]
+    runner.step([StepItem(range(9, 9 + n), 0, t, None) for n, t in zip((40, 20, 7), tables, strict=True)])
+    padded = PaddedDecode(runner.spec, runner.layout, size, CPU)
+    for count in (3, 2):
+        items = [StepItem([4], n, t, None) for n, t in zip((40, 20, 7)[:count], tables, strict=False)]
+        inputs = runner._inputs(items)
+        before = runner.cache.buffer.clone()
+        expected = runner._model.forward(inputs, runner.cache)
+        after = [layer.clone() for layer in runner.cache.layers]
+        runner.cache.buffer.copy_(before)
+        padded.fill(inputs)
+        torch.testing.assert_close(runner._model.forward(padded.inputs, runner.cache)[:count], expected)
+        for layer, whole in zip(runner.cache.layers, after, strict=True):
+            torch.testing.assert_close(layer, whole)
