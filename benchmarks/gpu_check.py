@@ -1,8 +1,9 @@
 """Whether the kernels and the engine are right on this machine's GPU, and then how fast the kernels are.
 
 Kernels are compared with their torch twins on the CPU, in float32 from the same inputs; the engine's greedy float32
-tokens with those of `transformers`, under a random schedule of chunks and decodes, for each family, with CUDA graphs and without. Needs torch with
-its Triton, transformers, numpy, safetensors, click and rich; neither Ray nor an installed Penstock.
+tokens with those of `transformers`, under a random schedule of chunks and decodes, for each family, with CUDA graphs
+and without. Needs torch with its Triton, transformers, numpy, safetensors, click and rich; neither Ray nor an installed
+Penstock.
 """
 
 from __future__ import annotations

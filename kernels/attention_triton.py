@@ -171,7 +171,7 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_width"])
 def attend(
     q,
     kv,

@@ -17,6 +17,8 @@ ITEM_FIELDS = 7
 """First query row, queries, position of the first, row of the block table, keys `[first, last)`, first output row."""
 SPAN_FIELDS = 3
 """First part of a query, step to the next one, their number."""
+ALIGNED = 4
+"""Numbers of int32 in 16 bytes."""
 LEAST_SPLIT = 128
 """Keys below which splitting a range costs more than it gains."""
 
@@ -42,12 +44,18 @@ class HostWork(NamedTuple):
     parts: int
 
     def upload(self, tables: np.ndarray, device: torch.device) -> Work:
-        """All in one copy."""
+        """All in one copy, each part at a multiple of `ALIGNED` numbers: kernels are compiled for aligned pointers."""
         arrays = (tables, self.items, self.spans)
-        flat = upload(np.concatenate([array.ravel() for array in arrays]), device)
-        parts = flat.split([array.size for array in arrays])
-        on_device = (part.view(array.shape) for part, array in zip(parts, arrays, strict=True))
-        return Work(*on_device, self.parts)
+        firsts = np.cumsum([0, *(-(-array.size // ALIGNED) * ALIGNED for array in arrays)])
+        flat = np.empty(firsts[-1], dtype=np.int32)
+        for array, first in zip(arrays, firsts, strict=False):
+            flat[first : first + array.size] = array.ravel()
+        on_device = upload(flat, device)
+        parts = [
+            on_device[first : first + array.size].view(array.shape)
+            for array, first in zip(arrays, firsts.tolist(), strict=False)
+        ]
+        return Work(*parts, self.parts)
 
 
 def padded_tables(tables: Sequence[np.ndarray]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from penstock.kernels.paged import SharedPrefix
 from penstock.kernels.work import LEAST_SPLIT, HostWork, chunk_work, decode_work, padded_tables, shared_work
@@ -71,6 +72,16 @@ def test_chunk_items_cover_the_queries_with_all_that_they_see_longest_first(wind
         assert first == (0 if window is None else max(0, position - window + 1))
     lengths = [last - first for *_, first, last, _ in items]
     assert lengths == sorted(lengths, reverse=True)
+
+
+def test_uploaded_parts_are_aligned_and_whole() -> None:
+    work = decode_work(np.array([0, 3, 0]), np.array([700, 5, 1]), 64, 2, 12)
+    tables = np.arange(15, dtype=np.int32).reshape(3, 5)
+    uploaded = work.upload(tables, torch.device("cpu"))
+    for found, given in zip(uploaded[:3], (tables, work.items, work.spans), strict=True):
+        assert np.array_equal(found.numpy(), given)
+        assert (found.data_ptr() - uploaded.tables.data_ptr()) % 16 == 0
+    assert uploaded.parts == work.parts
 
 
 def test_tables_are_padded() -> None:
