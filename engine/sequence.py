@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ..handover.values import (
@@ -46,6 +47,15 @@ class Sequence:
     paused: bool = False
     leaves: bool = False
     """It is to be handed over after its prefill: it needs no decode slot here."""
+    salt: str = ""
+    """Whose KV it may share."""
+    application: str = ""
+    cache_ttl_s: float = 0.0
+    """How long its KV is to stay cached when it has gone."""
+    names: list[bytes] = field(default_factory=list)
+    """Of its leading full blocks, as far as they were needed."""
+    published: int = 0
+    """How many blocks the pool was told to be full and computed."""
 
     def __post_init__(self) -> None:
         self.prefill_until = len(self.tokens)
@@ -61,8 +71,18 @@ class Sequence:
         params = context.params
         tokens = [*context.prompt, *context.emitted]
         most = min(len(context.prompt) + params.max_tokens, longest)
-        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else ends)
-        return cls(session, epoch, len(context.prompt), tokens, params, most, ends)
+        return cls(
+            session,
+            epoch,
+            len(context.prompt),
+            tokens,
+            params,
+            most,
+            frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else ends),
+            salt=context.salt,
+            application=context.application,
+            cache_ttl_s=context.cache_ttl_s,
+        )
 
     @classmethod
     def adopt(
@@ -72,14 +92,19 @@ class Sequence:
         commit: Commit,
         longest: int,
         ends: frozenset[int] = frozenset(),
+        names: Iterable[bytes] = (),
     ) -> Sequence:
-        """A sequence that arrives with its KV: what the reservation told of it, and what the commit adds."""
+        """A sequence that arrives with its KV: what the reservation told of it, and what the commit adds.
+
+        `names` are those of full blocks of the reservation's context.
+        """
         emitted = context.emitted[: commit.first_index]
         assert len(emitted) == commit.first_index, "the commit goes on where the reservation ended"
         grown = replace(context, emitted=emitted + tuple(record.id for record in commit.records))
         sequence = cls.begin(lease.session, lease.epoch, grown, longest, ends)
         sequence.computed = sequence.prefill_until = commit.computed
         sequence.admitted = True
+        sequence.names = list(names)
         assert sequence.pending == 1
         return sequence
 
@@ -87,6 +112,12 @@ class Sequence:
     def key(self) -> LeaseKey:
         """Names the sequence in the ledger; a lease that it grew from has the same name."""
         return LeaseKey(self.session, self.epoch)
+
+    @property
+    def context(self) -> Context:
+        """What another instance must know to go on with it."""
+        prompt, emitted = tuple(self.tokens[: self.prompt]), tuple(self.tokens[self.prompt :])
+        return Context(prompt, emitted, self.params, self.salt, self.application, self.cache_ttl_s)
 
     @property
     def size(self) -> Size:

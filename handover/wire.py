@@ -180,7 +180,14 @@ def _address(address: Address) -> pb.PeerAddress:
 
 
 def _context(context: Context) -> pb.Context:
-    return pb.Context(prompt=context.prompt, emitted=context.emitted, params=_params(context.params))
+    return pb.Context(
+        prompt=context.prompt,
+        emitted=context.emitted,
+        params=_params(context.params),
+        salt=context.salt,
+        application=context.application,
+        cache_ttl_s=context.cache_ttl_s,
+    )
 
 
 def _params(params: SamplingParams) -> pb.SamplingParams:
@@ -272,7 +279,6 @@ def _reserve(reserve: Reserve) -> pb.Reserve:
         fingerprint=reserve.fingerprint,
         layout=pb.Layout(**asdict(reserve.layout)),
         blocks=reserve.blocks,
-        hashes=reserve.hashes,
         context=_context(reserve.context),
         router=reserve.router,
         one_sided=reserve.one_sided,
@@ -347,8 +353,16 @@ def _read_address(frame: Any, name: str = "destination") -> Address:
 
 def _read_context(frame: Any) -> Context:
     context = _field(frame, "context")
-    params = _read_params(_field(context, "params"))
-    return Context(tuple(context.prompt), tuple(context.emitted), params)
+    if not (math.isfinite(context.cache_ttl_s) and context.cache_ttl_s >= 0):
+        raise ValueError(f"A cache_ttl of {context.cache_ttl_s} s.")
+    return Context(
+        tuple(context.prompt),
+        tuple(context.emitted),
+        _read_params(_field(context, "params")),
+        context.salt,
+        context.application,
+        context.cache_ttl_s,
+    )
 
 
 def _read_params(frame: pb.SamplingParams) -> SamplingParams:
@@ -457,7 +471,6 @@ def _read_reserve(frame: pb.Reserve) -> Reserve:
         _read_context(frame),
         _text(frame, "router"),
         frame.one_sided,
-        tuple(frame.hashes),
     )
 
 

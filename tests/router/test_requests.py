@@ -70,6 +70,12 @@ def test_what_changes_nothing_is_accepted():
     assert read(request).tenant == "t"
 
 
+def test_what_decides_about_cached_kv_is_read():
+    asked = {"tenant": "t", "application": "a", "cache_ttl": {"seconds": 3599, "nanos": 500_000_000}}
+    call = read(pb.GenerateRequest(token_ids=PROMPT, **asked))
+    assert (call.tenant, call.application, call.cache_ttl_s) == ("t", "a", 3599.5)
+
+
 def test_every_parameter_arrives_as_it_was_meant():
     shaping = {"top_p": 0.9, "min_p": 0.05, "presence_penalty": -0.3, "frequency_penalty": 1.7}
     shaping |= {"repetition_penalty": 1.1, "top_k": 40, "min_tokens": 4, "temperature": 0.7}
@@ -182,7 +188,12 @@ def test_a_field_of_a_later_version_is_refused(field):
         (pb.GenerateRequest(token_ids=PROMPT, request_id="x" * 129), "INVALID_ARGUMENT", "request_id"),
         (pb.GenerateRequest(token_ids=PROMPT, priority=9), "INVALID_ARGUMENT", "priority"),
         (pb.GenerateRequest(token_ids=PROMPT, priority=pb.PRIORITY_HIGH), "UNIMPLEMENTED", "priority"),
-        (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"seconds": 5}), "UNIMPLEMENTED", "cache_ttl"),
+        (pb.GenerateRequest(token_ids=PROMPT, tenant="x" * 129), "INVALID_ARGUMENT", "tenant"),
+        (pb.GenerateRequest(token_ids=PROMPT, application="x" * 129), "INVALID_ARGUMENT", "application"),
+        (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"seconds": -1}), "INVALID_ARGUMENT", "cache_ttl"),
+        (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"nanos": -1}), "INVALID_ARGUMENT", "cache_ttl"),
+        (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"seconds": 3601}), "INVALID_ARGUMENT", "cache_ttl"),
+        (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"seconds": 2**62}), "INVALID_ARGUMENT", "cache_ttl"),
         (resumed(attempt=1), "INVALID_ARGUMENT", "resume.attempt"),
         (resumed(request_id=""), "INVALID_ARGUMENT", "request_id"),
         (resumed(choice=1), "INVALID_ARGUMENT", "resume.received"),

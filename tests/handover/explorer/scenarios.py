@@ -20,6 +20,8 @@ TIGHT = Shape(prompt=2, output=2, block_size=1, pool=4, config=HandoverConfig(fi
 """Two blocks in one write, which land one by one."""
 SPLIT = replace(ONE_BLOCK, decodes="B")
 """A prefills and nothing else: a session that stays there never ends."""
+SHARED = Shape(prompt=2, output=2, block_size=1, pool=3, known=1)
+"""The first block of the prompt is cached everywhere: a handover copies the other two."""
 
 
 BUDGET = {
@@ -75,6 +77,10 @@ QUICK = [
     ),
     *_both("prefill does not decode, and a message is lost", SPLIT, budget={"lose": 1}),
     *_both("prefill does not decode, and dies", SPLIT, budget={"crash": 1}, crashing="A"),
+    *_both(
+        "a block that is shared already, without faults", SHARED, recover_by_silence=False, budget={"move": 1}
+    ),
+    *_both("a block that is shared already, and a lease runs out early", SHARED, **early("lease", "stop")),
     *_both("the client leaves", ONE_BLOCK, budget={"cancel": 1}),
     *_both("an instance dies", ONE_BLOCK, budget={"crash": 1}),
     *_both("an instance hangs", STAGED, budget={"hang": 1}),
