@@ -18,7 +18,7 @@ COMMANDS = {
     "down": ("penstock.cli.down", "Stop the cluster, and reap what a killed one left."),
     "verify": ("penstock.cli.verify", "Compare a cluster's tokens with transformers, under moves."),
     "profile": ("penstock.cli.profile", "Measure what steps and copies cost here, and write a profile."),
-    "bench": ("penstock.cli.bench", "Measure one thing: migration, transfer."),
+    "bench": ("penstock.cli.bench", "Measure one thing; `penstock bench --help` lists them."),
 }
 
 HELP = """Serve language models from separate prefill and decode pools, and move requests while they run.
