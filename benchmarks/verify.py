@@ -24,6 +24,7 @@ from ..cluster.config import Config, default
 from ..cluster.controller import INSTANCE
 from ..cluster.launcher import ROUTER, Cluster
 from ..engine.config import EMBEDDED
+from ..handover.values import SamplingParams
 from .checkpoints import VARIANTS, make_checkpoint
 from .compare import compare_shaped, wrong_logprobs
 from .exercise import Stream, exercise
@@ -258,7 +259,7 @@ def _arrivals(streams: Sequence[Stream]) -> Counter[str]:
 def _beside_reference(
     folder: Path, streams: Sequence[Stream], counts: Counter[str], say: Say
 ) -> Iterator[bool]:
-    """Count ties and mismatched tokens; for each stream that can tell, whether a damaged block would change it."""
+    """Count what is wrong; for each stream that no parameter narrows, whether a damaged block would change it."""
     reference = Reference(folder)
     with progress("comparing", len(streams)) as advance:
         for stream in streams:
@@ -272,7 +273,7 @@ def _beside_reference(
                     right = found.tokens - found.mismatched
                     which = f"{trial.request_id}, choice {stream.choice}"
                     say(f"{which}: wrong from token {right} of {found.tokens} on; {trial.shape}")
-            if len(tokens) > 1:
+            if len(tokens) > 1 and trial.shape == SamplingParams():
                 yield _notices_damage(reference, stream)
             advance(1)
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -40,6 +41,12 @@ TIMEOUT_S = 600.0
     "--logprobs", type=click.IntRange(0, 2**32 - 1), help="Log-probabilities, with so many alternatives."
 )
 @click.option("--prompt-logprobs", type=click.IntRange(0, 2**32 - 1), help="The same of the prompt.")
+@click.option("--json-schema", metavar="JSON|@FILE", help="The output is JSON that this schema admits.")
+@click.option("--regex", help="The whole output matches it.")
+@click.option(
+    "--choice", "choices", metavar="TEXT", multiple=True, help="The output is one of these; repeatable."
+)
+@click.option("--grammar", metavar="LARK|@FILE", help="The output is a sentence of this grammar.")
 @click.option("--echo", is_flag=True, help="Print the prompt before the output.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end token.")
 @click.option("--token-ids", metavar="ID,ID,...", help="A prompt of token ids, in the place of a text.")
@@ -64,6 +71,9 @@ def command(
 ) -> None:
     """Stream a completion of PROMPT (or of what comes on standard input) to the terminal."""
     asked["logit_bias"] = _biases(asked["logit_bias"])
+    asked["choices"] = asked["choices"] or None
+    for name in ("json_schema", "grammar"):
+        asked[name] = _text_or_file(asked[name])
     asked["stop_token_ids"] = _ids(asked["stop_token_ids"] or "", "--stop-token-ids")
     several = (asked["n"] or 1) > 1
     with told(), Client(address) as client:
@@ -101,6 +111,10 @@ def _ids(text: str, option: str) -> list[int]:
         return [int(id) for id in text.split(",")] if text else []
     except ValueError:
         raise click.UsageError(f"{option} takes numbers with commas between, not {text!r}.") from None
+
+
+def _text_or_file(given: str | None) -> str | None:
+    return Path(given[1:]).read_text() if given and given.startswith("@") else given
 
 
 def _biases(pairs: Sequence[str]) -> dict[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
@@ -57,6 +58,14 @@ class Sampling(TypedDict, total=False):
     """The same for the prompt."""
     echo: bool
     """Give back the prompt."""
+    json_schema: str | Mapping[str, Any]
+    """The output is JSON that this schema admits."""
+    regex: str
+    """The whole output matches it."""
+    choices: Sequence[str]
+    """The output is one of these."""
+    grammar: str
+    """The output is a sentence of this grammar, in Lark's notation as llguidance reads it."""
 
 
 class Message(TypedDict):
@@ -89,6 +98,9 @@ def build(
         request.token_ids.SetInParent()
     for name, value in sampling.items():
         if value is not None:
+            if name in pb.StructuredOutput.DESCRIPTOR.fields_by_name:
+                _set(name, lambda name=name, value=value: _set_structured(request, name, value))
+                continue
             if name not in pb.SamplingParams.DESCRIPTOR.fields_by_name:
                 raise ValueError(f"There is no sampling field {name!r}.")
             _set(name, lambda name=name, value=value: _set_sampling(request, name, value))
@@ -99,6 +111,17 @@ def _set_sampling(request: pb.GenerateRequest, name: str, value: Any) -> None:
     if name == "stop" and isinstance(value, str):
         value = [value]  # else its letters
     request.sampling.MergeFrom(pb.SamplingParams(**{name: value}))
+
+
+def _set_structured(request: pb.GenerateRequest, name: str, value: Any) -> None:
+    structured = request.sampling.structured
+    if other := structured.WhichOneof("constraint"):
+        raise ValueError(f"the output is held to `{other}` already")
+    if name == "choices":
+        structured.choices.values.extend(value)
+        structured.choices.SetInParent()
+    else:
+        setattr(structured, name, json.dumps(value) if isinstance(value, Mapping) else value)
 
 
 def _set(name: str, action: Callable[[], None]) -> None:

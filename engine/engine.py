@@ -64,6 +64,7 @@ from ..handover.values import (
     Window,
 )
 from ..policy.state import LoadView, blocks_for
+from .grammar import Grammars
 from .phase import Size
 from .scheduler import Scheduler
 from .sequence import Sequence as Running
@@ -141,6 +142,8 @@ class Limits:
     """Tokens, prompt and output together."""
     ends: frozenset[int]
     block_size: int
+    grammars: Grammars | None = None
+    """None where the model has no tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +350,9 @@ class Engine:
                 self._to_peers.append((peer, self._complete(message)))
             case Begin(start):
                 limits = self._limits
-                sequence = Running.begin(session, start.epoch, start.context, limits.context, limits.ends)
+                sequence = Running.begin(
+                    session, start.epoch, start.context, limits.context, limits.ends, limits.grammars
+                )
                 self._scheduler.add(sequence, leaves=start.destination is not None)
             case Drop(epoch):
                 self._scheduler.remove(LeaseKey(session, epoch), time.monotonic())
@@ -378,9 +383,9 @@ class Engine:
                 self._outside.close_receive(lease)
             case Adopt(lease, commit):
                 coming, limits = self._coming.pop(lease), self._limits
-                context = coming.reserve.context
+                model = (limits.context, limits.ends, limits.grammars)
                 self._scheduler.adopt(
-                    Running.adopt(lease, context, commit, limits.context, limits.ends, coming.names)
+                    Running.adopt(lease, coming.reserve.context, commit, *model, names=coming.names)
                 )
             case Release(lease):
                 self._coming.pop(lease, None)

@@ -15,6 +15,7 @@ from ..handover.values import (
     SamplingParams,
     TokenRecord,
 )
+from .grammar import Constraint, Grammars
 from .phase import Size
 from .step import Logbook, SampleSpec, Shaping
 from .tally import Tally
@@ -36,6 +37,8 @@ class Sequence:
     """Tokens that end it."""
     tally: Tally | None = field(init=False)
     """Kept where penalties look at it."""
+    constraint: Constraint | None = None
+    """Where a grammar rules its output: the state after the tokens so far."""
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
     """Of the prompt from its second token on, as far as they are computed; they leave with the first token."""
     prefill_until: int = field(init=False)
@@ -65,12 +68,23 @@ class Sequence:
 
     @classmethod
     def begin(
-        cls, session: str, epoch: Epoch, context: Context, longest: int, ends: frozenset[int] = frozenset()
+        cls,
+        session: str,
+        epoch: Epoch,
+        context: Context,
+        longest: int,
+        ends: frozenset[int] = frozenset(),
+        grammars: Grammars | None = None,
     ) -> Sequence:
         """A sequence to be prefilled; `longest` is the model's context in tokens, `ends` are its end tokens."""
         params = context.params
         tokens = [*context.prompt, *context.emitted]
         most = min(len(context.prompt) + params.max_tokens, longest)
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else ends)
+        constraint = None
+        if params.grammar:
+            assert grammars is not None, "routers ask it only of models that have a tokenizer"
+            constraint = grammars.begin(params.grammar, context.emitted)
         return cls(
             session,
             epoch,
@@ -78,7 +92,8 @@ class Sequence:
             tokens,
             params,
             most,
-            frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else ends),
+            ends,
+            constraint,
             salt=context.salt,
             application=context.application,
             cache_ttl_s=context.cache_ttl_s,
@@ -92,6 +107,7 @@ class Sequence:
         commit: Commit,
         longest: int,
         ends: frozenset[int] = frozenset(),
+        grammars: Grammars | None = None,
         names: Iterable[bytes] = (),
     ) -> Sequence:
         """A sequence that arrives with its KV: what the reservation told of it, and what the commit adds.
@@ -101,7 +117,7 @@ class Sequence:
         emitted = context.emitted[: commit.first_index]
         assert len(emitted) == commit.first_index, "the commit goes on where the reservation ended"
         grown = replace(context, emitted=emitted + tuple(record.id for record in commit.records))
-        sequence = cls.begin(lease.session, lease.epoch, grown, longest, ends)
+        sequence = cls.begin(lease.session, lease.epoch, grown, longest, ends, grammars)
         sequence.computed = sequence.prefill_until = commit.computed
         sequence.admitted = True
         sequence.names = list(names)
@@ -146,9 +162,10 @@ class Sequence:
         params = self.params
         barred = tuple(self.ends) if self.made < params.min_tokens else ()
         filtered = params.temperature > 0 and (params.top_p < 1 or params.top_k or params.min_p)
-        if not (filtered or barred or params.logit_bias or self.tally is not None):
+        allowed = None if self.constraint is None else self.constraint.allowed()
+        if not (filtered or barred or params.logit_bias or self.tally is not None or allowed is not None):
             return None
-        return Shaping(params, self.tally, barred)
+        return Shaping(params, self.tally, barred, allowed)
 
     @property
     def needs_whole_prompt(self) -> bool:
@@ -175,6 +192,7 @@ class Sequence:
         if self.tally is not None:
             self.tally.add(token)
         end = End.LENGTH if len(self.tokens) >= self.most else None
-        end = End.STOP if token in self.ends else end
+        satisfied = self.constraint is not None and self.constraint.take(token)
+        end = End.STOP if satisfied or token in self.ends else end
         prompt, self.prompt_logprobs = tuple(self.prompt_logprobs), []
         return TokenRecord(token, end, logprobs, prompt)

@@ -33,12 +33,14 @@ from ..handover.frames import (
 from ..handover.seat import House, Seat
 from ..handover.values import (
     Address,
+    Context,
     Incarnation,
     Layout,
     LeaseKey,
     Move,
     News,
     PeerMessage,
+    Reserve,
     Stage,
     Start,
     Window,
@@ -51,6 +53,7 @@ from .blocks import BlockPool
 from .checkpoint import ModelSpec, read_checkpoint
 from .config import EngineConfig
 from .engine import Engine, Limits
+from .grammar import Grammars
 from .local import LocalWindow
 from .memory import SharedMemory
 from .peers import CHANNEL, Peers
@@ -106,6 +109,9 @@ class InstanceServer(WorkerServiceServicer):
         port = self._server.add_insecure_port(f"{self._host}:0")
         self.address = f"{self._host}:{port}"
         self._spec, self._runner = await asyncio.to_thread(self._load)
+        tokenizer = self._config.folder / "tokenizer.json"
+        has_text = tokenizer.exists()
+        self._grammars = Grammars(tokenizer, self._spec.vocab, self._spec.eos) if has_text else None
         self._peers = Peers(Address(self.me, self.address), self._handover)
         self._transfers = Transfers(
             *(self.me, self._runner.cache, self._handover, self._host, self._peers.send, self._post),
@@ -174,7 +180,7 @@ class InstanceServer(WorkerServiceServicer):
             self._runner,
             scheduler,
             House(self.me, self._spec.fingerprint, layout, self._handover),
-            Limits(self._context_tokens, self._spec.eos, shape.block_size),
+            Limits(self._context_tokens, self._spec.eos, shape.block_size, self._grammars),
             self,
             self._window(),
         )
@@ -324,8 +330,16 @@ class InstanceServer(WorkerServiceServicer):
     async def _hear_router(self, router: str, requests: AsyncIterator[pb.LinkRequest]) -> None:
         async for request in requests:
             self._heard_at[router] = time.monotonic()
-            self._take(router, wire.from_link_request(request))
+            frame = wire.from_link_request(request)
+            if isinstance(frame, Start):
+                await self._prepare(frame.context)
+            self._take(router, frame)
             await self._keep_pace()
+
+    async def _prepare(self, context: Context) -> None:
+        """Compile its grammar here, so that no step waits for that."""
+        if context.params.grammar and self._grammars is not None:
+            await asyncio.to_thread(self._grammars.prepare, context.params.grammar)
 
     def _take(self, router: str, frame: RouterFrame) -> None:
         match frame:
@@ -371,6 +385,8 @@ class InstanceServer(WorkerServiceServicer):
                 if isinstance(frame, Turn | PairOffer):
                     self._transfers.hear(sender, frame)
                 elif not isinstance(frame, PeerHello):
+                    if isinstance(frame, Reserve):
+                        await self._prepare(frame.context)
                     self._engine.post(frame.lease.session, FromPeer(sender, frame))
                     await self._keep_pace()
         except ValueError as error:

@@ -27,6 +27,7 @@ def shape_(logits: torch.Tensor, specs: Sequence[SampleSpec]) -> None:
     _bias_(logits, [(row, shaping) for row, shaping in shaped if shaping.params.logit_bias])
     _penalize_(logits, [(row, shaping) for row, shaping in shaped if shaping.tally is not None])
     _bar_(logits, [(row, shaping) for row, shaping in shaped if shaping.barred])
+    _allow_(logits, [(row, shaping.allowed) for row, shaping in shaped if shaping.allowed is not None])
 
 
 def _bias_(logits: torch.Tensor, rows: list[tuple[int, Shaping]]) -> None:
@@ -65,6 +66,18 @@ def _bar_(logits: torch.Tensor, rows: list[tuple[int, Shaping]]) -> None:
         entries = [(row, token) for row, shaping in rows for token in shaping.barred]
         at, tokens = zip(*entries, strict=True)
         logits[list(at), list(tokens)] = -torch.inf
+
+
+def _allow_(logits: torch.Tensor, rows: list[tuple[int, bytes]]) -> None:
+    """Leaves the tokens whose bit is set; one beyond the mask has none."""
+    if not rows:
+        return
+    masks = np.zeros((len(rows), logits.shape[-1]), dtype=np.uint8)
+    for mask, (_, allowed) in zip(masks, rows, strict=True):
+        bits = np.unpackbits(np.frombuffer(allowed, np.uint8), bitorder="little")[: len(mask)]
+        mask[: len(bits)] = bits
+    at = [row for row, _ in rows]
+    logits[at] = logits[at].masked_fill(torch.from_numpy(masks).to(logits.device) == 0, -torch.inf)
 
 
 def best(scores: torch.Tensor, logits: torch.Tensor, specs: Sequence[SampleSpec]) -> torch.Tensor:

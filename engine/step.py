@@ -16,6 +16,8 @@ class Shaping:
     """The tokens so far, where penalties look at them."""
     barred: tuple[int, ...] = ()
     """Tokens that may not come now."""
+    allowed: bytes | None = None
+    """Where a grammar rules: the only tokens that may come, a bit each, lowest first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
+GRAMMAR_LIMITS = {"initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 200_000, "max_lexer_states": 50_000}
+"""What compiling a grammar and finding its next tokens may take, in llguidance's units; the same at every party."""
+
 FOREVER = 2**31 - 1
 """The n of a bound that voids a whole attempt."""
 
@@ -107,6 +110,8 @@ class SamplingParams:
     """How many alternatives are told beside each token's log-probability; None tells neither."""
     prompt_logprobs: int | None = None
     """The same for the tokens of the prompt."""
+    grammar: str = ""
+    """What the output is held to, in llguidance's form; empty where it is free."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from ..policy.state import InstanceView
 from ..proto import control_pb2, control_pb2_grpc, inference_pb2, inference_pb2_grpc
 from .attach import attach
 from .config import ModelInfo, RouterConfig
+from .constraints import Constraints
 from .links import CHANNEL
 from .malformed import RefuseMalformed
 from .output import Output, Piece
@@ -46,13 +47,14 @@ SERVICES = ("penstock.inference.v1.InferenceService", "penstock.control.v1.Contr
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Streams of tokens. A call that ends for whatever reason, the client's leave included, frees its sessions."""
 
-    def __init__(self, router: Router, tokenizer: Tokenizer | None):
+    def __init__(self, router: Router, tokenizer: Tokenizer | None, constraints: Constraints | None):
         self._router = router
         self._tokenizer = tokenizer
+        self._constraints = constraints
 
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:
         try:
-            calls = await read_request(request, self._router.model, self._tokenizer)
+            calls = await read_request(request, self._router.model, self._tokenizer, self._constraints)
             ends = self._router.model.end_tokens
             outputs = [Output(call, ends, self._tokenizer) for call in calls]
             await self._answer(outputs, Writer(context, self._router.config.client_wait_s))
@@ -254,7 +256,8 @@ class RouterServer:
         self.router = Router(self.name, self.config, self._handover, self.model)
         self._control = ControlServicer(self._controller)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        inference = InferenceServicer(self.router, tokenizer)
+        self._constraints = Constraints(self.model, self.model.tokenizer) if self.model.tokenizer else None
+        inference = InferenceServicer(self.router, tokenizer, self._constraints)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
         control_pb2_grpc.add_ControlServiceServicer_to_server(self._control, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -285,6 +288,8 @@ class RouterServer:
         await self.router.stop()
         await stopping
         await self._control.close()
+        if self._constraints is not None:
+            await self._constraints.close()
 
     def _bind(self) -> int:
         try:

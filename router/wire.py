@@ -13,6 +13,7 @@ from ..handover.values import End, SamplingParams
 from ..proto import inference_pb2 as pb
 from .chat import BrokenTemplate
 from .config import ModelInfo
+from .constraints import Constraints
 from .refusal import Refused, invalid, unimplemented
 from .sampling import check_ids, read_choices, read_sampling, read_stop, refuse_unknown
 from .tokenizer import Tokenizer
@@ -21,9 +22,6 @@ LONGEST_ID = 128
 """Characters of a request id, and of the names of a tenant and an application."""
 
 LONGEST_TTL_S = 3600.0
-
-UNWORKED = ("structured",)
-"""Sampling fields that do not work yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,10 @@ class Call:
 
 
 async def read_request(
-    request: pb.GenerateRequest, model: ModelInfo, tokenizer: Tokenizer | None
+    request: pb.GenerateRequest,
+    model: ModelInfo,
+    tokenizer: Tokenizer | None,
+    constraints: Constraints | None = None,
 ) -> tuple[Call, ...]:
     """The request's choices as values, defaults filled in and a seed drawn. Raises `Refused`, naming the field."""
     if request.model not in ("", model.name):
@@ -71,6 +72,7 @@ async def read_request(
     choices, stop = read_choices(request.sampling), _stop(request, model, tokenizer)
     prompt = await _prompt(request, model, tokenizer)
     params = read_sampling(request.sampling, _seed(request), model.context_tokens - len(prompt), model)
+    params = replace(params, grammar=await _grammar(request.sampling, model, constraints))
     echo = request.sampling.echo
     received = _received(request, model, choices, params.max_tokens)
     whole = Call(
@@ -104,11 +106,21 @@ def _stop(request: pb.GenerateRequest, model: ModelInfo, tokenizer: Tokenizer | 
     return stop
 
 
+async def _grammar(sampling: pb.SamplingParams, model: ModelInfo, constraints: Constraints | None) -> str:
+    if not sampling.HasField("structured"):
+        return ""
+    for name in ("ignore_eos", "min_tokens"):
+        if getattr(sampling, name):
+            message = f"`sampling.{name}` may ask for more where `sampling.structured` allows no more."
+            raise invalid(f"sampling.{name}", message)
+    if constraints is None:
+        message = f"Model {model.name!r} has no tokenizer, so its output cannot be held to a text's form."
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, "sampling.structured")
+    return await constraints.grammar(sampling.structured)
+
+
 def _refuse_unworked(request: pb.GenerateRequest) -> None:
     refuse_unknown(request, "request")
-    for name in UNWORKED:
-        if request.sampling.HasField(name):
-            raise unimplemented(f"sampling.{name}")
     if request.priority not in pb.Priority.values():
         raise invalid("priority", f"There is no priority {request.priority}.")
     if request.priority == pb.PRIORITY_HIGH:

@@ -12,7 +12,7 @@ from toy_fleet import MODEL
 from penstock.handover.values import End, SamplingParams
 from penstock.proto import inference_pb2 as pb
 from penstock.router.refusal import Refused
-from penstock.router.wire import UNWORKED, read_request
+from penstock.router.wire import read_request
 
 PROMPT = pb.TokenIds(ids=[1, 2, 3])
 
@@ -114,14 +114,6 @@ def test_each_choice_is_resumed_with_what_it_had():
     request = resumed(choice=2, sampling=pb.SamplingParams(max_tokens=5, n=3))
     request.resume.received.add(choice=0, token_ids=[8])
     assert [call.received for call in read_all(request)] == [(8,), (), (4, 5)]
-
-
-@pytest.mark.parametrize("name", UNWORKED)
-def test_what_does_not_work_yet_is_refused_by_name(name):
-    values = {"structured": pb.StructuredOutput(regex="a")}
-    with pytest.raises(Refused) as refused:
-        read(sampled(**{name: values[name]}))
-    assert (refused.value.code.name, refused.value.field) == ("UNIMPLEMENTED", f"sampling.{name}")
 
 
 WRONG = [

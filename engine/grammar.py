@@ -1,0 +1,77 @@
+"""Structured output: which tokens a grammar allows after those so far. Free of torch."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from ..handover.values import GRAMMAR_LIMITS
+
+KEPT = 64
+"""Compiled grammars that are kept at most."""
+
+
+class Constraint:
+    """A grammar's state after the tokens of one output."""
+
+    def __init__(self, matcher: LLMatcher, emitted: Sequence[int]):
+        self._matcher = matcher
+        self._matcher.consume_tokens(list(emitted))
+
+    def allowed(self) -> bytes:
+        """The tokens that may come next, a bit each, lowest first.
+
+        Where the grammar's limits are exceeded these are the end tokens.
+        """
+        return self._matcher.compute_bitmask()
+
+    def take(self, token: int) -> bool:
+        """Go on after this token; whether it was the last."""
+        self._matcher.consume_token(token)
+        return self._matcher.is_stopped()
+
+
+class Grammars:
+    """Grammars compiled for one tokenizer, the latest kept. Usable from several threads."""
+
+    def __init__(self, tokenizer: Path, vocabulary: int, ends: frozenset[int]):
+        """`tokenizer` is a `tokenizer.json`; `vocabulary` how many logits there are."""
+        self._path = tokenizer
+        self._vocabulary = vocabulary
+        self._ends = sorted(ends)
+        self._lock = threading.Lock()
+        self._tokenizer: LLTokenizer | None = None
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+
+    def prepare(self, grammar: str) -> None:
+        """Compile it unless it is there, which takes 1 ms as a rule and up to a second: not in the step thread."""
+        if grammar not in self._compiled:
+            compiled = LLMatcher(self._for_tokenizer(), grammar, log_level=0, limits=limits())
+            with self._lock:
+                self._compiled[grammar] = compiled
+                if len(self._compiled) > KEPT:
+                    self._compiled.popitem(last=False)
+
+    def begin(self, grammar: str, emitted: Sequence[int]) -> Constraint:
+        """Its state after an output so far: a function of the two alone."""
+        self.prepare(grammar)
+        with self._lock:
+            self._compiled.move_to_end(grammar)
+            fresh = self._compiled[grammar].deep_copy()
+        return Constraint(fresh, emitted)
+
+    def _for_tokenizer(self) -> LLTokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = LLTokenizer(
+                    self._path.read_text(), n_vocab=self._vocabulary, eos_token=self._ends or None
+                )
+            return self._tokenizer
+
+
+def limits() -> LLParserLimits:
+    return LLParserLimits(verbose_errors=False, **GRAMMAR_LIMITS)
