@@ -73,9 +73,10 @@ class Stream:
 
     @property
     def stopped(self) -> bool:
-        """It ended with a token that ends it."""
-        told = self.end == inference_pb2.FINISH_REASON_STOP
-        return told and self.tokens[-1:] != [] and self.tokens[-1] in self.trial.shape.stop_token_ids
+        """It ended with a token that ends it, or as a constraint let it."""
+        if self.end != inference_pb2.FINISH_REASON_STOP or not self.tokens:
+            return False
+        return self.trial.held is not None or self.tokens[-1] in self.trial.shape.stop_token_ids
 
     @property
     def moves(self) -> tuple[int, ...]:
@@ -208,7 +209,8 @@ def _request(trial: Trial) -> inference_pb2.GenerateRequest:
     shape = {name: value for name, value in asdict(trial.shape).items() if value != NEUTRAL[name]}
     shape |= {"logit_bias": dict(trial.shape.logit_bias), "n": trial.choices}
     shape |= {"temperature": trial.temperature, "seed": trial.seed}
-    shape |= {"max_tokens": trial.max_tokens, "ignore_eos": True}
+    shape |= {"max_tokens": trial.max_tokens, "ignore_eos": trial.held is None}
+    shape |= {} if trial.held is None else {"structured": trial.held.field}
     return inference_pb2.GenerateRequest(
         request_id=trial.request_id,
         token_ids=inference_pb2.TokenIds(ids=trial.prompt),

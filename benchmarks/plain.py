@@ -20,6 +20,8 @@ class Asked:
     prompt: tuple[int, ...] = ()
     ends: frozenset[int] = frozenset()
     """The model's end tokens."""
+    masks: torch.Tensor | None = None
+    """Where the output is held to a constraint: which tokens may come at each place, [len(output), vocab]."""
 
     @property
     def stops(self) -> frozenset[int]:
@@ -30,7 +32,8 @@ class Asked:
 def transformed(logits: torch.Tensor, asked: Asked, output: Sequence[int], first: int) -> torch.Tensor:
     """`logits` [rows, vocab] as float64 after bias, penalties and barred ends; row i chooses `output[first + i]`."""
     logits = logits.double()
-    return torch.stack([_transformed(row, asked, output[: first + i]) for i, row in enumerate(logits)])
+    changed = torch.stack([_transformed(row, asked, output[: first + i]) for i, row in enumerate(logits)])
+    return changed if asked.masks is None else changed.masked_fill(~asked.masks[first:], -torch.inf)
 
 
 def _transformed(row: torch.Tensor, asked: Asked, output: Sequence[int]) -> torch.Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..handover.values import SamplingParams
+from .held import CONSTRAINTS, Held
 
 LONGEST_PROMPT = 1500
 OUTPUT_TOKENS = (32, 512)
@@ -21,6 +22,8 @@ SHAPED_SHARE = 0.5
 SEVERAL_SHARE = 0.15
 """Of the requests: they ask for more than one choice."""
 MOST_CHOICES = 3
+HELD_SHARE = 0.1
+"""Of the requests, where the checkpoint has a tokenizer: their output is held to a constraint."""
 FILTERS = {
     "top_p": (0.95, 0.8, 0.5),
     "top_k": (1, 5, 40, 200),
@@ -50,6 +53,8 @@ class Trial:
     shape: SamplingParams = SamplingParams()
     """What else shapes the tokens; `params` has all of it."""
     choices: int = 1
+    held: Held | None = None
+    """What the output is held to. Such a one may end before `max_tokens`."""
 
     def params(self, choice: int = 0) -> SamplingParams:
         """How the tokens of one choice are drawn."""
@@ -59,7 +64,7 @@ class Trial:
             seed=self.seed,
             choice=choice,
             max_tokens=self.max_tokens,
-            ignore_eos=True,
+            ignore_eos=self.held is None,
         )
 
     def moves_of(self, choice: int) -> tuple[int, ...]:
@@ -68,19 +73,27 @@ class Trial:
 
 
 def draw_trials(
-    count: int, moves: int, seed: int, *, vocabulary: int, context_tokens: int, sampled_share: float = 0.0
+    count: int,
+    moves: int,
+    seed: int,
+    *,
+    vocabulary: int,
+    context_tokens: int,
+    sampled_share: float = 0.0,
+    text: bool = False,
 ) -> list[Trial]:
     """`count` trials of 0 to `moves` moves each, the same for the same arguments.
 
-    `sampled_share` of them sample, the others are greedy.
+    `sampled_share` of them sample, the others are greedy. `text`: there is a tokenizer.
     """
     if context_tokens <= OUTPUT_TOKENS[0]:
         raise ValueError(f"the checkpoint's context of {context_tokens} tokens is too short to verify it")
     draw = random.Random(seed)
-    return [
+    trials = [
         _draw(draw, f"verify-{seed}-{number}", moves, vocabulary, context_tokens, sampled_share)
         for number in range(count)
     ]
+    return [_hold(draw, trial) for trial in trials] if text else trials
 
 
 def _draw(
@@ -107,6 +120,14 @@ def _draw(
         shape=_shape(draw, vocabulary, max_tokens) if draw.random() < SHAPED_SHARE else SamplingParams(),
         choices=draw.randint(2, MOST_CHOICES) if draw.random() < SEVERAL_SHARE else 1,
     )
+
+
+def _hold(draw: random.Random, trial: Trial) -> Trial:
+    """A share is held to a constraint, beside all else but what conflicts with one."""
+    if draw.random() >= HELD_SHARE:
+        return trial
+    shape = replace(trial.shape, min_tokens=0, stop_token_ids=())
+    return replace(trial, held=draw.choice(CONSTRAINTS), shape=shape)
 
 
 def _shape(draw: random.Random, vocabulary: int, max_tokens: int) -> SamplingParams:

@@ -23,12 +23,15 @@ from ..client.cluster import Instance
 from ..cluster.config import Config, default
 from ..cluster.controller import INSTANCE
 from ..cluster.launcher import ROUTER, Cluster
+from ..engine.checkpoint import read_checkpoint
 from ..engine.config import EMBEDDED
 from ..handover.values import SamplingParams
+from ..proto.inference_pb2 import FINISH_REASON_STOP
 from .checkpoints import VARIANTS, make_checkpoint
 from .compare import compare_shaped, wrong_logprobs
 from .exercise import Stream, exercise
 from .figures import Report, progress
+from .held import Text
 from .plain import Asked
 from .reference import Reference
 from .trials import MOVED_WITHIN, draw_trials
@@ -56,6 +59,8 @@ UNITS = {
     "mismatched": "tokens",
     "logprobs": "log-probabilities",
     "logprobs_wrong": "log-probabilities",
+    "held": "outputs",
+    "held_broken": "outputs",
     "duplicated": "tokens",
     "missing": "tokens",
     "leaked_blocks": "blocks",
@@ -153,7 +158,7 @@ def verify(asked: Verification, say: Say = logger.info) -> Verdict:
 
 def failures(figures: dict[str, float], ours: bool) -> Iterator[str]:
     """What the figures show to be wrong; `ours`: the checkpoints are our own, which notice damage."""
-    for name in ("mismatched", "logprobs_wrong", "duplicated", "missing", "leaked_blocks"):
+    for name in ("mismatched", "logprobs_wrong", "held_broken", "duplicated", "missing", "leaked_blocks"):
         if figures[name]:
             yield f"{name} is {figures[name]:g} and must be 0"
     drawn = figures["moves_done"] + figures["moves_aborted"]
@@ -211,6 +216,7 @@ def _travel(asked: Verification, trip: Trip, say: Say) -> tuple[list[Stream], tu
             vocabulary=cluster.model.vocabulary,
             context_tokens=cluster.model.context_tokens,
             sampled_share=trip.sampled_share,
+            text=cluster.model.tokenizer is not None,
         )
         decoders = [instance.name for instance in cluster.instances() if instance.role.decode_slots]
         with progress("requests", len(trials)) as advance:
@@ -261,19 +267,23 @@ def _beside_reference(
 ) -> Iterator[bool]:
     """Count what is wrong; for each stream that no parameter narrows, whether a damaged block would change it."""
     reference = Reference(folder)
+    spec = read_checkpoint(folder)
+    text = Text(folder, spec.vocab, spec.eos) if (folder / "tokenizer.json").exists() else None
     with progress("comparing", len(streams)) as advance:
         for stream in streams:
             trial, tokens = stream.trial, stream.tokens
             if tokens:
                 logits = reference.logits(trial.prompt, tokens)
-                found = compare_shaped(tokens, logits, asked_of(stream))
+                asked = _asked(stream, text, spec.eos)
+                found = compare_shaped(tokens, logits, asked)
                 counts.update(ties=found.ties, mismatched=found.mismatched)
                 counts.update(_logprobs(stream, reference, logits))
+                counts.update(_held(stream, text))
                 if found.mismatched:
                     right = found.tokens - found.mismatched
                     which = f"{trial.request_id}, choice {stream.choice}"
                     say(f"{which}: wrong from token {right} of {found.tokens} on; {trial.shape}")
-            if len(tokens) > 1 and trial.shape == SamplingParams():
+            if len(tokens) > 1 and trial.shape == SamplingParams() and trial.held is None:
                 yield _notices_damage(reference, stream)
             advance(1)
 
@@ -297,8 +307,19 @@ def _notices_damage(reference: Reference, stream: Stream) -> bool:
     draw = random.Random(trial.seed)
     at = draw.randrange(1, max(2, int(MOVED_WITHIN * len(tokens))))
     logits = reference.damaged_logits(trial.prompt, tokens, at, draw.getrandbits(32))
-    return compare_shaped(tokens, logits, asked_of(stream), at).mismatched > 0
+    return compare_shaped(tokens, logits, Asked(trial.params(stream.choice), trial.prompt), at).mismatched > 0
 
 
-def asked_of(stream: Stream) -> Asked:
-    return Asked(stream.trial.params(stream.choice), stream.trial.prompt)
+def _asked(stream: Stream, text: Text | None, ends: frozenset[int]) -> Asked:
+    trial, masks = stream.trial, None
+    if trial.held is not None and text is not None:
+        masks = text.masks(trial.held, stream.tokens)
+    return Asked(trial.params(stream.choice), trial.prompt, ends, masks)
+
+
+def _held(stream: Stream, text: Text | None) -> Counter[str]:
+    """Outputs that ended as their constraint let them, and those of them that do not satisfy it."""
+    held = stream.trial.held
+    if held is None or text is None or stream.end != FINISH_REASON_STOP:
+        return Counter()
+    return Counter(held=1, held_broken=not text.satisfies(held, stream.tokens))

@@ -98,7 +98,7 @@ def generate(asked: Asked, logits: torch.Tensor) -> list[int]:
 
 
 def test_the_engine_and_the_plain_way_agree_on_every_parameter_that_is_drawn():
-    trials = draw_trials(150, 0, 3, vocabulary=VOCABULARY, context_tokens=4096, sampled_share=0.7)
+    trials = draw_trials(60, 0, 3, vocabulary=VOCABULARY, context_tokens=4096, sampled_share=0.7)
     shaped = [trial for trial in trials if trial.shape != SamplingParams()]
     used = {
         name

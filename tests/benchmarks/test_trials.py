@@ -49,6 +49,17 @@ def test_every_kind_of_trial_is_drawn():
     assert {trial.shape == SamplingParams() for trial in trials} == {True, False}
 
 
+def test_a_share_is_held_to_constraints_where_there_is_text():
+    held = [
+        trial
+        for trial in draw_trials(200, 2, 1, vocabulary=100, context_tokens=4096, text=True)
+        if trial.held
+    ]
+    assert {trial.held.kind for trial in held} == {"regex", "json_schema", "choices", "grammar"}
+    assert not any(trial.shape.min_tokens or trial.params().ignore_eos for trial in held)
+    assert not any(trial.held for trial in drawn())
+
+
 def test_choices_share_the_moves_of_a_trial():
     for trial in drawn():
         shared = [index for choice in range(trial.choices) for index in trial.moves_of(choice)]

@@ -9,7 +9,7 @@ from penstock.cluster.config import Config
 from penstock.handover.config import HandoverConfig
 
 CLEAN = dict.fromkeys(UNITS, 0) | {"requests": 64, "tokens": 20_000, "moves_done": 80, "sensitivity": 1.0}
-MUST_BE_0 = {"mismatched", "logprobs_wrong", "duplicated", "missing", "leaked_blocks"}
+MUST_BE_0 = {"mismatched", "logprobs_wrong", "held_broken", "duplicated", "missing", "leaked_blocks"}
 
 
 def of(**options) -> Verification:

@@ -8,8 +8,10 @@ from bare_router import Stream, until
 from test_instance_server import at, prompt, running, server, settled
 
 from penstock.benchmarks.compare import compare_shaped
+from penstock.benchmarks.held import CONSTRAINTS, Text
 from penstock.benchmarks.plain import Asked
 from penstock.benchmarks.reference import Reference
+from penstock.engine.checkpoint import read_checkpoint
 from penstock.engine.config import EngineConfig
 from penstock.handover.values import Logprobs, MoveMode
 
@@ -19,6 +21,7 @@ SHAPES = {
     "greedy": {"temperature": 0.0, "repetition_penalty": 1.3, "logit_bias": ((20, -100.0), (33, 2.0))},
     "filters": {"top_p": 0.9, "top_k": 60, "min_p": 0.01, "choice": 2},
     "stops": {"stop_token_ids": tuple(range(258, 322)), "min_tokens": 60},
+    "held": {"grammar": CONSTRAINTS[0].grammar, "ignore_eos": False},
     "told": {"logprobs": 3, "prompt_logprobs": 2},
 }
 
@@ -60,8 +63,11 @@ def test_moved_and_resumed_streams_are_those_of_transformers(reference):
             return whole
 
     streams = asyncio.run(main())
+    spec = read_checkpoint(EngineConfig().folder)
+    text = Text(EngineConfig().folder, spec.vocab, spec.eos)
     for stream in streams.values():
-        asked = Asked(stream.context.params, stream.context.prompt)
+        masks = text.masks(CONSTRAINTS[0], stream.ids) if stream.context.params.grammar else None
+        asked = Asked(stream.context.params, stream.context.prompt, spec.eos, masks)
         logits = reference.logits(stream.context.prompt, stream.ids)
         found = compare_shaped(stream.ids, logits, asked)
         assert found.mismatched == 0 and found.ties <= 1
