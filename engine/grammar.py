@@ -47,22 +47,22 @@ class Grammars:
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
-    def prepare(self, grammar: str) -> None:
-        """Compile it unless it is there, which takes 1 ms as a rule and up to a second: not in the step thread."""
-        if grammar not in self._compiled:
-            compiled = LLMatcher(self._for_tokenizer(), grammar, log_level=0, limits=limits())
-            with self._lock:
-                self._compiled[grammar] = compiled
-                if len(self._compiled) > KEPT:
-                    self._compiled.popitem(last=False)
+    def prepare(self, grammar: str) -> LLMatcher:
+        """Compiled, which takes 1 ms as a rule and up to a second where it is not kept: not in the step thread."""
+        with self._lock:
+            if grammar in self._compiled:
+                self._compiled.move_to_end(grammar)
+                return self._compiled[grammar]
+        compiled = LLMatcher(self._for_tokenizer(), grammar, log_level=0, limits=limits())
+        with self._lock:
+            self._compiled[grammar] = compiled
+            if len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+        return compiled
 
     def begin(self, grammar: str, emitted: Sequence[int]) -> Constraint:
         """Its state after an output so far: a function of the two alone."""
-        self.prepare(grammar)
-        with self._lock:
-            self._compiled.move_to_end(grammar)
-            fresh = self._compiled[grammar].deep_copy()
-        return Constraint(fresh, emitted)
+        return Constraint(self.prepare(grammar).deep_copy(), emitted)
 
     def _for_tokenizer(self) -> LLTokenizer:
         with self._lock:

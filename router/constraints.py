@@ -1,7 +1,7 @@
 """Structured output: a request's constraint to a grammar that instances can compile, or a refusal.
 
-Compiling has no bound of its own (intersections and nested repetitions take minutes), so it is tried first in a process
-that is killed where it takes too long.
+Compiling has no bound of its own (intersections of repetitions take minutes), so it is tried first in a process of its
+own, which dies where one takes too much (`grammar_check`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 LONGEST = 65536
 """Characters of a constraint, at most."""
 MOST_VALUES = 1024
-CHECK_S = 1.0
-"""Limit of one check."""
+CHECK_S = 10.0
+"""Limit of one check. The process has one of CPU time, which comes first unless it gets none."""
 START_S = 30.0
 """Limit of the start of the process that checks: it reads the tokenizer."""
 KEPT = 256
