@@ -27,11 +27,9 @@ from ..handover.values import (
     Epoch,
     Incarnation,
     Layout,
-    LeaseKey,
     PeerMessage,
     SamplingParams,
     Seen,
-    Stage,
     Start,
 )
 from ..policy.batching import Budget
@@ -71,23 +69,10 @@ class Router:
     def reaches(self, destination: Address) -> bool:
         return False
 
-    def condemn(self, writer: Incarnation) -> None:
-        raise AssertionError("nobody writes here")
+    def _unused(self, *_: Any, **__: Any) -> None:
+        raise AssertionError("nobody is there to move anything to")
 
-    def write_in_place(self, stage: Stage, *_: Any) -> None:
-        raise AssertionError("nothing moves")
-
-    def send_blocks(self, stage: Stage, *_: Any) -> None:
-        raise AssertionError("nothing moves")
-
-    def receive_blocks(self, stage: Stage, *_: Any) -> None:
-        raise AssertionError("nothing moves")
-
-    def decline_blocks(self, stage: Stage) -> None:
-        raise AssertionError("nothing moves")
-
-    def close_receive(self, lease: LeaseKey) -> None:
-        raise AssertionError("nothing moves")
+    condemn = write_in_place = send_blocks = receive_blocks = decline_blocks = close_receive = _unused
 
 
 class Alone:

@@ -45,7 +45,7 @@ STEPS = 24
 """Decode steps behind each share of overhead and each time of a shape."""
 PROMPT = 32
 """Tokens of the prompts behind an overhead's share."""
-LARGE = {
+LARGE: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
