@@ -46,10 +46,10 @@ class InputBuilder:
         self, tables: list[np.ndarray], starts: list[int], counts: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The cache slots and the positions of all fed tokens, each [n]."""
-        size = self._block_size
-        positions = [np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
-        slots = [
-            table[places // size] * size + places % size
-            for table, places in zip(tables, positions, strict=True)
-        ]
-        return upload(np.concatenate(slots), self._device), upload(np.concatenate(positions), self._device)
+        size, fed = self._block_size, np.array(counts)
+        before = np.cumsum(fed) - fed
+        positions = np.arange(fed.sum()) + np.repeat(np.array(starts) - before, fed)
+        lengths = [len(table) for table in tables]
+        firsts = np.cumsum([0, *lengths[:-1]])  # where each table begins among all of them
+        blocks = np.concatenate(tables)[np.repeat(firsts, fed) + positions // size]
+        return upload(blocks * size + positions % size, self._device), upload(positions, self._device)
