@@ -198,15 +198,16 @@ def _params(params: SamplingParams) -> pb.SamplingParams:
 
 
 def _records(records: Iterable[TokenRecord]) -> list[pb.TokenRecord]:
-    return [
-        pb.TokenRecord(
-            id=record.id,
-            end=_enum(record.end or 0),
-            logprobs=None if record.logprobs is None else _logprobs(record.logprobs),
-            prompt=map(_logprobs, record.prompt),
-        )
-        for record in records
-    ]
+    return [_record(record) for record in records]
+
+
+def _record(record: TokenRecord) -> pb.TokenRecord:
+    made = pb.TokenRecord(id=record.id, end=_enum(record.end or 0))
+    if record.logprobs is not None:
+        made.logprobs.CopyFrom(_logprobs(record.logprobs))
+    if record.prompt:
+        made.prompt.extend(map(_logprobs, record.prompt))
+    return made
 
 
 def _logprobs(logprobs: Logprobs) -> pb.Logprobs:
