@@ -17,7 +17,7 @@ MOVED_WITHIN = 0.8
 CANCELLED_SHARE = 0.125
 TEMPERATURE = 0.8
 """Of the requests that sample."""
-SHAPED_SHARE = 0.5
+SHAPED_SHARE = 0.4
 """Of the requests: they have other sampling parameters too."""
 SEVERAL_SHARE = 0.15
 """Of the requests: they ask for more than one choice."""

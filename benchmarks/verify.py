@@ -34,7 +34,7 @@ from .figures import Report, progress
 from .held import Text
 from .plain import Asked
 from .reference import Reference
-from .trials import MOVED_WITHIN, draw_trials
+from .trials import MOVED_WITHIN, OUTPUT_TOKENS, draw_trials
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +265,7 @@ def _arrivals(streams: Sequence[Stream]) -> Counter[str]:
 def _beside_reference(
     folder: Path, streams: Sequence[Stream], counts: Counter[str], say: Say
 ) -> Iterator[bool]:
-    """Count what is wrong; for each stream that no parameter narrows, whether a damaged block would change it."""
+    """Count what is wrong; for each long stream that no parameter narrows, whether a damaged block would change it."""
     reference = Reference(folder)
     spec = read_checkpoint(folder)
     text = Text(folder, spec.vocab, spec.eos) if (folder / "tokenizer.json").exists() else None
@@ -283,7 +283,7 @@ def _beside_reference(
                     right = found.tokens - found.mismatched
                     which = f"{trial.request_id}, choice {stream.choice}"
                     say(f"{which}: wrong from token {right} of {found.tokens} on; {trial.shape}")
-            if len(tokens) > 1 and trial.shape == SamplingParams() and trial.held is None:
+            if len(tokens) >= OUTPUT_TOKENS[0] and trial.shape == SamplingParams() and trial.held is None:
                 yield _notices_damage(reference, stream)
             advance(1)
 

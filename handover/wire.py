@@ -192,9 +192,11 @@ def _context(context: Context) -> pb.Context:
 
 def _params(params: SamplingParams) -> pb.SamplingParams:
     """What is at its default is left out."""
-    told = {name: getattr(params, name) for name, default in DEFAULTS.items()}
-    told = {name: value for name, value in told.items() if value != DEFAULTS[name]}
-    return pb.SamplingParams(**told | {"logit_bias": dict(params.logit_bias)})
+    told: dict[str, Any] = {
+        name: value for name, default in DEFAULTS.items() if (value := getattr(params, name)) != default
+    }
+    told["logit_bias"] = dict(params.logit_bias)
+    return pb.SamplingParams(**told)
 
 
 def _records(records: Iterable[TokenRecord]) -> list[pb.TokenRecord]:
@@ -367,7 +369,7 @@ def _read_context(frame: Any) -> Context:
 
 
 def _read_params(frame: pb.SamplingParams) -> SamplingParams:
-    told = {field.name: value for field, value in frame.ListFields()}
+    told: dict[str, Any] = {field.name: value for field, value in frame.ListFields()}
     told["logit_bias"] = tuple(sorted(frame.logit_bias.items()))
     told["stop_token_ids"] = tuple(frame.stop_token_ids)
     numbers = [(name, value) for name, value in told.items() if isinstance(value, float)]

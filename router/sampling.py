@@ -37,7 +37,9 @@ REALS: dict[str, tuple[Callable[[float], bool], str]] = {
 def read_sampling(sampling: pb.SamplingParams, seed: int, room: int, model: ModelInfo) -> SamplingParams:
     """The parameters of choice 0; `room` is how many tokens the context leaves. Raises `Refused`, naming the field."""
     refuse_unknown(sampling, "sampling")
-    reals = {"temperature": 1.0} | {name: _real(sampling, name) for name in REALS if sampling.HasField(name)}
+    reals: dict[str, Any] = {"temperature": 1.0} | {
+        name: _real(sampling, name) for name in REALS if sampling.HasField(name)
+    }
     max_tokens = _max_tokens(sampling, room)
     return SamplingParams(
         seed=seed,
