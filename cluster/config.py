@@ -16,6 +16,7 @@ import yaml
 
 from ..engine.config import EngineConfig
 from ..handover.config import HandoverConfig
+from ..policy.cost import StepCost
 from ..router.config import RouterConfig
 from . import units
 
@@ -41,7 +42,13 @@ class ClusterConfig:
     """Instances of the decode pool; each can prefill too, so that it recovers lost requests by itself."""
 
     prefill_tokens: int = 512
-    """Prompt tokens that an instance may prefill in one step."""
+    """Prompt tokens that an instance may prefill in one step; 0 takes the saturation length of `profile`."""
+
+    profile: str | None = None
+    """What steps cost: a file that `penstock profile` wrote, or the name of a shipped one."""
+
+    itl_target_s: float = 0.0
+    """Longest that a step with decodes should take by `profile`; prompts beside them are cut for it. 0 is no limit."""
 
     decode_slots: int = 64
     """Sequences that an instance of the decode pool may decode at a time."""
@@ -81,12 +88,15 @@ class ClusterConfig:
             raise ValueError(
                 f"cluster.name must be up to 40 lower-case letters, digits and hyphens, got {self.name!r}"
             )
-        for name, least in (("prefill", 1), ("decode", 1), ("prefill_tokens", 1), ("decode_slots", 1)):
+        for name, least in (("prefill", 1), ("decode", 1), ("prefill_tokens", 0), ("decode_slots", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"cluster.{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("prefill_tensor_parallel", "decode_tensor_parallel"):
+        for name in ("prefill_tensor_parallel", "decode_tensor_parallel", "itl_target_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"cluster.{name} must be 0 or above, got {getattr(self, name)}")
+        if self.profile is None and (self.itl_target_s or not self.prefill_tokens):
+            name = "itl_target_s" if self.itl_target_s else "prefill_tokens of 0"
+            raise ValueError(f"cluster.{name} needs cluster.profile, which says what steps cost")
         if not 0 <= self.controller_port <= 65535:
             raise ValueError(f"cluster.controller_port must be a port or 0, got {self.controller_port}")
         for name in ("start_s", "move_s"):
@@ -120,6 +130,9 @@ class Config:
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """How many instances there are, and where they run."""
+
+    step_cost: StepCost | None = None
+    """What a step costs. Filled in from `cluster.profile` when a cluster starts, rather than written here."""
 
     def engine_of(self, pool: str) -> EngineConfig:
         """How the instances of `pool` run the model."""
@@ -230,5 +243,8 @@ class InstanceSettings:
     """The interface that it listens on."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     handover: HandoverConfig = field(default_factory=HandoverConfig)
+    step_cost: StepCost | None = None
+    """What its steps cost; None where nobody knows, and then `itl_target_s` is not looked at."""
+    itl_target_s: float = 0.0
     log_level: str = "info"
     log_json: bool = False

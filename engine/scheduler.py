@@ -8,7 +8,7 @@ from functools import lru_cache
 from ..handover.values import Context, Epoch, LeaseKey
 from ..policy import prefix
 from ..policy.admission import admits, promise
-from ..policy.batching import Budget, Candidate, choose_batch
+from ..policy.batching import Budget, Candidate, Target, bounded, choose_batch
 from ..policy.state import blocks_for
 from .blocks import BlockPool, OutOfBlocks
 from .phase import Phase, Size
@@ -20,8 +20,16 @@ class Scheduler:
     """Sequences in order of arrival. A sequence that was admitted can always run to its end."""
 
     def __init__(
-        self, pool: BlockPool, block_size: int, role: Budget, prefill: Phase, decode: Phase, fingerprint: str
+        self,
+        pool: BlockPool,
+        block_size: int,
+        role: Budget,
+        prefill: Phase,
+        decode: Phase,
+        fingerprint: str,
+        target: Target | None = None,
     ):
+        """`target` bounds what prompts add to a step that has decodes; None leaves the role's whole budget."""
         self.pool = pool
         self.block_size = block_size
         self.role = role
@@ -30,6 +38,7 @@ class Scheduler:
         self.hit_tokens = 0
         """How many of them were cached."""
         self._fingerprint = fingerprint
+        self._target = target
         self._prefill = prefill
         self._decode = decode
         self._sequences: dict[LeaseKey, Sequence] = {}
@@ -120,8 +129,11 @@ class Scheduler:
         """The sequences to run and how many tokens of each; their blocks are there."""
         self._admit()
         ready = self._begin([sequence for sequence in self if self._may_run(sequence)])
-        candidates = [Candidate(sequence.pending, sequence.decoding) for sequence in ready]
-        batch = [(ready[place], tokens) for place, tokens in choose_batch(candidates, self.role)]
+        candidates = [Candidate(one.pending, one.decoding, one.computed) for one in ready]
+        budget = self.role
+        if self._target is not None:
+            budget = bounded(candidates, budget, self._target, least_tokens=self.block_size)
+        batch = [(ready[place], tokens) for place, tokens in choose_batch(candidates, budget)]
         for sequence, tokens in batch:
             self._make_room(sequence, sequence.computed + tokens)
         return batch

@@ -45,7 +45,7 @@ from ..handover.values import (
     Start,
     Window,
 )
-from ..policy.batching import Budget
+from ..policy.batching import Budget, Target
 from ..policy.state import LoadView
 from ..proto import worker_pb2 as pb
 from ..proto.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
@@ -86,6 +86,7 @@ class InstanceServer(WorkerServiceServicer):
         prefill_phase: Phase,
         decode_phase: Phase,
         host: str = "127.0.0.1",
+        target: Target | None = None,
     ):
         self.me = Incarnation(name, life)
         self._config = config
@@ -93,6 +94,7 @@ class InstanceServer(WorkerServiceServicer):
         self._role = Budget(prefill_tokens, decode_slots)
         self._phases = prefill_phase, decode_phase
         self._host = host
+        self._target = target
         self._links: dict[str, asyncio.Queue[InstanceFrame]] = {}
         self._heard_at: dict[str, float] = {}
         self._told_at: dict[str, float] = {}
@@ -175,7 +177,9 @@ class InstanceServer(WorkerServiceServicer):
         shape = self._runner.layout
         layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.block_size)
         pool = BlockPool(shape.blocks, self._config.prefix_cache)
-        scheduler = Scheduler(pool, shape.block_size, self._role, *self._phases, self._spec.fingerprint)
+        scheduler = Scheduler(
+            pool, shape.block_size, self._role, *self._phases, self._spec.fingerprint, self._target
+        )
         return Engine(
             self._runner,
             scheduler,

@@ -34,6 +34,14 @@ class Budget:
     decode_slots: int
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How long a step that has decodes may take by the cost model."""
+
+    cost: StepCost
+    itl_s: float
+
+
 def choose_batch(candidates: Sequence[Candidate], budget: Budget) -> list[tuple[int, int]]:
     """What to run, as (place among the candidates, tokens).
 
@@ -51,9 +59,10 @@ def choose_batch(candidates: Sequence[Candidate], budget: Budget) -> list[tuple[
     return batch
 
 
-def bounded(candidates: Sequence[Candidate], budget: Budget, cost: StepCost, target_s: float) -> Budget:
-    """The same with no more prompt tokens than the step's decodes allow, if it is to take `target_s` at most.
+def bounded(candidates: Sequence[Candidate], budget: Budget, target: Target, least_tokens: int = 0) -> Budget:
+    """The same with no more prompt tokens than the step's decodes allow, if it is to meet the target.
 
+    `least_tokens` of them may run where none would meet it, lest prompts wait for as long as anything decodes.
     A step without decodes disturbs nobody and is not cut. Every chunk is priced at the deepest prefix of the prompts
     that the budget reaches, so a step of several prompts meets the target too.
     """
@@ -66,8 +75,8 @@ def bounded(candidates: Sequence[Candidate], budget: Budget, cost: StepCost, tar
     if not reached:
         return budget
     prefix = max(candidates[place].computed_tokens for place, _ in reached)
-    tokens = prefill_budget(cost, running, target_s, budget.prefill_tokens, prefix)
-    return replace(budget, prefill_tokens=tokens)
+    tokens = prefill_budget(target.cost, running, target.itl_s, budget.prefill_tokens, prefix)
+    return replace(budget, prefill_tokens=max(tokens, min(least_tokens, budget.prefill_tokens)))
 
 
 def prefill_budget(

@@ -11,14 +11,18 @@ from penstock.engine.phase import Size
 from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import Sequence
 from penstock.handover.values import Commit, Context, Epoch, LeaseKey, SamplingParams, TokenRecord
-from penstock.policy.batching import Budget
+from penstock.policy.batching import Budget, Target
+from penstock.policy.cost import Law, Piece, StepCost
 from penstock.prefill_worker.phase import PrefillPhase
 
 BLOCK, TOTAL, CONTEXT = 4, 30, 80
 
 
-def scheduler(role: Budget, total: int = TOTAL, caches: bool = True) -> Scheduler:
-    return Scheduler(BlockPool(total, caches), BLOCK, role, PrefillPhase(), DecodePhase(), "model")
+def scheduler(
+    role: Budget, total: int = TOTAL, caches: bool = True, target: Target | None = None
+) -> Scheduler:
+    pool = BlockPool(total, caches)
+    return Scheduler(pool, BLOCK, role, PrefillPhase(), DecodePhase(), "model", target)
 
 
 def sequence(number: int, prompt: int, max_tokens: int, like: int | None = None, **context) -> Sequence:
@@ -332,3 +336,19 @@ def test_a_next_turn_finds_what_was_asked_to_be_kept():
     assert len(now.pool.find(now.names(Context(tuple(range(17)))))) == 4
     now.pool.expire(5.0)
     assert now.pool.counts().pinned == 0
+
+
+def test_a_target_cuts_prompts_beside_decodes_alone_and_starves_none():
+    free = Piece(base_s=0.0, per_token_s=0.001, per_chunk_work_s=0.0, per_context_token_s=0.0)
+    law = Law(split_tokens=1, below=free, above=free)
+    target = Target(StepCost(prefill=law, decode=law), itl_s=0.0095)
+    now = scheduler(Budget(20, 4), total=100, target=target)
+    now.add(sequence(0, 20, 40))
+    assert [tokens for _, tokens in step(now)] == [20], "nothing decodes yet"
+    now.add(sequence(1, 24, 4))
+    assert [tokens for _, tokens in step(now)] == [1, 8], "nine tokens take 9 ms, ten 10"
+    slow = scheduler(Budget(20, 4), total=100, target=Target(target.cost, itl_s=0.0001))
+    slow.add(sequence(0, 20, 40))
+    slow.add(sequence(1, 24, 4))
+    assert [tokens for _, tokens in step(slow)] == [20]
+    assert [tokens for _, tokens in step(slow)] == [1, BLOCK]

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from penstock.policy.batching import (
     Budget,
     Candidate,
+    Target,
     bounded,
     choose_batch,
     prefill_budget,
@@ -86,7 +87,7 @@ def test_the_prefill_budget_is_the_largest_that_meets_the_target(cost, contexts,
 
 @given(CANDIDATES, BUDGETS, COSTS, st.floats(1e-3, 0.5))
 def test_a_bounded_batch_that_fills_its_budget_meets_the_target(candidates, budget, cost, target_s):
-    cut = bounded(candidates, budget, cost, target_s)
+    cut = bounded(candidates, budget, Target(cost, target_s))
     batch = choose_batch(candidates, cut)
     chunks = [(n, candidates[i].computed_tokens) for i, n in batch if not candidates[i].decoding]
     contexts = [candidates[i].computed_tokens for i, _ in batch if candidates[i].decoding]
@@ -95,6 +96,12 @@ def test_a_bounded_batch_that_fills_its_budget_meets_the_target(candidates, budg
         assert cut == budget
     elif chunks and sum(n for n, _ in chunks) == cut.prefill_tokens:
         assert cost.predict(StepShape.of(chunks, contexts)) <= target_s * (1 + 1e-9)
+
+
+@given(CANDIDATES, BUDGETS, COSTS)
+def test_prompts_go_on_where_no_chunk_meets_the_target(candidates, budget, cost):
+    cut = bounded(candidates, budget, Target(cost, 1e-12), least_tokens=16)
+    assert cut.prefill_tokens >= min(16, budget.prefill_tokens)
 
 
 @given(COSTS, st.sampled_from((0.01, 0.05, 0.2)))
