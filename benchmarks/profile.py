@@ -196,7 +196,9 @@ def _copies(runner: Runner, seed: int) -> dict[str, Sequence[CopySample]]:
     """The median time of each size over each link. Blocks are neighbours, as a sequence's are while there is room."""
     layout = replace(runner.layout, blocks=max(16, min(512, COPY_MEMORY_BYTES // runner.layout.block_bytes)))
     sizes = [blocks for blocks in BLOCKS if blocks <= layout.blocks // 2]
-    links = {"host": _host_copies(runner, [blocks for blocks in sizes if blocks <= runner.layout.blocks])}
+    links: dict[str, Sequence[CopySample]] = {
+        "host": _host_copies(runner, [blocks for blocks in sizes if blocks <= runner.layout.blocks])
+    }
     if runner.device.type == "cpu":
         links |= _between_processes(("local", "gloo"), layout, sizes, seed)
     return links

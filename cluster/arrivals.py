@@ -140,17 +140,12 @@ def arrivals(rate: Rate, count: int, seed: int, cv: float = 1.0) -> list[float]:
 
 
 def independent(
-    name: str, times: Sequence[float], prompt: Distribution, output: Distribution, seed: int, **fields: str
+    name: str, times: Sequence[float], prompt: Distribution, output: Distribution, seed: int
 ) -> Workload:
-    """Requests at those times with lengths of their own, nothing shared. `fields` are of `Request`."""
+    """Requests at those times with lengths of their own, nothing shared."""
     draw = random.Random(f"{seed} lengths")
     requests = [
-        Request(
-            arrival_s=time_s,
-            prompt_tokens=_tokens(prompt, draw),
-            output_tokens=_tokens(output, draw),
-            **fields,
-        )
+        Request(arrival_s=time_s, prompt_tokens=_tokens(prompt, draw), output_tokens=_tokens(output, draw))
         for time_s in times
     ]
     return Workload.of(name, requests)
@@ -184,7 +179,7 @@ class Conversation:
             raise ValueError(f"system_tokens must be at least 0, got {self.system_tokens}")
 
 
-def sessions(name: str, starts: Sequence[float], plan: Conversation, seed: int, **fields: str) -> Workload:
+def sessions(name: str, starts: Sequence[float], plan: Conversation, seed: int) -> Workload:
     """A conversation from each of the `starts` on.
 
     Later turns carry `gap_s`, the time to wait after the turn before; their `arrival_s` is right if turns last as
@@ -193,13 +188,13 @@ def sessions(name: str, starts: Sequence[float], plan: Conversation, seed: int, 
     requests: list[Request] = []
     for number, start_s in enumerate(starts):
         requests += _session(
-            f"{name}-{number}", number, start_s, plan, random.Random(f"{seed} session {number}"), fields
+            f"{name}-{number}", number, start_s, plan, random.Random(f"{seed} session {number}")
         )
     return Workload.of(name, requests)
 
 
 def _session(
-    session: str, number: int, start_s: float, plan: Conversation, draw: random.Random, fields: dict[str, str]
+    session: str, number: int, start_s: float, plan: Conversation, draw: random.Random
 ) -> list[Request]:
     requests: list[Request] = []
     time_s, gap_s, said = start_s, 0.0, plan.system_tokens
@@ -217,7 +212,6 @@ def _session(
                 session=session,
                 turn=turn,
                 gap_s=gap_s,
-                **fields,
             )
         )
         said = prompt + output

@@ -126,6 +126,14 @@ def scale_lengths(workload: Workload, prompt: float = 1.0, output: float = 1.0) 
     return _with(workload, map(scaled, workload.requests))
 
 
+def labelled(
+    workload: Workload, application: str = "", tenant: str = "", priority: str = "normal"
+) -> Workload:
+    """The same requests, all of this application, tenant and priority."""
+    labels = {"application": application, "tenant": tenant, "priority": priority}
+    return _with(workload, (replace(request, **labels) for request in workload.requests))
+
+
 def cut(workload: Workload, start_s: float = 0.0, end_s: float = math.inf) -> Workload:
     """The arrivals from `start_s` on and before `end_s`, with `start_s` as the new beginning."""
     if not 0 <= start_s < end_s:

@@ -18,7 +18,7 @@ from penstock.cluster.arrivals import (
     independent,
     sessions,
 )
-from penstock.cluster.workload import token_ids
+from penstock.cluster.workload import Workload, token_ids
 
 
 def gaps(times: list[float]) -> list[float]:
@@ -91,11 +91,13 @@ def test_lengths_stay_in_their_range(least, cv):
 
 def test_independent_requests_are_the_seeds():
     times = arrivals(Rate.steady(3), 40, 1)
-    make = lambda seed: independent("w", times, LogNormal(mean=100), Fixed(7), seed, application="chat")  # noqa: E731
-    workload = make(1)
-    assert workload == make(1) != make(2)
-    assert [request.arrival_s for request in workload.requests] == times
-    assert {(r.output_tokens, r.application, r.hash_ids) for r in workload.requests} == {(7, "chat", ())}
+
+    def make(seed: int) -> Workload:
+        return independent("w", times, LogNormal(mean=100), Fixed(7), seed)
+
+    assert make(1) == make(1) != make(2)
+    assert [request.arrival_s for request in make(1).requests] == times
+    assert {(request.output_tokens, request.hash_ids) for request in make(1).requests} == {(7, ())}
 
 
 PLAN = Conversation(

@@ -1,6 +1,7 @@
 """Workloads: what a transformation keeps, and that shared blocks have the same tokens in every request."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from penstock.cluster.workload import (
     Workload,
     cut,
     first,
+    labelled,
     scale_lengths,
     scale_rate,
     splice,
@@ -70,6 +72,14 @@ def test_scaled_lengths_keep_what_is_shared(workload, prompt, output):
             assert after.prompt_tokens - after.shared_tokens == round(own * prompt)
         else:
             assert after.prompt_tokens == max(1, round(before.prompt_tokens * prompt))
+
+
+@given(WORKLOADS)
+def test_labels_change_nothing_else(workload):
+    labels = {"application": "chat", "tenant": "a", "priority": "high"}
+    expected = [replace(request, **labels) for request in workload.requests]
+    assert list(labelled(workload, **labels).requests) == expected
+    assert labelled(labelled(workload, **labels)) == workload
 
 
 @given(WORKLOADS, st.floats(0, 500), st.floats(1, 600))
