@@ -82,9 +82,9 @@ class Alone:
         """ValueError for a checkpoint that cannot be served."""
         self.runner = Runner(config)
         layout, spec = self.runner.layout, self.runner.spec
-        scheduler = Scheduler(
-            BlockPool(layout.blocks), layout.block_size, role, PrefillPhase(), DecodePhase()
-        )
+        pool = BlockPool(layout.blocks, config.prefix_cache)
+        phases = PrefillPhase(), DecodePhase()
+        scheduler = Scheduler(pool, layout.block_size, role, *phases, spec.fingerprint)
         shape = Layout(layout.layers, layout.kv_heads, layout.head_dim, layout.dtype, layout.block_size)
         house = House(Incarnation("alone", 1), spec.fingerprint, shape, HandoverConfig())
         context = min(spec.max_positions, layout.blocks * layout.block_size)

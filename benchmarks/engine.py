@@ -81,9 +81,14 @@ class Plan:
         return f"bench engine{model} --rounds {self.rounds} --threads {self.threads}"
 
     def config(self, model: str, tokens: int) -> EngineConfig:
-        """An instance whose cache holds so many tokens in sequences of any lengths."""
+        """An instance whose cache holds so many tokens in sequences of any lengths, and computes every prompt anew."""
         return EngineConfig(
-            model=model, device="cpu", dtype="float32", threads=self.threads, kv_blocks=tokens // 16 + 2 * 128
+            model=model,
+            device="cpu",
+            dtype="float32",
+            threads=self.threads,
+            kv_blocks=tokens // 16 + 2 * 128,
+            prefix_cache=False,
         )
 
 
