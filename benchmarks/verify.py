@@ -25,6 +25,7 @@ from ..cluster.controller import INSTANCE
 from ..cluster.launcher import ROUTER, Cluster
 from ..engine.checkpoint import read_checkpoint
 from ..engine.config import EMBEDDED
+from ..engine.runner import choose_device
 from ..handover.values import SamplingParams
 from ..proto.inference_pb2 import FINISH_REASON_STOP
 from .checkpoints import VARIANTS, make_checkpoint
@@ -44,6 +45,7 @@ SAMPLED_SHARE = {EMBEDDED: 0.9, RANDOM: 0.0}
 FOREIGN_SAMPLED_SHARE = 0.5
 CHECKPOINTS = (EMBEDDED, RANDOM)
 TRANSPORTS = ("local", "gloo")
+RANKS = ((1, 1), (2, 1), (1, 2), (2, 2))
 AT_ONCE = 12
 """Requests that run at a time."""
 LEAST_MOVED = 0.8
@@ -86,6 +88,8 @@ class Verification:
     """A checkpoint's folder, in the place of our own `checkpoints`."""
     checkpoints: Sequence[str] = CHECKPOINTS
     transports: Sequence[str] = TRANSPORTS
+    ranks: Sequence[tuple[int, int]] = RANKS
+    """Tensor parallelism of the prefill and of the decode pool, drawn for each cluster of what the model divides by."""
     config: Config = default()
     instance: str = INSTANCE
     router: str = ROUTER
@@ -127,6 +131,23 @@ class Trip:
     requests: int
     seed: int
     sampled_share: float
+    ranks: tuple[int, int]
+    """Tensor parallelism of the prefill and of the decode pool."""
+
+    def __str__(self) -> str:
+        prefill, decode = self.ranks
+        where = f"{self.folder.name} checkpoint, transport {self.transport}"
+        return f"{self.requests} requests: {where}, tensor parallelism {prefill} to {decode}"
+
+    def config(self, config: Config) -> Config:
+        """What its cluster runs under."""
+        prefill, decode = self.ranks
+        return replace(
+            config,
+            engine=replace(config.engine, model=str(self.folder), transport=self.transport),
+            router=replace(config.router, port=0),
+            cluster=replace(config.cluster, prefill_tensor_parallel=prefill, decode_tensor_parallel=decode),
+        )
 
 
 def verify(asked: Verification, say: Say = logger.info) -> Verdict:
@@ -135,7 +156,7 @@ def verify(asked: Verification, say: Say = logger.info) -> Verdict:
     streams: dict[Path, list[Stream]] = {}
     with _folders(asked) as folders:
         for trip in _trips(asked, folders):
-            say(f"{trip.requests} requests: {trip.folder.name} checkpoint, transport {trip.transport}")
+            say(str(trip))
             ran, after = _travel(asked, trip, say)
             for trouble, times in Counter(trouble for stream in ran for trouble in stream.troubles).items():
                 say(f"{times} x {trouble}")
@@ -197,17 +218,29 @@ def _trips(asked: Verification, folders: Mapping[Path, float]) -> Iterator[Trip]
     pairs = [(folder, transport) for folder in folders for transport in asked.transports]
     for number, (folder, transport) in enumerate(pairs):
         requests = (asked.requests + len(pairs) - 1 - number) // len(pairs)
+        ranks = _divisions(folder, asked)
         if requests:
-            yield Trip(folder, transport, requests, asked.seed * len(pairs) + number, folders[folder])
+            seed, divided = asked.seed * len(pairs) + number, ranks[(asked.seed + number) % len(ranks)]
+            yield Trip(folder, transport, requests, seed, folders[folder], divided)
+
+
+def _divisions(folder: Path, asked: Verification) -> list[tuple[int, int]]:
+    """Of `ranks` those that can serve this model: KV of several ranks moves between CPUs alone."""
+    spec, one_only = read_checkpoint(folder), choose_device(asked.config.engine).type != "cpu"
+
+    def serves(ranks: int) -> bool:
+        try:
+            spec.share(ranks)
+        except ValueError:
+            return False
+        return ranks == 1 or not one_only
+
+    return [pair for pair in asked.ranks if all(map(serves, pair))] or [(1, 1)]
 
 
 def _travel(asked: Verification, trip: Trip, say: Say) -> tuple[list[Stream], tuple[Instance, ...]]:
     """Start a cluster, run the trials, and stop it; the instances are as they were once all was given back."""
-    config = replace(
-        asked.config,
-        engine=replace(asked.config.engine, model=str(trip.folder), transport=trip.transport),
-        router=replace(asked.config.router, port=0),
-    )
+    config = trip.config(asked.config)
     with Cluster.start(config, progress=say, instance=asked.instance, router=asked.router) as cluster:
         trials = draw_trials(
             trip.requests,

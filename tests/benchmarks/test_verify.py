@@ -4,7 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from penstock.benchmarks.verify import RANDOM, UNITS, Verification, failures, verify
+from penstock.benchmarks.checkpoints import make_checkpoint
+from penstock.benchmarks.verify import (
+    RANDOM,
+    RANKS,
+    TRANSPORTS,
+    UNITS,
+    Verification,
+    _trips,
+    failures,
+    verify,
+)
 from penstock.cluster.config import Config
 from penstock.handover.config import HandoverConfig
 
@@ -15,7 +25,13 @@ MUST_BE_0 = {"mismatched", "logprobs_wrong", "held_broken", "duplicated", "missi
 def of(**options) -> Verification:
     config = Config(handover=HandoverConfig(grace_s=3.0))  # a leak is certain once it has passed
     few = Verification(
-        requests=5, moves=2, seed=3, checkpoints=(RANDOM,), transports=("local",), config=config
+        requests=5,
+        moves=2,
+        seed=3,
+        checkpoints=(RANDOM,),
+        transports=("local",),
+        ranks=((1, 1),),
+        config=config,
     )
     return replace(few, **options)
 
@@ -24,8 +40,8 @@ def wrong(figures) -> set[str]:
     return {name for name in MUST_BE_0 if figures[name]}
 
 
-def test_a_sound_cluster_passes_over_gloo():
-    verdict = verify(of(transports=("gloo",)))
+def test_a_sound_cluster_of_unequal_pools_passes_over_gloo():
+    verdict = verify(of(transports=("gloo",), ranks=((2, 1),)))
     figures = verdict.report.figures
     assert verdict.failures == ()
     assert figures["requests"] == 5 and figures["tokens"] > 5 * 32
@@ -46,6 +62,20 @@ def test_a_planted_fault_shows_in_its_figure_and_no_other(fault, figure):
     verdict = verify(of(**fault))
     assert wrong(verdict.report.figures) == {figure}
     assert any(line.startswith(figure) for line in verdict.failures)
+
+
+def test_every_division_of_both_pools_has_its_turn_where_the_model_allows_it(tmp_path):
+    asked = of(requests=64, transports=TRANSPORTS, ranks=RANKS)
+    folders = {
+        make_checkpoint(tmp_path / "a", "llama", 1): 0.0,
+        make_checkpoint(tmp_path / "b", "qwen3_moe", 1): 0.0,
+    }
+    trips = list(_trips(asked, folders))
+    assert sorted(trip.ranks for trip in trips) == sorted(RANKS)
+    parallel = [trip.config(asked.config).engine_of("prefill").tensor_parallel for trip in trips]
+    assert parallel == [trip.ranks[0] for trip in trips]
+    odd = make_checkpoint(tmp_path / "odd", "llama", 1, intermediate_size=101)
+    assert {trip.ranks for trip in _trips(asked, {odd: 0.0})} == {(1, 1)}
 
 
 def test_clean_figures_are_no_failure():
