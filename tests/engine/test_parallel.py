@@ -78,10 +78,11 @@ def test_two_ranks_give_the_tokens_of_one(llama: Path) -> None:
         assert two.alive and two.layout == one.layout
 
 
-def test_four_ranks_that_share_two_heads_give_the_tokens_of_one(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path, "qwen3_moe", seed=1, tie_word_embeddings=False)
-    with runner(folder, 1) as one, runner(folder, 4) as four:
-        assert outputs(four, 16) == outputs(one, 16)
+def test_two_ranks_of_a_mixture_that_share_one_head_give_the_tokens_of_one(tmp_path: Path) -> None:
+    shape = {"num_key_value_heads": 1, "tie_word_embeddings": False}
+    folder = make_checkpoint(tmp_path, "qwen3_moe", seed=1, **shape)
+    with runner(folder, 1) as one, runner(folder, 2) as two:
+        assert outputs(two, 16) == outputs(one, 16)
 
 
 def test_ranks_compute_in_bfloat16_too(llama: Path) -> None:
