@@ -19,7 +19,7 @@ SPAN_FIELDS = 3
 """First part of a query, step to the next one, their number."""
 ALIGNED = 4
 """Numbers of int32 in 16 bytes."""
-LEAST_SPLIT = 128
+LEAST_SPLIT = 256
 """Keys below which splitting a range costs more than it gains."""
 
 
@@ -84,7 +84,7 @@ def decode_work(firsts: np.ndarray, ends: np.ndarray, keys: int, kv_heads: int, 
     for column, field in enumerate(fields):
         items[:, column] = field
     spans = np.stack([offsets, np.ones_like(counts), counts], axis=1).astype(np.int32)
-    return HostWork(items, spans, len(rows))
+    return HostWork(_longest_first(items), spans, len(rows))
 
 
 def shared_work(
@@ -122,10 +122,7 @@ def shared_work(
 
 
 def chunk_work(starts: Sequence[int], counts: Sequence[int], window: int | None, tile: int) -> HostWork:
-    """Chunks of `counts` queries from positions `starts` on, in tiles of `tile` queries against all that they see.
-
-    The longest items come first, so that the last ones to finish are short.
-    """
+    """Chunks of `counts` queries from positions `starts` on, in tiles of `tile` queries against all that they see."""
     items: list[tuple[int, ...]] = []
     row = 0
     for sequence, (start, count) in enumerate(zip(starts, counts, strict=True)):
@@ -138,8 +135,12 @@ def chunk_work(starts: Sequence[int], counts: Sequence[int], window: int | None,
             )
         row += count
     array = np.array(items, dtype=np.int32).reshape(-1, ITEM_FIELDS)
-    longest_first = np.argsort(array[:, 4] - array[:, 5], kind="stable")
-    return HostWork(array[longest_first], np.empty((0, SPAN_FIELDS), dtype=np.int32), row)
+    return HostWork(_longest_first(array), np.empty((0, SPAN_FIELDS), dtype=np.int32), row)
+
+
+def _longest_first(items: np.ndarray) -> np.ndarray:
+    """The items by falling number of keys: those that start last are then short."""
+    return items[np.argsort(items[:, 4] - items[:, 5], kind="stable")]
 
 
 def _split_length(tokens: int, keys: int, kv_heads: int, programs: int) -> int:
