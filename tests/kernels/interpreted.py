@@ -34,7 +34,7 @@ from penstock.kernels.paged import PagedBatch, SharedPrefix
 from penstock.kernels.segments import Segment
 
 CPU = torch.device("cpu")
-SEEDS = range(6)
+SEEDS = range(4)
 DTYPES = [torch.float32, torch.float16]
 
 

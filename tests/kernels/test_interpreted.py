@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 
 
+@pytest.mark.timeout(900)  # a hundred cases, half a minute of an idle core
 def test_triton_kernels_equal_their_twins() -> None:
     file = Path(__file__).with_name("interpreted.py")
     command = [
