@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 GRAMMAR_LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
-    "max_lexer_states": 50_000,
+    "max_lexer_states": 10_000,
 }
 """What compiling a grammar and finding its next tokens may take, in llguidance's units; the same at every party."""
 

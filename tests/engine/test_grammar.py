@@ -15,7 +15,7 @@ from penstock.engine.sampler import sample
 from penstock.engine.sequence import Sequence
 from penstock.engine.shaping import shape_
 from penstock.engine.step import SampleSpec, Shaping
-from penstock.handover.values import Context, End, Epoch, SamplingParams
+from penstock.handover.values import GRAMMAR_LIMITS, Context, End, Epoch, SamplingParams
 from penstock.router.grammar_check import convert
 
 FOLDER = EngineConfig().folder
@@ -115,3 +115,29 @@ def test_each_choice_is_allowed_to_its_end_and_nothing_else(grammars, text, valu
         mask = constraint.allowed()
         assert mask[id >> 3] >> (id & 7) & 1
         assert constraint.take(id) == (place == len(ids) - 1)
+
+
+def test_what_others_learnt_of_a_grammar_changes_nothing(monkeypatch, text):
+    rich = LLMatcher.grammar_from_regex("(.*a.{20}b.*|[a-z ]*q)x")
+    ample = Grammars(FOLDER / "tokenizer.json", VOCABULARY, ENDS)
+    monkeypatch.setitem(GRAMMAR_LIMITS, "max_lexer_states", 1200)
+    few = Grammars(FOLDER / "tokenizer.json", VOCABULARY, ENDS)
+    compiled, compile_ = [], Grammars._compile
+    monkeypatch.setattr(
+        Grammars, "_compile", lambda self, grammar: compiled.append(grammar) or compile_(self, grammar)
+    )
+    words = ["bac ab", "zaab", " quax a", "déjà", "ba\n", "xyzzy a b"]
+    for seed in range(6):
+        ids = text.encode(" ".join(words[seed:] + words[:seed]) * 2, add_special_tokens=False).ids
+        constraint = few.begin(rich, ())
+        for place, id in enumerate(ids):
+            mask = constraint.allowed()
+            with monkeypatch.context() as roomy:
+                roomy.setitem(GRAMMAR_LIMITS, "max_lexer_states", 10**6)
+                if place == 0:
+                    expected = ample.begin(rich, ())
+                assert mask == expected.allowed()
+            if not mask[id >> 3] >> (id & 7) & 1:
+                break
+            assert constraint.take(id) == expected.take(id)
+    assert len(compiled) > 2, "the limit was met"
