@@ -20,9 +20,10 @@ _MANTISSA_BITS = 53
 def sample(logits: torch.Tensor, specs: Sequence[SampleSpec]) -> list[int]:
     """One token id for each row of `logits` [rows, vocab]; no row's choice depends on another row.
 
-    Rows whose spec has a `shaping` are changed in place.
+    Rows whose spec has a `shaping` may be changed in place.
     """
     if any(spec.shaping is not None for spec in specs):
+        logits = logits.float()  # fewer digits would swallow what is added
         shape_(logits, specs)
     tokens = logits.argmax(dim=-1).tolist()
     drawn = [row for row, spec in enumerate(specs) if spec.temperature > 0]

@@ -62,9 +62,13 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prefill_until = len(self.tokens)
-        p = self.params
-        penalized = p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1
-        self.tally = Tally(self.tokens[: self.prompt], self.tokens[self.prompt :]) if penalized else None
+        self.tally = self._new_tally()
+
+    def _new_tally(self) -> Tally | None:
+        params, emitted = self.params, self.tokens[self.prompt :]
+        if params.repetition_penalty != 1:
+            return Tally(self.tokens[: self.prompt], emitted)
+        return Tally((), emitted) if params.presence_penalty or params.frequency_penalty else None
 
     @classmethod
     def begin(

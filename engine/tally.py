@@ -14,25 +14,36 @@ class Tally:
     kept by `add`, which costs the same however long the sequence is.
     """
 
-    __slots__ = ("_counts", "_ids", "_place", "_used")
+    __slots__ = ("_counts", "_ids", "_place", "_sorted", "_used")
 
     def __init__(self, prompt: Sequence[int], emitted: Sequence[int]):
-        known, inverse = np.unique(np.array([*prompt, *emitted], dtype=np.int64), return_inverse=True)
-        self._ids = known
-        self._counts = np.bincount(inverse[len(prompt) :], minlength=len(known)).astype(np.int64)
-        self._place = {token: place for place, token in enumerate(known.tolist())}
-        self._used = len(known)
+        generated = np.bincount(np.array(emitted, dtype=np.int64))
+        present = np.bincount(np.array(prompt, dtype=np.int64), minlength=len(generated))
+        present[: len(generated)] += generated
+        self._ids = np.flatnonzero(present)
+        self._counts = np.pad(generated, (0, len(present) - len(generated)))[self._ids]
+        self._sorted = self._used = len(self._ids)
+        self._place: dict[int, int] = {}
+        """Of tokens that were added."""
 
     def add(self, token: int) -> None:
         """One more token was generated."""
-        place = self._place.setdefault(token, self._used)
-        if place == self._used:
-            self._used += 1
-            if self._used > len(self._ids):
-                self._ids = np.resize(self._ids, 2 * self._used)
-                self._counts = np.resize(self._counts, 2 * self._used)
-            self._ids[place], self._counts[place] = token, 0
+        place = self._place.get(token)
+        if place is None:
+            place = self._place[token] = self._find(token)
         self._counts[place] += 1
+
+    def _find(self, token: int) -> int:
+        """Its place among the first ids, which ascend, or a new one behind."""
+        place = int(np.searchsorted(self._ids[: self._sorted], token))
+        if place < self._sorted and self._ids[place] == token:
+            return place
+        if self._used == len(self._ids):
+            self._ids = np.resize(self._ids, 2 * self._used + 16)
+            self._counts = np.resize(self._counts, 2 * self._used + 16)
+        self._ids[self._used], self._counts[self._used] = token, 0
+        self._used += 1
+        return self._used - 1
 
     @property
     def ids(self) -> np.ndarray:

@@ -61,25 +61,36 @@ class Constraints:
 
     async def _check(self, line: str, field: str) -> dict[str, str]:
         async with self._turn:
-            process = self._process or await self._start(field)
-            assert process.stdin is not None and process.stdout is not None
-            try:
-                process.stdin.write(line.encode() + b"\n")
-                async with asyncio.timeout(CHECK_S):
-                    said = await process.stdout.readline()
-            except (TimeoutError, OSError):
-                said = b""
-            except asyncio.CancelledError:
-                await self._end()  # its answer would be taken for the next one's
-                raise
-            if not said:
-                logger.info("a constraint took too long or too much: %s", field)
-                await self._end()
-            answer = json.loads(said) if said else {"grammar": "", "error": "it is too complex to compile"}
+            said = await self._ask(await self._running(field), line, field)
+        answer = json.loads(said) if said else {"grammar": "", "error": "it is too complex to compile"}
         self._answers[line] = answer
         if len(self._answers) > KEPT:
             self._answers.popitem(last=False)
         return answer
+
+    async def _ask(self, process: asyncio.subprocess.Process, line: str, field: str) -> bytes:
+        """What the process says; nothing where the question was its end."""
+        assert process.stdin is not None and process.stdout is not None
+        said = b""
+        try:
+            process.stdin.write(line.encode() + b"\n")
+            async with asyncio.timeout(CHECK_S):
+                said = await process.stdout.readline()
+        except TimeoutError:
+            message = f"`{field}` could not be checked within {CHECK_S:g} s."
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message, field) from None
+        except OSError as error:
+            logger.info("the process that checks constraints is gone: %s", error)
+        finally:
+            if not said:  # else a late answer would be taken for the next one's
+                await self._end()
+        return said
+
+    async def _running(self, field: str) -> asyncio.subprocess.Process:
+        """The process, started anew where it has ended by itself."""
+        if self._process is not None and self._process.returncode is not None:
+            await self._end()
+        return self._process or await self._start(field)
 
     async def _start(self, field: str) -> asyncio.subprocess.Process:
         command = [sys.executable, "-m", f"{__package__}.grammar_check", *self._arguments]

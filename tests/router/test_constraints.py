@@ -1,6 +1,8 @@
 """A constraint becomes a grammar, or is refused by name: in time, whatever it is, and without harm to the next."""
 
 import asyncio
+import os
+import signal
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -104,6 +106,32 @@ def test_a_check_that_is_given_up_is_not_the_next_ones_answer():
             waiting = asyncio.create_task(made.grammar(structured("grammar", EXPLODING)))
             await asyncio.sleep(0.1)
             waiting.cancel()
+            assert "[a-f]" in await made.grammar(structured("regex", "[a-f]"))
+
+    asyncio.run(run())
+
+
+def test_a_process_that_was_killed_is_started_anew():
+    async def run():
+        async with constraints() as made:
+            await made.grammar(structured(*GOOD[1]))
+            made._process.kill()
+            await made._process.wait()
+            assert "[a-f]" in await made.grammar(structured("regex", "[a-f]"))
+
+    asyncio.run(run())
+
+
+def test_a_check_that_gets_no_answer_in_time_is_no_fault_of_the_constraint(monkeypatch):
+    async def run():
+        async with constraints() as made:
+            await made.grammar(structured(*GOOD[1]))
+            os.kill(made._process.pid, signal.SIGSTOP)
+            monkeypatch.setattr(module, "CHECK_S", 0.2)
+            with pytest.raises(Refused) as refused:
+                await made.grammar(structured("regex", "[a-f]"))
+            assert refused.value.code.name == "RESOURCE_EXHAUSTED"
+            monkeypatch.undo()
             assert "[a-f]" in await made.grammar(structured("regex", "[a-f]"))
 
     asyncio.run(run())
