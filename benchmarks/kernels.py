@@ -80,7 +80,9 @@ def gpu_clock(work: Callable[[], object]) -> Seconds:
     """Seconds on the GPU, with its second-level cache cleared before each repetition."""
     from triton.testing import do_bench
 
-    median, least, most = do_bench(work, warmup=25, rep=100, quantiles=[0.5, 0.0, 1.0])
+    times = do_bench(work, warmup=25, rep=100, quantiles=[0.5, 0.0, 1.0])
+    assert isinstance(times, list)
+    median, least, most = times
     return Seconds(median / 1e3, least / 1e3, most / 1e3)
 
 

@@ -86,7 +86,7 @@ def measure(config: EngineConfig, seconds: float = 120.0, seed: int = 0) -> Meas
     """
     load = os.getloadavg()[0]
     runner = Runner(config)
-    for layer in runner.cache.layers:
+    for layer in (layer for part in runner.cache.parts for layer in part.layers):
         layer.normal_()  # a page that was never written is one page of zeros for all
     steps = _steps(runner, seconds, seed)
     links = _copies(runner, seed)

@@ -4,6 +4,9 @@ Queries that share a key head are rows of one tile, so that keys are read once f
 softmax is that of FlashAttention (https://arxiv.org/abs/2205.14135), the splitting of keys that of Flash-Decoding.
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false, reportReturnType=false
+# Triton types neither a launch, which takes more than the kernel does, nor what its functions give outside of kernels.
+
 import math
 from collections.abc import Callable
 from functools import cache

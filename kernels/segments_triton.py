@@ -1,5 +1,8 @@
 """The merge of attention over several sets of keys, on GPUs."""
 
+# pyright: reportCallIssue=false, reportArgumentType=false, reportReturnType=false
+# Triton types neither a launch, which takes more than the kernel does, nor what its functions give outside of kernels.
+
 from collections.abc import Sequence
 
 import torch
