@@ -1,6 +1,8 @@
-"""The ledger of one instance's KV blocks: each is free, held by a sequence, leased to a handover, or quarantined.
+"""The ledger of one instance's KV blocks: each is free, held, cached, leased to a handover, or quarantined.
 
-Blocks of a sequence are kept next to each other where that is possible, for a run of neighbours is read in place.
+Full blocks whose KV is computed are known by the names of their contents: several sequences may hold one, and when
+nobody does it stays cached until its memory is needed. Blocks of a sequence are kept next to each other where that is
+possible, for a run of neighbours is read in place.
 """
 
 from __future__ import annotations
@@ -11,89 +13,196 @@ from enum import IntEnum
 
 import numpy as np
 
+from .prefixes import PrefixIndex
+
+RUN = 16
+"""Blocks in a row that are worth looking for, and evicted at a time: fewer are copied rather than read in place."""
+
 
 class OutOfBlocks(Exception):
-    """Fewer blocks are free than were asked for."""
+    """Fewer blocks can be had than were asked for."""
 
 
 class Holder(IntEnum):
     FREE = 0
     HELD = 1
-    LEASED = 2
-    QUARANTINED = 3
+    CACHED = 2
+    LEASED = 3
+    QUARANTINED = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Blocks by holder; they add up to `total`."""
+    """Blocks by holder; free, held, cached, leased and quarantined ones add up to `total`."""
 
     total: int
     free: int
     held: int
+    cached: int
     leased: int
     quarantined: int
+    pinned: int
+    """Those of the cached ones that were asked to be kept for a while."""
+
+
+@dataclass(slots=True)
+class _Table:
+    """The blocks of a sequence or lease, in the order of their tokens. The first `shared` were cached when it began."""
+
+    blocks: list[int]
+    room: int
+    """How many blocks it may come to have."""
+    shared: int
+    kind: Holder
+    """Who has its own blocks, those after the shared ones."""
+    named: int
+    """How many leading blocks are in the index."""
+    parted: bool = False
+    """Another sequence has the same content in the index: the rest is entered when this one is freed."""
 
 
 class BlockPool:
-    """Blocks 0 to `total` - 1. Each has one holder, named by a key: a sequence's or a lease's."""
+    """Blocks 0 to `total` - 1. Sequences and leases are named by keys; nothing is cached where `caches` is false."""
 
-    def __init__(self, total: int):
+    def __init__(self, total: int, caches: bool = True):
         assert total > 0
         self.total = total
+        self.caches = caches
         self._kind = np.zeros(total, dtype=np.int8)
         self._counts = dict.fromkeys(Holder, 0) | {Holder.FREE: total}
-        self._tables: dict[Hashable, list[int]] = {}
-        self._room: dict[Hashable, int] = {}
+        self._tables: dict[Hashable, _Table] = {}
+        self._index = PrefixIndex()
 
     # ---- sequences and leases
 
-    def hold(self, key: Hashable, count: int, room: int) -> list[int]:
-        """Give `count` blocks to a sequence that may grow to `room`; OutOfBlocks where too few are free."""
-        return self._take(key, count, room, Holder.HELD)
+    def find(self, names: Sequence[bytes]) -> list[int]:
+        """The blocks of the longest prefix of `names` that is known; they are safe only once somebody holds them."""
+        return self._index.find(names)
 
-    def lease(self, key: Hashable, count: int, room: int) -> list[int]:
-        """Give `count` blocks to a handover's destination; OutOfBlocks where too few are free."""
-        return self._take(key, count, room, Holder.LEASED)
+    def hold(self, key: Hashable, count: int, room: int, known: Sequence[int] = ()) -> None:
+        """Give `count` blocks to a sequence that may grow to `room`, the first being those `known` to `find`.
+
+        OutOfBlocks, with nothing changed, where too few can be had.
+        """
+        self._take(key, count, room, known, Holder.HELD)
+
+    def lease(self, key: Hashable, count: int, room: int, known: Sequence[int] = ()) -> None:
+        """Give `count` blocks to a handover's destination, like `hold`. Those `known` are held, and never written."""
+        self._take(key, count, room, known, Holder.LEASED)
 
     def table(self, key: Hashable) -> Sequence[int]:
         """The blocks of `key`, in the order of their tokens."""
-        return self._tables[key]
+        return self._tables[key].blocks
 
     def grow(self, key: Hashable, count: int) -> None:
-        """Let a sequence hold `count` blocks in all; OutOfBlocks where too few are free."""
+        """Let a sequence hold `count` blocks in all; OutOfBlocks, with nothing changed, where too few can be had."""
         table = self._tables[key]
-        for _ in range(count - len(table)):
-            block = self._next_to(table, self._room[key] - len(table))
-            self._pass([block], Holder.FREE, Holder.HELD)
-            table.append(block)
+        more = count - len(table.blocks)
+        if more > 0:
+            self._require(more, self._counts[Holder.CACHED])
+            table.blocks += self._give(more, table, Holder.HELD)
 
     def adopt(self, key: Hashable) -> None:
         """A lease's blocks become the sequence's of the same key."""
-        self._pass(self._tables[key], Holder.LEASED, Holder.HELD)
+        self._turn(self._tables[key], Holder.LEASED, Holder.HELD)
 
     def rename(self, was: Hashable, now: Hashable) -> None:
         """A sequence is known by another key from here on."""
         assert now not in self._tables
         self._tables[now] = self._tables.pop(was)
-        self._room[now] = self._room.pop(was)
 
     def quarantine(self, lease: Hashable) -> None:
-        """Keep a lease's blocks from everybody: somebody may still write them."""
-        self._pass(self._tables[lease], Holder.LEASED, Holder.QUARANTINED)
+        """Keep a lease's own blocks from everybody: somebody may still write them."""
+        self._turn(self._tables[lease], Holder.LEASED, Holder.QUARANTINED)
 
-    def free(self, key: Hashable) -> None:
-        """Free all blocks of a sequence or lease."""
+    def publish(self, key: Hashable, names: Sequence[bytes]) -> None:
+        """The first `len(names)` blocks of a sequence are full and computed: others may hold them too."""
+        table = self._tables[key]
+        assert table.kind is Holder.HELD and len(names) <= len(table.blocks)
+        while self.caches and not table.parted and table.named < len(names):
+            place = table.named
+            if self._index.block_of(names[place]) is not None:
+                table.parted = True
+                return
+            parent = table.blocks[place - 1] if place else None
+            self._index.add(table.blocks[place], names[place], parent)
+            table.named += 1
+
+    def free(self, key: Hashable, names: Sequence[bytes] = (), until: float = 0.0) -> None:
+        """Let go of all blocks of a sequence or lease.
+
+        Of a sequence, the first `len(names)`, which are full and computed, stay cached; pinned `until` then.
+        """
         table = self._tables.pop(key)
-        del self._room[key]
-        holder = Holder(self._kind[table[0]])
-        assert holder is not Holder.FREE, f"{key} frees a block twice"
-        self._pass(table, holder, Holder.FREE)
+        path = self._enter(table, names)
+        self._let_go(table)
+        self._index.touch(path, until)
 
     def holds(self, key: Hashable) -> bool:
         return key in self._tables
 
+    def expire(self, now: float) -> None:
+        """Pins that ended by `now` are gone."""
+        self._index.expire(now)
+
     def counts(self) -> Counts:
-        return Counts(self.total, *self._counts.values())
+        return Counts(self.total, *self._counts.values(), self._index.pinned)
+
+    # ---- what is cached
+
+    def _enter(self, table: _Table, names: Sequence[bytes]) -> list[int]:
+        """Enter into the index what is not there yet; the blocks of `names` in it, which may be another's."""
+        path = table.blocks[: table.named]
+        if not self.caches:
+            return path
+        for block, name in zip(table.blocks[table.named : len(names)], names[table.named :], strict=False):
+            known = self._index.block_of(name)
+            if known is None:
+                self._index.add(block, name, path[-1] if path else None)
+                known = block
+            path.append(known)
+        return path
+
+    def _let_go(self, table: _Table) -> None:
+        """The blocks go where nobody else holds them: to the cache those in the index, the others are free."""
+        idle = [block for block in table.blocks if block in self._index and self._index.release(block)]
+        self._pass(idle, Holder.HELD, Holder.CACHED)
+        self._pass([block for block in table.blocks if block not in self._index], table.kind, Holder.FREE)
+
+    def _evict(self, count: int) -> None:
+        self._pass([self._index.evict() for _ in range(count)], Holder.CACHED, Holder.FREE)
+
+    # ---- who has a block
+
+    def _take(self, key: Hashable, count: int, room: int, known: Sequence[int], kind: Holder) -> None:
+        assert key not in self._tables and len(known) <= count > 0
+        idle = [block for block in known if self._kind[block] == Holder.CACHED]
+        self._require(count - len(known), self._counts[Holder.CACHED] - len(idle))
+        self._pass(idle, Holder.CACHED, Holder.HELD)
+        for block in known:
+            self._index.take(block)
+        table = _Table(list(known), max(count, room), len(known), kind, named=len(known))
+        table.blocks += self._give(count - len(known), table, kind)
+        self._tables[key] = table
+
+    def _require(self, count: int, evictable: int) -> None:
+        free = self._counts[Holder.FREE]
+        if count > free + evictable:
+            raise OutOfBlocks(f"{count} blocks were asked for, {free} are free and {evictable} cached")
+
+    def _give(self, count: int, table: _Table, kind: Holder) -> list[int]:
+        """`count` blocks for `kind`, evicting where that is needed, to go behind those of the table."""
+        blocks = self._behind(table.blocks[-1], count) if table.blocks else []
+        rest = count - len(blocks)
+        if rest:
+            blocks += self._elsewhere(rest, max(rest, table.room - len(table.blocks) - len(blocks)), blocks)
+        self._pass(blocks, Holder.FREE, kind)
+        return blocks
+
+    def _turn(self, table: _Table, giver: Holder, taker: Holder) -> None:
+        assert table.kind is giver, f"blocks are not {giver.name.lower()}"
+        self._pass(table.blocks[table.shared :], giver, taker)
+        table.kind = taker
 
     def _pass(self, blocks: list[int], giver: Holder, taker: Holder) -> None:
         """All of `blocks` go from one holder to another."""
@@ -104,45 +213,51 @@ class BlockPool:
 
     # ---- where blocks are found
 
-    def _take(self, key: Hashable, count: int, room: int, kind: Holder) -> list[int]:
-        assert key not in self._tables and count > 0
-        if self._counts[Holder.FREE] < count:
-            raise OutOfBlocks(f"{count} blocks were asked for")
-        start = self._find_run(max(count, room))
-        if start is None:
-            start = self._find_run(count)
-        blocks = self._scattered(count) if start is None else list(range(start, start + count))
-        self._pass(blocks, Holder.FREE, kind)
-        self._tables[key] = blocks
-        self._room[key] = max(count, room)
+    def _behind(self, block: int, count: int) -> list[int]:
+        """The free ones among the next `count` blocks, up to the first that is not."""
+        following = self._kind[block + 1 : block + 1 + count]
+        taken = np.flatnonzero(following != Holder.FREE)
+        return list(range(block + 1, block + 1 + (int(taken[0]) if len(taken) else len(following))))
+
+    def _elsewhere(self, count: int, room: int, taken: list[int]) -> list[int]:
+        """Free blocks, none of `taken`, for a sequence that may take `room`.
+
+        The shortest run to grow in; else the longest; else several; only then what other sequences are to grow into.
+        """
+        usable = self._usable(taken)
+        missing = count - int(usable.sum())
+        if missing > 0:
+            self._evict(min(self._counts[Holder.CACHED], missing + min(room - count, RUN)))
+            usable = self._usable(taken)
+        starts, lengths = _runs(usable)
+        longest = int(lengths.max(initial=0))
+        if longest >= count:
+            start = starts[np.argmin(np.where(lengths >= min(room, longest), lengths, self.total))]
+            return list(range(int(start), int(start) + count))
+        blocks = _longest_first(starts, lengths)[:count]
+        if len(blocks) < count:
+            usable = self._kind == Holder.FREE
+            usable[taken + blocks] = False
+            blocks += _longest_first(*_runs(usable))[: count - len(blocks)]
         return blocks
 
-    def _find_run(self, length: int) -> int | None:
-        """Where the shortest run of free blocks begins that is long enough and that no sequence is to grow into."""
+    def _usable(self, taken: list[int]) -> np.ndarray:
+        """Which blocks are free, not `taken`, and not such as a sequence is to grow into."""
         usable = self._kind == Holder.FREE
-        for key, table in self._tables.items():
-            usable[table[-1] + 1 : table[-1] + 1 + self._room[key] - len(table)] = False
-        edges = np.flatnonzero(np.diff(np.concatenate(([0], usable.view(np.int8), [0]))))
-        starts, lengths = edges[::2], edges[1::2] - edges[::2]
-        fitting = np.flatnonzero(lengths >= length)
-        return int(starts[fitting[np.argmin(lengths[fitting])]]) if len(fitting) else None
+        usable[taken] = False
+        for table in self._tables.values():
+            last = table.blocks[-1]
+            usable[last + 1 : last + 1 + table.room - len(table.blocks)] = False
+        return usable
 
-    def _scattered(self, count: int) -> list[int]:
-        """Free blocks wherever they are, the longest runs first."""
-        free = np.flatnonzero(self._kind == Holder.FREE)
-        runs = np.split(free, np.flatnonzero(np.diff(free) > 1) + 1)
-        longest_first = sorted(runs, key=len, reverse=True)
-        return [int(block) for run in longest_first for block in run][:count]
 
-    def _next_to(self, table: list[int], left: int) -> int:
-        """The block after the last one; else where `left` blocks are free in a row; else any."""
-        after = table[-1] + 1
-        if after < self.total and self._kind[after] == Holder.FREE:
-            return after
-        for length in (max(left, 1), 1):
-            start = self._find_run(length)
-            if start is not None:
-                return start
-        if not self._counts[Holder.FREE]:
-            raise OutOfBlocks("one more block was asked for")
-        return int(np.argmin(self._kind))
+def _runs(usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(first, length) of the runs of true places."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], usable.view(np.int8), [0]))))
+    return edges[::2], edges[1::2] - edges[::2]
+
+
+def _longest_first(starts: np.ndarray, lengths: np.ndarray) -> list[int]:
+    """The places of these runs, longest runs first."""
+    order = np.argsort(-lengths, kind="stable")
+    return [place for run in order for place in range(starts[run], starts[run] + lengths[run])]

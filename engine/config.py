@@ -31,6 +31,9 @@ class EngineConfig:
     kv_bytes: int = 128 << 20
     """Memory of an instance's KV cache in bytes, where `kv_blocks` is 0."""
 
+    prefix_cache: bool = True
+    """Keep the KV of what was computed until its memory is needed, and share it among equal prefixes of one tenant."""
+
     threads: int = 1
     """CPU threads within one operator."""
 
@@ -44,6 +47,8 @@ class EngineConfig:
         for name in ("block_size", "kv_bytes", "threads"):
             _require_at_least(name, getattr(self, name), 1)
         _require_at_least("kv_blocks", self.kv_blocks, 0)
+        if not isinstance(self.prefix_cache, bool):
+            raise ValueError(f"engine.prefix_cache must be true or false, got {self.prefix_cache!r}")
         if not isinstance(self.model, str) or not self.model:
             raise ValueError(f"engine.model must be a folder or `{EMBEDDED}`, got {self.model!r}")
 

@@ -50,7 +50,6 @@ from ..handover.seat import House, Seat
 from ..handover.values import (
     Address,
     Ask,
-    Context,
     Epoch,
     Grant,
     Incarnation,
@@ -136,6 +135,14 @@ class Limits:
     block_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A reservation, and the names of the blocks that its context fills."""
+
+    reserve: Reserve
+    names: list[bytes]
+
+
 class Engine:
     """Runs in a thread of its own between `start` and `stop`; other threads only `post`."""
 
@@ -157,7 +164,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[tuple[str, InstanceEvent] | Everyone | None] = queue.SimpleQueue()
         self._seats: dict[str, Seat] = {}
         self._empty_since: dict[str, float] = {}
-        self._reserves: dict[LeaseKey, Reserve] = {}
+        self._coming: dict[LeaseKey, _Coming] = {}
         self._grants: dict[LeaseKey, Grant] = {}
         self._waiting: list[LeaseKey] = []
         self._committing: set[LeaseKey] = set()
@@ -244,7 +251,7 @@ class Engine:
         self._step_s += (took - self._step_s) / min(self._steps + 1, 16)
         self._steps += 1
         for (sequence, tokens), token in zip(batch, drawn, strict=True):
-            sequence.computed += tokens
+            self._scheduler.ran(sequence, tokens)
             records = () if token is None else (sequence.append(token, self._limits.ends),)
             self._feed(sequence.session, self._stepped(sequence, records))
 
@@ -322,7 +329,7 @@ class Engine:
             case Begin(start):
                 self._scheduler.add(Running.begin(session, start.epoch, start.context, self._limits.context))
             case Drop(epoch):
-                self._scheduler.remove(LeaseKey(session, epoch))
+                self._scheduler.remove(LeaseKey(session, epoch), time.monotonic())
             case Pause(epoch):
                 self._sequence(session, epoch).paused = True
             case Unpause(was, epoch):
@@ -339,7 +346,7 @@ class Engine:
             case Reserving():
                 self._reserve(session, effect)
             case Lease(reserve):
-                self._reserves[reserve.lease] = reserve
+                self._coming[reserve.lease] = _Coming(reserve, self._scheduler.names(reserve.context))
                 self._lease(reserve.lease, first=True)
             case Write(epoch, stage, one_sided):
                 self._write(self._sequence(session, epoch), stage, one_sided)
@@ -349,10 +356,13 @@ class Engine:
             case CloseReceive(lease):
                 self._outside.close_receive(lease)
             case Adopt(lease, commit):
-                context = self._reserves.pop(lease).context
-                self._scheduler.adopt(Running.adopt(lease, context, commit, self._limits.context))
+                coming = self._coming.pop(lease)
+                adopted = Running.adopt(
+                    lease, coming.reserve.context, commit, self._limits.context, coming.names
+                )
+                self._scheduler.adopt(adopted)
             case Release(lease):
-                self._reserves.pop(lease, None)
+                self._coming.pop(lease, None)
                 self._waiting = [waiting for waiting in self._waiting if waiting != lease]
                 self._scheduler.release(lease)
             case Quarantine(lease):
@@ -372,8 +382,6 @@ class Engine:
 
     def _reserve(self, session: str, effect: Reserving) -> None:
         sequence = self._sequence(session, effect.epoch)
-        prompt = tuple(sequence.tokens[: sequence.prompt])
-        emitted = tuple(sequence.tokens[sequence.prompt :])
         planned = next(source for source in self._seats[session].sources if source.lease == effect.lease)
         reserve = Reserve(
             lease=effect.lease,
@@ -382,7 +390,7 @@ class Engine:
             fingerprint=self._house.fingerprint,
             layout=self._house.layout,
             blocks=self._blocks(sequence.most),
-            context=Context(prompt, emitted, sequence.params),
+            context=sequence.context,
             router=effect.router,
             one_sided=planned.one_sided,
         )
@@ -390,16 +398,17 @@ class Engine:
 
     def _lease(self, key: LeaseKey, first: bool) -> None:
         """Try to find room; a reservation hears at once that it waits, and later that it has it."""
-        reserve = self._reserves[key]
+        coming = self._coming[key]
+        reserve = coming.reserve
         held = len(reserve.context.prompt) + len(reserve.context.emitted)
         most = len(reserve.context.prompt) + reserve.context.params.max_tokens
         size = Size(held, min(most, self._limits.context))
         in_turn = not first or not self._waiting
-        granted = in_turn and self._scheduler.lease(key, reserve.blocks, size)
-        if not granted and first:
+        have = self._scheduler.lease(key, reserve.blocks, size, coming.names) if in_turn else None
+        if have is None and first:
             self._waiting.append(key)
-        if granted or first:
-            self._feed(key.session, Leased(key, granted))
+        if have is not None or first:
+            self._feed(key.session, Leased(key, have is not None, have or 0))
 
     def _retry_leases(self) -> None:
         for key in list(self._waiting):
@@ -410,7 +419,7 @@ class Engine:
 
     def _complete(self, message: PeerMessage) -> PeerMessage:
         """Tell a one-sided writer where to write."""
-        if not isinstance(message, Grant) or not self._reserves[message.lease].one_sided:
+        if not isinstance(message, Grant) or not self._coming[message.lease].reserve.one_sided:
             return message
         table = tuple(self._scheduler.pool.table(message.lease))
         return replace(message, block_ids=table, window=self._window)
@@ -496,11 +505,13 @@ class Engine:
 
     def _measure(self) -> LoadView:
         scheduler = self._scheduler
+        scheduler.pool.expire(time.monotonic())
         counts = scheduler.pool.counts()
         return LoadView(
             total_blocks=counts.total,
             free_blocks=counts.free,
-            held_blocks=counts.held,
+            cached_blocks=counts.cached - counts.pinned,
+            held_blocks=counts.held + counts.pinned,
             leased_blocks=counts.leased,
             quarantined_blocks=counts.quarantined,
             waiting=scheduler.waiting,
@@ -511,4 +522,6 @@ class Engine:
             block_size=self._limits.block_size,
             steps=self._steps,
             step_s=self._step_s,
+            asked_tokens=scheduler.asked_tokens,
+            hit_tokens=scheduler.hit_tokens,
         )

@@ -28,6 +28,15 @@ class Sequence:
     """Blocks set aside for it."""
     admitted: bool = False
     paused: bool = False
+    salt: str = ""
+    """Whose KV it may share."""
+    application: str = ""
+    cache_ttl_s: float = 0.0
+    """How long its KV is to stay cached when it has gone."""
+    names: list[bytes] = field(default_factory=list)
+    """Of its leading full blocks, as far as they were needed."""
+    published: int = 0
+    """How many blocks the pool was told to be full and computed."""
 
     def __post_init__(self) -> None:
         self.prefill_until = len(self.tokens)
@@ -37,17 +46,33 @@ class Sequence:
         """A sequence to be prefilled; `longest` is the model's context in tokens."""
         tokens = [*context.prompt, *context.emitted]
         most = min(len(context.prompt) + context.params.max_tokens, longest)
-        return cls(session, epoch, len(context.prompt), tokens, context.params, most)
+        return cls(
+            session,
+            epoch,
+            len(context.prompt),
+            tokens,
+            context.params,
+            most,
+            salt=context.salt,
+            application=context.application,
+            cache_ttl_s=context.cache_ttl_s,
+        )
 
     @classmethod
-    def adopt(cls, lease: LeaseKey, context: Context, commit: Commit, longest: int) -> Sequence:
-        """A sequence that arrives with its KV: what the reservation told of it, and what the commit adds."""
+    def adopt(
+        cls, lease: LeaseKey, context: Context, commit: Commit, longest: int, names: list[bytes]
+    ) -> Sequence:
+        """A sequence that arrives with its KV: what the reservation told of it, and what the commit adds.
+
+        `names` are those of full blocks of the reservation's context.
+        """
         emitted = context.emitted[: commit.first_index]
         assert len(emitted) == commit.first_index, "the commit goes on where the reservation ended"
         grown = replace(context, emitted=emitted + tuple(record.id for record in commit.records))
         sequence = cls.begin(lease.session, lease.epoch, grown, longest)
         sequence.computed = sequence.prefill_until = commit.computed
         sequence.admitted = True
+        sequence.names = names
         assert sequence.pending == 1
         return sequence
 
@@ -55,6 +80,12 @@ class Sequence:
     def key(self) -> LeaseKey:
         """Names the sequence in the ledger; a lease that it grew from has the same name."""
         return LeaseKey(self.session, self.epoch)
+
+    @property
+    def context(self) -> Context:
+        """What another instance must know to go on with it."""
+        prompt, emitted = tuple(self.tokens[: self.prompt]), tuple(self.tokens[self.prompt :])
+        return Context(prompt, emitted, self.params, self.salt, self.application, self.cache_ttl_s)
 
     @property
     def size(self) -> Size:

@@ -159,8 +159,8 @@ class InstanceServer(WorkerServiceServicer):
     def _make_engine(self) -> Engine:
         shape = self._runner.layout
         layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.block_size)
-        pool = BlockPool(shape.blocks)
-        scheduler = Scheduler(pool, shape.block_size, self._role, *self._phases)
+        pool = BlockPool(shape.blocks, self._config.prefix_cache)
+        scheduler = Scheduler(pool, shape.block_size, self._role, *self._phases, self._spec.fingerprint)
         return Engine(
             self._runner,
             scheduler,

@@ -62,6 +62,11 @@ def complete(commit: Commit | None, end: int, have: int, arrived: frozenset[tupl
     return commit is not None and have + sum(count for _, count in arrived) == end
 
 
+def copied_from(have: int) -> int:
+    """A source sends only what the destination lacks: the `have` leading blocks there are others' as well."""
+    return have
+
+
 def may_answer_stop(writing: bool) -> bool:
     """Rule 6: `stop` is acknowledged, and sent by a source, only when no write can follow."""
     return not writing

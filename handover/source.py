@@ -53,7 +53,10 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One attempt to hand `epoch` over as `lease.epoch`. `have <= sent <= full <= blocks`, in blocks of the table."""
+    """One attempt to hand `epoch` over as `lease.epoch`. `sent <= full <= blocks`, in blocks of the table.
+
+    But for those that the destination has already: they count as sent, even where they are not computed here yet.
+    """
 
     me: Incarnation
     router: str
@@ -104,7 +107,7 @@ class Source:
 
     def grant(self, grant: Grant) -> tuple[Source, list[InstanceEffect]]:
         assert self.state is State.RESERVING
-        source = replace(self, state=State.COPYING, sent=grant.have)
+        source = replace(self, state=State.COPYING, sent=rules.copied_from(grant.have))
         if self.mode is MoveMode.BLOCKING and self.ready:
             return replace(source, state=State.PAUSED), [Pause(self.epoch)]
         return source, []

@@ -77,6 +77,11 @@ class Context:
     prompt: tuple[int, ...]
     emitted: tuple[int, ...] = ()
     params: SamplingParams = field(default_factory=SamplingParams)
+    salt: str = ""
+    """The tenant: KV is shared only under equal salts."""
+    application: str = ""
+    cache_ttl_s: float = 0.0
+    """How long the KV is to stay cached for a next turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +211,6 @@ class Reserve:
     context: Context
     router: str
     one_sided: bool
-    hashes: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,14 @@ def _address(address: Address) -> pb.PeerAddress:
 
 def _context(context: Context) -> pb.Context:
     params = pb.SamplingParams(**asdict(context.params))
-    return pb.Context(prompt=context.prompt, emitted=context.emitted, params=params)
+    return pb.Context(
+        prompt=context.prompt,
+        emitted=context.emitted,
+        params=params,
+        salt=context.salt,
+        application=context.application,
+        cache_ttl_s=context.cache_ttl_s,
+    )
 
 
 def _records(records: Iterable[TokenRecord]) -> list[pb.TokenRecord]:
@@ -251,7 +258,6 @@ def _reserve(reserve: Reserve) -> pb.Reserve:
         fingerprint=reserve.fingerprint,
         layout=pb.Layout(**asdict(reserve.layout)),
         blocks=reserve.blocks,
-        hashes=reserve.hashes,
         context=_context(reserve.context),
         router=reserve.router,
         one_sided=reserve.one_sided,
@@ -329,10 +335,15 @@ def _read_context(frame: Any) -> Context:
     params = _field(context, "params")
     if not (math.isfinite(params.temperature) and params.temperature >= 0):
         raise ValueError(f"A temperature of {params.temperature}.")
+    if not (math.isfinite(context.cache_ttl_s) and context.cache_ttl_s >= 0):
+        raise ValueError(f"A cache_ttl of {context.cache_ttl_s} s.")
     return Context(
         tuple(context.prompt),
         tuple(context.emitted),
         SamplingParams(params.temperature, params.seed, params.choice, params.max_tokens, params.ignore_eos),
+        context.salt,
+        context.application,
+        context.cache_ttl_s,
     )
 
 
@@ -417,7 +428,6 @@ def _read_reserve(frame: pb.Reserve) -> Reserve:
         _read_context(frame),
         _text(frame, "router"),
         frame.one_sided,
-        tuple(frame.hashes),
     )
 
 

@@ -12,7 +12,9 @@ class LoadView:
     total_blocks: int = 0
     free_blocks: int = 0
     cached_blocks: int = 0
+    """Held by nobody; they give way to new ones."""
     held_blocks: int = 0
+    """By sequences, or pinned for a next turn."""
     leased_blocks: int = 0
     quarantined_blocks: int = 0
     waiting: int = 0
@@ -31,6 +33,10 @@ class LoadView:
     """Mean time of recent steps."""
     idle_s: float = 0.0
     """Time since the step thread's last sign of life."""
+    asked_tokens: int = 0
+    """Tokens of all prompts begun, those prefilled again included."""
+    hit_tokens: int = 0
+    """How many of them were cached, and not computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

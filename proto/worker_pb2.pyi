@@ -64,14 +64,20 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ..., max_tokens: _Optional[int] = ..., ignore_eos: _Optional[bool] = ...) -> None: ...
 
 class Context(_message.Message):
-    __slots__ = ("prompt", "emitted", "params")
+    __slots__ = ("prompt", "emitted", "params", "salt", "application", "cache_ttl_s")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     EMITTED_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    APPLICATION_FIELD_NUMBER: _ClassVar[int]
+    CACHE_TTL_S_FIELD_NUMBER: _ClassVar[int]
     prompt: _containers.RepeatedScalarFieldContainer[int]
     emitted: _containers.RepeatedScalarFieldContainer[int]
     params: SamplingParams
-    def __init__(self, prompt: _Optional[_Iterable[int]] = ..., emitted: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ...) -> None: ...
+    salt: str
+    application: str
+    cache_ttl_s: float
+    def __init__(self, prompt: _Optional[_Iterable[int]] = ..., emitted: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., salt: _Optional[str] = ..., application: _Optional[str] = ..., cache_ttl_s: _Optional[float] = ...) -> None: ...
 
 class TokenRecord(_message.Message):
     __slots__ = ("id", "end")
@@ -230,7 +236,7 @@ class SessionNews(_message.Message):
     def __init__(self, session: _Optional[str] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., first_index: _Optional[int] = ..., records: _Optional[_Iterable[_Union[TokenRecord, _Mapping]]] = ...) -> None: ...
 
 class LoadView(_message.Message):
-    __slots__ = ("total_blocks", "free_blocks", "cached_blocks", "held_blocks", "leased_blocks", "quarantined_blocks", "waiting", "running", "queued_tokens", "prefill_tokens", "decode_slots", "block_size", "steps", "step_s", "idle_s")
+    __slots__ = ("total_blocks", "free_blocks", "cached_blocks", "held_blocks", "leased_blocks", "quarantined_blocks", "waiting", "running", "queued_tokens", "prefill_tokens", "decode_slots", "block_size", "steps", "step_s", "idle_s", "asked_tokens", "hit_tokens")
     TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +252,8 @@ class LoadView(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     STEP_S_FIELD_NUMBER: _ClassVar[int]
     IDLE_S_FIELD_NUMBER: _ClassVar[int]
+    ASKED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     total_blocks: int
     free_blocks: int
     cached_blocks: int
@@ -261,7 +269,9 @@ class LoadView(_message.Message):
     steps: int
     step_s: float
     idle_s: float
-    def __init__(self, total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., decode_slots: _Optional[int] = ..., block_size: _Optional[int] = ..., steps: _Optional[int] = ..., step_s: _Optional[float] = ..., idle_s: _Optional[float] = ...) -> None: ...
+    asked_tokens: int
+    hit_tokens: int
+    def __init__(self, total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., decode_slots: _Optional[int] = ..., block_size: _Optional[int] = ..., steps: _Optional[int] = ..., step_s: _Optional[float] = ..., idle_s: _Optional[float] = ..., asked_tokens: _Optional[int] = ..., hit_tokens: _Optional[int] = ...) -> None: ...
 
 class Unmoved(_message.Message):
     __slots__ = ("session", "epoch", "next_epoch", "reason")
@@ -349,14 +359,13 @@ class Layout(_message.Message):
     def __init__(self, layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ...) -> None: ...
 
 class Reserve(_message.Message):
-    __slots__ = ("lease", "source", "destination", "fingerprint", "layout", "blocks", "hashes", "context", "router", "one_sided")
+    __slots__ = ("lease", "source", "destination", "fingerprint", "layout", "blocks", "context", "router", "one_sided")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     DESTINATION_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    HASHES_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     ROUTER_FIELD_NUMBER: _ClassVar[int]
     ONE_SIDED_FIELD_NUMBER: _ClassVar[int]
@@ -366,11 +375,10 @@ class Reserve(_message.Message):
     fingerprint: str
     layout: Layout
     blocks: int
-    hashes: _containers.RepeatedScalarFieldContainer[bytes]
     context: Context
     router: str
     one_sided: bool
-    def __init__(self, lease: _Optional[_Union[LeaseKey, _Mapping]] = ..., source: _Optional[_Union[Incarnation, _Mapping]] = ..., destination: _Optional[_Union[Incarnation, _Mapping]] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., blocks: _Optional[int] = ..., hashes: _Optional[_Iterable[bytes]] = ..., context: _Optional[_Union[Context, _Mapping]] = ..., router: _Optional[str] = ..., one_sided: _Optional[bool] = ...) -> None: ...
+    def __init__(self, lease: _Optional[_Union[LeaseKey, _Mapping]] = ..., source: _Optional[_Union[Incarnation, _Mapping]] = ..., destination: _Optional[_Union[Incarnation, _Mapping]] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., blocks: _Optional[int] = ..., context: _Optional[_Union[Context, _Mapping]] = ..., router: _Optional[str] = ..., one_sided: _Optional[bool] = ...) -> None: ...
 
 class Grant(_message.Message):
     __slots__ = ("lease", "source", "destination", "lease_s", "have", "block_ids", "window")

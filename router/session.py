@@ -192,7 +192,10 @@ class LiveSession:
                 self._close(end)
 
     def _context(self) -> Context:
-        return Context(self.call.prompt, tuple(self.emitted), self.call.params)
+        call = self.call
+        return Context(
+            call.prompt, tuple(self.emitted), call.params, call.tenant, call.application, call.cache_ttl_s
+        )
 
     def _shape(self) -> RequestShape:
         done = len(self.emitted)

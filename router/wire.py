@@ -16,6 +16,9 @@ from .refusal import Refused, invalid, unimplemented
 from .tokenizer import Tokenizer
 
 LONGEST_ID = 128
+"""Characters of a request id, and of the names of a tenant and an application."""
+
+LONGEST_TTL_S = 3600.0
 
 NEUTRAL = {
     "top_p": 1.0,
@@ -47,6 +50,7 @@ class Call:
     received: tuple[int, ...] = ()
     tenant: str = ""
     application: str = ""
+    cache_ttl_s: float = 0.0
 
     @property
     def session(self) -> str:
@@ -65,8 +69,9 @@ async def read_request(request: pb.GenerateRequest, model: ModelInfo, tokenizer:
     if request.model not in ("", model.name):
         message = f"There is no model {request.model!r} here; {model.name!r} is served."
         raise Refused(grpc.StatusCode.NOT_FOUND, message, "model")
-    if len(request.request_id) > LONGEST_ID:
-        raise invalid("request_id", f"A request id has at most {LONGEST_ID} characters.")
+    for name in ("request_id", "tenant", "application"):
+        if len(getattr(request, name)) > LONGEST_ID:
+            raise invalid(name, f"`{name}` has at most {LONGEST_ID} characters.")
     _refuse_unworked(request)
     prompt = await _prompt(request, model, tokenizer)
     params = _params(request, model, len(prompt))
@@ -78,6 +83,7 @@ async def read_request(request: pb.GenerateRequest, model: ModelInfo, tokenizer:
         received=_received(request, model, params),
         tenant=request.tenant,
         application=request.application,
+        cache_ttl_s=_cache_ttl_s(request),
     )
 
 
@@ -94,12 +100,18 @@ def _refuse_unworked(request: pb.GenerateRequest) -> None:
     for name in UNWORKED_LISTS:
         if getattr(sampling, name):
             raise unimplemented(f"sampling.{name}")
-    if request.HasField("cache_ttl") and request.cache_ttl.ToNanoseconds():
-        raise unimplemented("cache_ttl")
     if request.priority not in pb.Priority.values():
         raise invalid("priority", f"There is no priority {request.priority}.")
     if request.priority == pb.PRIORITY_HIGH:
         raise unimplemented("priority")
+
+
+def _cache_ttl_s(request: pb.GenerateRequest) -> float:
+    ttl = request.cache_ttl
+    ttl_s = ttl.seconds + ttl.nanos / 1e9
+    if ttl_s < 0 or min(ttl.seconds, ttl.nanos) < 0 or ttl_s > LONGEST_TTL_S:
+        raise invalid("cache_ttl", f"`cache_ttl` is 0 to {LONGEST_TTL_S:.0f} s, not {ttl_s:g} s.")
+    return ttl_s
 
 
 async def _prompt(

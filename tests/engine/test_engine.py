@@ -1,7 +1,7 @@
 """The engine among engines: whatever the network and the copies do, streams are right and nothing is left held."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -61,7 +61,12 @@ def context(draw: random.Random, prompt: int | None = None, **params) -> Context
         "ignore_eos": draw.random() < 0.8,
         **params,
     }
-    return Context(tuple(draw.randrange(VOCABULARY) for _ in range(length)), (), SamplingParams(**params))
+    same = draw.choice((0, length // 2, length))
+    known = random.Random(draw.randrange(2))
+    tokens = [known.randrange(VOCABULARY) for _ in range(same)]
+    tokens += [draw.randrange(VOCABULARY) for _ in range(length - same)]
+    ttl_s = draw.choice((0.0, 0.0, 0.3))
+    return Context(tuple(tokens), (), SamplingParams(**params), draw.choice("ab"), cache_ttl_s=ttl_s)
 
 
 def world(case: Case, clock: Clock) -> World:
@@ -109,6 +114,31 @@ def test_streams_are_right_and_nothing_is_held_whatever_happens(clock, case):
         for key in now.sessions:
             now.nudge(key)
     all_right(now)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_handover_copies_what_the_destination_lacks(clock, in_place):
+    now = World(1, {"prefill": Budget(64, 0), "decode": Budget(0, 8)}, CONFIG, clock, in_place=in_place)
+    copied: list[tuple[int, ...]] = []
+    for name in ("write_in_place", "send_blocks"):
+        instance = now.instances["prefill"]
+        whole = getattr(instance, name)
+        setattr(
+            instance,
+            name,
+            lambda stage, *args, whole=whole: (copied.append(stage.count), whole(stage, *args)),
+        )
+    draw = random.Random(1)
+    first = now.start("first", context(draw, 40, max_tokens=30, ignore_eos=True))
+    settled(now, 20.0)
+    assert sum(copied) >= 10
+    copied.clear()
+    turn = replace(first.context, prompt=(*first.context.prompt, *first.ids[:20], 1, 2, 3))
+    now.start("second", turn)
+    settled(now, 20.0)
+    assert sum(copied) <= 2, "of 63 tokens in blocks of 4 the first 60 are there"
+    prefill = now.instances["prefill"].engine.load
+    assert (prefill.asked_tokens, prefill.hit_tokens) == (40 + 63, 40)
 
 
 def settled(now: World, seconds: float) -> None:

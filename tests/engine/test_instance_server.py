@@ -64,7 +64,7 @@ async def running(*servers: InstanceServer):
 
 def free(one: InstanceServer) -> bool:
     load = one._engine.load
-    return load.free_blocks == load.total_blocks and not load.waiting + load.running
+    return load.free_blocks + load.cached_blocks == load.total_blocks and not load.waiting + load.running
 
 
 def prompt(length: int, seed: int = 0, **params) -> Context:

@@ -18,13 +18,15 @@ BLOCK, TOTAL, CONTEXT = 4, 30, 80
 NO_ENDS: frozenset[int] = frozenset()
 
 
-def scheduler(role: Budget, total: int = TOTAL) -> Scheduler:
-    return Scheduler(BlockPool(total), BLOCK, role, PrefillPhase(), DecodePhase())
+def scheduler(role: Budget, total: int = TOTAL, caches: bool = True) -> Scheduler:
+    return Scheduler(BlockPool(total, caches), BLOCK, role, PrefillPhase(), DecodePhase(), "model")
 
 
-def sequence(number: int, prompt: int, max_tokens: int) -> Sequence:
-    context = Context(tuple(range(prompt)), (), SamplingParams(max_tokens=max_tokens))
-    return Sequence.begin(f"s{number}", Epoch(1, 1), context, CONTEXT)
+def sequence(number: int, prompt: int, max_tokens: int, like: int | None = None, **context) -> Sequence:
+    """A prompt of its own, or the same as that of another of this `like`."""
+    first = (number if like is None else like) * 1000
+    told = Context(tuple(range(first, first + prompt)), (), SamplingParams(max_tokens=max_tokens), **context)
+    return Sequence.begin(f"s{number}", Epoch(1, 1), told, CONTEXT)
 
 
 def step(now: Scheduler) -> list[tuple[Sequence, int]]:
@@ -35,9 +37,10 @@ def step(now: Scheduler) -> list[tuple[Sequence, int]]:
         end = one.computed + tokens
         assert len(item.tokens) == tokens and item.start == one.computed
         assert len(item.block_table) * BLOCK >= end > (len(item.block_table) - 1) * BLOCK
-        one.computed = end
+        now.ran(one, tokens)
+        assert one.computed == end
         if item.sample and one.append(1, NO_ENDS).end is not None:
-            now.remove(one.key)
+            now.remove(one.key, 0.0)
     return batch
 
 
@@ -51,17 +54,20 @@ class Laws(RuleBasedStateMachine):
         self.asked: dict[LeaseKey, tuple[int, int]] = {}
         self.quarantined: set[LeaseKey] = set()
 
-    @rule(prompt=st.integers(1, 60), more=st.integers(1, 60))
-    def a_prompt_comes(self, prompt, more):
+    @rule(prompt=st.integers(1, 60), more=st.integers(1, 60), like=st.integers(0, 2))
+    def a_prompt_comes(self, prompt, more, like):
         self.number += 1
-        self.now.add(sequence(self.number, prompt, more))
+        self.now.add(sequence(self.number, prompt, more, like, cache_ttl_s=float(like)))
 
     @rule(held=st.integers(1, 60), more=st.integers(1, 60))
     def a_lease_is_asked_for(self, held, more):
         self.number += 1
         key = LeaseKey(f"s{self.number}", Epoch(1, 2))
         size = Size(held, min(held + more, CONTEXT))
-        if self.now.lease(key, -(-size.most // BLOCK), size):
+        names = self.now.names(Context(tuple(range(held))))
+        have = self.now.lease(key, -(-size.most // BLOCK), size, names)
+        if have is not None:
+            assert 0 <= have * BLOCK < held, "the last token runs"
             self.asked[key] = held, more
 
     @precondition(lambda self: self.asked)
@@ -71,7 +77,7 @@ class Laws(RuleBasedStateMachine):
         held, more = self.asked.pop(key)
         context = Context(tuple(range(held)), (), SamplingParams(max_tokens=more + 1))
         commit = Commit(0, (TokenRecord(5),), held)
-        self.now.adopt(Sequence.adopt(key, context, commit, CONTEXT + 1))
+        self.now.adopt(Sequence.adopt(key, context, commit, CONTEXT + 1, []))
 
     @precondition(lambda self: self.asked)
     @rule(writer_lives=st.booleans())
@@ -93,7 +99,7 @@ class Laws(RuleBasedStateMachine):
     @rule(place=st.integers(0, 100))
     def a_sequence_is_cancelled(self, place):
         sequences = list(self.now)
-        self.now.remove(sequences[place % len(sequences)].key)
+        self.now.remove(sequences[place % len(sequences)].key, 0.0)
 
     @rule()
     def a_step_runs(self):
@@ -115,9 +121,9 @@ class Laws(RuleBasedStateMachine):
             step(self.now)  # OutOfBlocks would fail here
         assert all(-(-one.most // BLOCK) > TOTAL for one in self.now), "all that fits has run to its end"
         for one in list(self.now):
-            self.now.remove(one.key)
+            self.now.remove(one.key, 0.0)
         counts = self.now.pool.counts()
-        assert counts.free == counts.total and self.now.promised == 0
+        assert counts.free + counts.cached == counts.total and self.now.promised == 0
 
 
 TestLaws = Laws.TestCase
@@ -163,10 +169,10 @@ def test_a_prompt_that_fills_memory_exactly_runs():
 def test_a_lease_needs_a_free_slot():
     now = scheduler(Budget(0, 2))
     keys = [LeaseKey(f"s{number}", Epoch(1, 2)) for number in range(3)]
-    assert [now.lease(key, 2, Size(4, 8)) for key in keys] == [True, True, False]
+    assert [now.lease(key, 2, Size(4, 8), []) for key in keys] == [0, 0, None]
     now.quarantine(keys[0])  # its blocks serve nobody, its slot does
-    assert now.lease(keys[2], 2, Size(4, 8))
-    assert not scheduler(Budget(8, 0)).lease(keys[0], 1, Size(2, 4)), "nothing decodes here"
+    assert now.lease(keys[2], 2, Size(4, 8), []) == 0
+    assert scheduler(Budget(8, 0)).lease(keys[0], 1, Size(2, 4), []) is None, "nothing decodes here"
 
 
 def test_a_paused_sequence_keeps_its_blocks_and_runs_in_no_step():
@@ -196,3 +202,89 @@ def test_an_epoch_is_queued_once():
     now.add(sequence(0, 4, 8))
     with pytest.raises(AssertionError):
         now.add(sequence(0, 4, 8))
+
+
+def finish(now: Scheduler) -> list[tuple[str, int]]:
+    """Run all there is to its end; what ran, as (session, tokens)."""
+    ran = []
+    while list(now):
+        ran += [(one.session, tokens) for one, tokens in step(now)]
+    return ran
+
+
+def test_what_was_computed_is_not_computed_again():
+    now = scheduler(Budget(64, 4))
+    now.add(sequence(0, 40, 2))
+    assert finish(now) == [("s0", 40), ("s0", 1)]
+    now.add(sequence(1, 40, 1, like=0))
+    assert finish(now) == [("s1", 4)], "all but the last block, whose last token must run"
+    assert (now.asked_tokens, now.hit_tokens) == (80, 36)
+
+
+def test_output_is_cached_like_prompts():
+    now = scheduler(Budget(64, 4))
+    first = sequence(0, 8, 9)
+    now.add(first)
+    finish(now)
+    turn = Context(tuple(first.tokens), (), SamplingParams(max_tokens=1))
+    now.add(Sequence.begin("next", Epoch(1, 1), turn, CONTEXT))
+    assert finish(now) == [("next", 1)]
+
+
+def test_tenants_share_nothing():
+    now = scheduler(Budget(64, 4))
+    now.add(sequence(0, 40, 1, salt="a"))
+    finish(now)
+    now.add(sequence(1, 40, 1, like=0, salt="b"))
+    now.add(sequence(2, 40, 1, like=0))
+    assert sum(tokens for _, tokens in finish(now)) == 80 and now.hit_tokens == 0
+
+
+def test_equal_prompts_that_come_together_are_computed_once():
+    now = scheduler(Budget(16, 8))
+    for number in range(4):
+        now.add(sequence(number, 41, 1, like=0))
+    ran = finish(now)
+    assert sum(tokens for _, tokens in ran) == 41 + 3
+    assert ran[:3] == [("s0", 16), ("s0", 16), ("s0", 9)]
+
+
+def test_nothing_waits_for_others_or_is_found_where_caching_is_off():
+    now = scheduler(Budget(64, 8), caches=False)
+    for number in range(2):
+        now.add(sequence(number, 20, 1, like=0))
+    assert [tokens for _, tokens in step(now)] == [20, 20]
+    now.add(sequence(2, 20, 1, like=0))
+    assert finish(now) == [("s2", 20)]
+
+
+def test_a_sequence_that_arrives_is_told_which_blocks_are_here_and_shares_them():
+    now = scheduler(Budget(64, 4))
+    now.add(sequence(0, 40, 1))
+    finish(now)
+    context = Context(tuple(range(40)), (77,), SamplingParams(max_tokens=9))
+    key, names = LeaseKey("s", Epoch(1, 2)), now.names(context)
+    assert now.lease(key, 12, Size(41, 49), names) == 10
+    counts = now.pool.counts()
+    assert (counts.held, counts.leased, counts.cached) == (10, 2, 0)
+    now.quarantine(key)
+    assert now.pool.counts().quarantined == 2, "what its writer may touch"
+    now.release(key)
+    assert now.pool.counts().cached == 10
+    assert now.lease(key, 12, Size(41, 49), names) == 10
+    now.adopt(Sequence.adopt(key, context, Commit(1, (), 40), CONTEXT, names))
+    assert now.pool.counts().held == 12
+
+
+def test_a_next_turn_finds_what_was_asked_to_be_kept():
+    now = scheduler(Budget(64, 4), total=12)
+    now.add(sequence(0, 16, 1, cache_ttl_s=5.0))
+    finish(now)
+    now.add(sequence(1, 16, 1))
+    finish(now)
+    assert now.pool.counts().pinned == 4
+    now.add(sequence(2, 30, 1))
+    finish(now)
+    assert len(now.pool.find(now.names(Context(tuple(range(17)))))) == 4
+    now.pool.expire(5.0)
+    assert now.pool.counts().pinned == 0

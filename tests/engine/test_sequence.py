@@ -60,7 +60,7 @@ def test_a_handover_changes_nothing_of_a_sequence(prompt, emitted, seen, reserve
     left.computed = prompt + emitted - 1
     records = tuple(TokenRecord(token) for token in made[first:])
     told = Context(tuple(left.tokens[:prompt]), made[:reserved], left.params)
-    here = Sequence.adopt(LeaseKey("s", Epoch(1, 2)), told, Commit(first, records, left.computed), 100)
+    here = Sequence.adopt(LeaseKey("s", Epoch(1, 2)), told, Commit(first, records, left.computed), 100, [])
     assert (here.tokens, here.computed, here.most) == (left.tokens, left.computed, left.most)
     assert here.sample_spec() == left.sample_spec()
     assert here.decoding and here.pending == 1
@@ -69,4 +69,4 @@ def test_a_handover_changes_nothing_of_a_sequence(prompt, emitted, seen, reserve
 def test_a_commit_that_leaves_a_gap_is_never_adopted():
     told = Context((1, 2), (50,), SamplingParams(max_tokens=9))
     with pytest.raises(AssertionError):
-        Sequence.adopt(LeaseKey("s", Epoch(1, 2)), told, Commit(3, (TokenRecord(53),), 5), 100)
+        Sequence.adopt(LeaseKey("s", Epoch(1, 2)), told, Commit(3, (TokenRecord(53),), 5), 100, [])

@@ -86,7 +86,7 @@ class Instance:
     def __post_init__(self) -> None:
         self.model = ToyModel(self.blocks, BLOCK)
         self.pool = BlockPool(self.blocks)
-        self.scheduler = Scheduler(self.pool, BLOCK, self.role, PrefillPhase(), DecodePhase())
+        self.scheduler = Scheduler(self.pool, BLOCK, self.role, PrefillPhase(), DecodePhase(), "toy")
         instance = House(self.me, "toy", LAYOUT, self.world.config)
         window = Window("here", 1, 1, self.blocks, self.blocks) if self.shares_memory else None
         limits = Limits(CONTEXT, frozenset({EOS}), BLOCK)
@@ -137,10 +137,9 @@ class Instance:
     def idle(self) -> bool:
         """Nothing is held, and the ledger of the driver is as empty as the pool's."""
         engine, counts = self.engine, self.pool.counts()
-        books = engine._reserves or engine._waiting or self.scheduler.promised or list(self.scheduler)
-        return (
-            counts.free == counts.total and not books and all(seat.empty for seat in engine._seats.values())
-        )
+        books = engine._coming or engine._waiting or self.scheduler.promised or list(self.scheduler)
+        seats_empty = all(seat.empty for seat in engine._seats.values())
+        return counts.free + counts.cached == counts.total and not books and seats_empty
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from explorer.scenarios import LONG, ONE_BLOCK, STAGED, early
+from explorer.scenarios import LONG, ONE_BLOCK, SHARED, STAGED, early
 from explorer.search import explore
 from explorer.world import Scenario
 
@@ -59,6 +59,10 @@ ABLATIONS: dict[str, tuple[Callable, Scenario]] = {
     "complete": (
         lambda commit, end, have, arrived: commit is not None,
         Scenario("adopts on the header", STAGED),
+    ),
+    "copied_from": (
+        lambda have: 0,
+        Scenario("copies over what others read", replace(SHARED, one_sided=True)),
     ),
     "may_answer_stop": (
         lambda writing: True,

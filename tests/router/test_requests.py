@@ -62,6 +62,12 @@ def test_neutral_values_of_what_does_not_work_yet_are_accepted():
     assert read(request).tenant == "t"
 
 
+def test_what_decides_about_cached_kv_is_read():
+    asked = {"tenant": "t", "application": "a", "cache_ttl": {"seconds": 3599, "nanos": 500_000_000}}
+    call = read(pb.GenerateRequest(token_ids=PROMPT, **asked))
+    assert (call.tenant, call.application, call.cache_ttl_s) == ("t", "a", 3599.5)
+
+
 VALUES = {
     name: False if name == "echo" else 0.5 if isinstance(neutral, float) else 3
     for name, neutral in NEUTRAL.items()
@@ -95,7 +101,12 @@ def test_every_sampling_field_is_either_read_or_refused():
         (pb.GenerateRequest(token_ids=PROMPT, request_id="x" * 129), "INVALID_ARGUMENT", "request_id"),
         (pb.GenerateRequest(token_ids=PROMPT, priority=9), "INVALID_ARGUMENT", "priority"),
         (pb.GenerateRequest(token_ids=PROMPT, priority=pb.PRIORITY_HIGH), "UNIMPLEMENTED", "priority"),
-        (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"seconds": 5}), "UNIMPLEMENTED", "cache_ttl"),
+        (pb.GenerateRequest(token_ids=PROMPT, tenant="x" * 129), "INVALID_ARGUMENT", "tenant"),
+        (pb.GenerateRequest(token_ids=PROMPT, application="x" * 129), "INVALID_ARGUMENT", "application"),
+        (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"seconds": -1}), "INVALID_ARGUMENT", "cache_ttl"),
+        (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"nanos": -1}), "INVALID_ARGUMENT", "cache_ttl"),
+        (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"seconds": 3601}), "INVALID_ARGUMENT", "cache_ttl"),
+        (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"seconds": 2**62}), "INVALID_ARGUMENT", "cache_ttl"),
         (sampled(max_tokens=0), "INVALID_ARGUMENT", "sampling.max_tokens"),
         (sampled(max_tokens=-1), "INVALID_ARGUMENT", "sampling.max_tokens"),
         (sampled(temperature=-0.1), "INVALID_ARGUMENT", "sampling.temperature"),

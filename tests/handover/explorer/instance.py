@@ -55,7 +55,7 @@ from penstock.handover.values import (
 )
 
 from .breach import require
-from .tokens import Tokens
+from .tokens import Tokens, prompt
 
 SESSION = "s"
 LAYOUT = Layout(1, 1, 1, "float32", 2)
@@ -72,6 +72,8 @@ class Shape:
     chunk: int = 2
     """Most tokens in a step."""
     one_sided: bool = False
+    known: int = 0
+    """So many leading blocks of the prompt are cached on every instance from the start, for leases to begin with."""
     config: HandoverConfig = HandoverConfig(final_blocks=1, stage_blocks=1)
 
     @property
@@ -80,9 +82,13 @@ class Shape:
         return -(-(self.prompt + self.output - 1) // self.block_size)
 
 
+CACHE = ("cache", Epoch(0, 0))
+"""Holder of the blocks that are cached from the start: they stay, may be shared, and nobody may write them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`holder` is ("seq" | "lease", epoch it was had under) or None; `tag` (origin, token ids) or None."""
+    """`holder` is ("seq" | "lease", epoch it was had under), `CACHE` or None; `tag` (origin, token ids) or None."""
 
     holder: tuple[str, Epoch] | None = None
     tag: tuple | None = None
@@ -171,7 +177,7 @@ class Instance:
     def free(self) -> bool:
         """Nothing is held: every block is free, and nothing is under way."""
         held = self.sequences or self.held or self.waiting or self.writes or self.receives or self.step
-        return not held and self.seat.empty and all(block.holder is None for block in self.pool)
+        return not held and self.seat.empty and all(block.holder in (None, CACHE) for block in self.pool)
 
     def find(self, origin: Epoch) -> Sequence | None:
         return next((seq for seq in self.sequences if seq.origin == origin), None)
@@ -206,8 +212,15 @@ class Instance:
     def release(self, blocks: tuple[int, ...]) -> Instance:
         inst = self
         for index in blocks:
-            inst = inst.mark((index,), replace(inst.pool[index], holder=None))
+            if inst.pool[index].holder != CACHE:
+                inst = inst.mark((index,), replace(inst.pool[index], holder=None))
         return inst
+
+    def allot_lease(self, reserve: Reserve) -> tuple[Instance, tuple[int, ...], int] | None:
+        """The cached blocks of the reservation's context and free ones, and how many are cached."""
+        known = tuple(index for index, block in enumerate(self.pool) if block.holder == CACHE)
+        allotted = self.allot(reserve.blocks - len(known), ("lease", reserve.lease.epoch))
+        return allotted and (allotted[0], (*known, *allotted[1]), len(known))
 
 
 Post = tuple[str, object]
@@ -215,7 +228,9 @@ Post = tuple[str, object]
 
 
 def born(name: str, life: int, shape: Shape) -> Instance:
-    return Instance(name, life, (Block(),) * shape.pool)
+    size, ids = shape.block_size, prompt(shape.prompt)
+    cached = (Block(CACHE, (CACHE[1], ids[at * size : (at + 1) * size])) for at in range(shape.known))
+    return Instance(name, life, (*cached, *(Block(),) * shape.pool))
 
 
 class Driver:
@@ -293,12 +308,12 @@ class _Run:
 
     def _grant_waiting(self) -> bool:
         for reserve in self.inst.waiting:
-            allotted = self.inst.allot(reserve.blocks, ("lease", reserve.lease.epoch))
+            allotted = self.inst.allot_lease(reserve)
             if allotted is not None:
-                inst, blocks = allotted
+                inst, blocks, have = allotted
                 rest = tuple(other for other in inst.waiting if other != reserve)
                 self.inst = replace(inst, waiting=rest, held=(*inst.held, Held(reserve, blocks)))
-                self.queue.append(Leased(reserve.lease, True))
+                self.queue.append(Leased(reserve.lease, True, have))
                 return True
         return False
 
@@ -449,14 +464,17 @@ class _Run:
 
     def _tag(self, seq: Sequence, index: int, computed: int) -> tuple:
         size = self.shape.block_size
-        return seq.origin, seq.tokens[index * size : min(computed, (index + 1) * size)]
+        cached = self.inst.pool[seq.blocks[index]].holder == CACHE
+        origin = CACHE[1] if cached else seq.origin
+        return origin, seq.tokens[index * size : min(computed, (index + 1) * size)]
 
     def _check_kv(self, inst: Instance, seq: Sequence, reader: str) -> None:
         for index in range(-(-seq.computed // self.shape.block_size)):
             block = inst.pool[seq.blocks[index]]
             expected = self._tag(seq, index, seq.computed)
+            holder = CACHE if expected[0] == CACHE[1] else ("seq", seq.origin)
             require(
-                block == Block(("seq", seq.origin), expected),
+                block == Block(holder, expected),
                 f"{reader} of {seq.epoch} at {inst.name} read {block}, not {expected}",
             )
 
@@ -507,13 +525,14 @@ class _Run:
 
     def _lease(self, effect: Lease) -> None:
         reserve = effect.reserve
-        allotted = self.inst.allot(reserve.blocks, ("lease", reserve.lease.epoch))
+        allotted = self.inst.allot_lease(reserve)
+        have = 0
         if allotted is None:
             self.inst = replace(self.inst, waiting=(*self.inst.waiting, reserve))
         else:
-            inst, blocks = allotted
+            inst, blocks, have = allotted
             self.inst = replace(inst, held=(*inst.held, Held(reserve, blocks)))
-        self.queue.append(Leased(reserve.lease, allotted is not None))
+        self.queue.append(Leased(reserve.lease, allotted is not None, have))
 
     def _write(self, effect: Write) -> None:
         stage, seq = effect.stage, self.inst.under(effect.epoch)
@@ -548,7 +567,8 @@ class _Run:
         seq = Sequence(epoch, epoch, tokens, held.blocks, commit.computed)
         inst = self.inst
         for block in held.blocks:
-            inst = inst.mark((block,), replace(inst.pool[block], holder=("seq", epoch)))
+            if inst.pool[block].holder != CACHE:
+                inst = inst.mark((block,), replace(inst.pool[block], holder=("seq", epoch)))
         rest = tuple(other for other in inst.held if other != held)
         inst = replace(inst, held=rest, sequences=(*inst.sequences, seq))
         self._check_kv(inst, seq, "an adoption")

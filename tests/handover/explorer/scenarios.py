@@ -18,6 +18,8 @@ LONG = Shape(prompt=1, output=3, block_size=3, pool=1)
 """Three tokens out, in the only block of a pool."""
 TIGHT = Shape(prompt=2, output=2, block_size=1, pool=4, config=HandoverConfig(final_blocks=2, stage_blocks=2))
 """Two blocks in one write, which land one by one."""
+SHARED = Shape(prompt=2, output=2, block_size=1, pool=3, known=1)
+"""The first block of the prompt is cached everywhere: a handover copies the other two."""
 
 
 BUDGET = {
@@ -71,6 +73,10 @@ QUICK = [
     *_both(
         "a blocking move, and back", ONE_BLOCK, budget={"move": 2}, handover=False, mode=MoveMode.BLOCKING
     ),
+    *_both(
+        "a block that is shared already, without faults", SHARED, recover_by_silence=False, budget={"move": 1}
+    ),
+    *_both("a block that is shared already, and a lease runs out early", SHARED, **early("lease", "stop")),
     *_both("the client leaves", ONE_BLOCK, budget={"cancel": 1}),
     *_both("an instance dies", ONE_BLOCK, budget={"crash": 1}),
     *_both("an instance hangs", STAGED, budget={"hang": 1}),

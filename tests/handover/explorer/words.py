@@ -14,7 +14,6 @@ _DULL = {
     "session",
     "fingerprint",
     "layout",
-    "hashes",
     "size_bytes",
     "pair",
     "sequence",
