@@ -9,6 +9,7 @@ COMMANDS = {
         "penstock.cli.bench_migration",
         "Downtime of live, blocking and recomputed moves by context.",
     ),
+    "prefix": ("penstock.cli.bench_prefix", "Hit rates of the prefix cache on a conversation trace."),
     "transfer": ("penstock.cli.bench_transfer", "GB/s of the KV transports beside a socket and a copy."),
 }
 

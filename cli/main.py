@@ -17,7 +17,7 @@ COMMANDS = {
     "migrate": ("penstock.cli.migrate", "Move a running request to another instance."),
     "down": ("penstock.cli.down", "Stop the cluster, and reap what a killed one left."),
     "verify": ("penstock.cli.verify", "Compare a cluster's tokens with transformers, under moves."),
-    "bench": ("penstock.cli.bench", "Measure one thing: migration, transfer."),
+    "bench": ("penstock.cli.bench", "Measure one thing: migration, prefix, transfer."),
 }
 
 HELP = """Serve language models from separate prefill and decode pools, and move requests while they run.

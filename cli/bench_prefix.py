@@ -1,0 +1,17 @@
+"""`penstock bench prefix`."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("prefix")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
+def command(as_json: bool) -> None:
+    """Hit rates of the prefix cache on a conversation trace, beside a plain LRU and Belady's bound.
+
+    Then a part of the trace on the embedded checkpoint: prompt tokens computed again, with the cache and without.
+    """
+    from ..benchmarks.prefix import measure
+
+    measure().show(as_json)
