@@ -65,7 +65,10 @@ class Samples:
 def measure(plan: Plan, say: Callable[[str], None] = logger.info) -> Report:
     """Start a cluster of the embedded checkpoint with one prefill and two decode instances, and measure on it."""
     config = default()
-    config = replace(config, router=replace(config.router, port=0))
+    engine = replace(
+        config.engine, prefix_cache=False
+    )  # else a way back would find all but the newest blocks there
+    config = replace(config, router=replace(config.router, port=0), engine=engine)
     total = len(plan.contexts) * (2 * plan.samples + plan.recomputed)
     with Cluster.start(config, progress=say) as cluster:
         decoders = [instance for instance in cluster.instances() if instance.pool == "decode"]

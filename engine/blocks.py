@@ -146,7 +146,8 @@ class BlockPool:
         self._index.expire(now)
 
     def counts(self) -> Counts:
-        return Counts(self.total, *self._counts.values(), self._index.pinned)
+        by_holder = {holder.name.lower(): count for holder, count in self._counts.items()}
+        return Counts(total=self.total, **by_holder, pinned=self._index.pinned)
 
     # ---- what is cached
 
