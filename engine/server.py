@@ -160,7 +160,9 @@ class InstanceServer(WorkerServiceServicer):
         shape = self._runner.layout
         layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.block_size)
         pool = BlockPool(shape.blocks, self._config.prefix_cache)
-        scheduler = Scheduler(pool, shape.block_size, self._role, *self._phases, self._spec.fingerprint)
+        scheduler = Scheduler(
+            pool, shape.block_size, self._role, *self._phases, self._spec.fingerprint, self._config.admission
+        )
         return Engine(
             self._runner,
             scheduler,
