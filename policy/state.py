@@ -38,6 +38,11 @@ class LoadView:
     hit_tokens: int = 0
     """How many of them were cached, and not computed."""
 
+    @property
+    def free_slots(self) -> int:
+        """Decode slots that nothing here has or waits for; below 0 where recovered requests wait for one."""
+        return self.decode_slots - self.running - self.waiting
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceView:
