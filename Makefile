@@ -4,12 +4,13 @@ VENV   ?= .venv
 PY     ?= $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 PYTEST_ARGS ?=
+GPU_CHECK_ARGS ?=
 
 PROTOS    := $(wildcard proto/*.proto)
 PROTO_OUT ?= proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format proto
+.PHONY: help setup demo test test-slow gpu-check lint format proto results
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -35,6 +36,12 @@ test: setup lint ## formatting, lint, types and every test that is not slow
 test-slow: setup ## the long explorations
 	$(PY) -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)
 
+# From a checkout that is not installed; Python 3.11 or newer, torch with its Triton, transformers, click and rich suffice:
+#   d=$(mktemp -d) && ln -s "$PWD" $d/penstock && PYTHONPATH=$d python3 -m penstock.benchmarks.gpu_check [--json]
+gpu-check: ## kernels and engine on this machine's GPU: right, and how fast; without Ray, and without `make setup`
+	@d=$$(mktemp -d) && trap 'rm -rf $$d' EXIT && ln -s "$(CURDIR)" $$d/penstock && \
+	PYTHONPATH=$$d $(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m penstock.benchmarks.gpu_check $(GPU_CHECK_ARGS)
+
 lint: setup ## formatting, lint and types, changing nothing
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
@@ -43,6 +50,9 @@ lint: setup ## formatting, lint and types, changing nothing
 format: setup ## format, and mend what lint can mend
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
+
+results: setup ## benchmarks/RESULTS.md and its pictures from benchmarks/results
+	$(PY) -m penstock.benchmarks.summary
 
 # Mapping proto/ to penstock/proto makes the generated imports work unrewritten; the mapped path is also where protoc
 # writes, hence the detour through a temporary directory. Only a missing .venv triggers setup: a test calls this target.

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..engine.checkpoint import FAMILIES
 from ..engine.config import EngineConfig
+from ..engine.families import FAMILIES
 
 # At the library's default of 0.02 a random model repeats one token and would not notice damage to its KV.
 INITIALIZER_RANGE = 0.08
@@ -22,6 +22,12 @@ _SIZES = {
     "tie_word_embeddings": True,
     "eos_token_id": 2,
 }
+# What a family's own defaults would make large.
+_FAMILY_SIZES: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 32},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 96},
+}
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -35,6 +41,8 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("mistral", {"sliding_window": 256, "head_dim": 48}),
     ("qwen2", {"tie_word_embeddings": False}),
     ("qwen3", {"tie_word_embeddings": False}),
+    ("mixtral", {"tie_word_embeddings": False}),
+    ("qwen3_moe", {"norm_topk_prob": True, "tie_word_embeddings": False}),
 )
 """Every family with something that is its own, to be drawn from."""
 
@@ -46,14 +54,16 @@ def make_checkpoint(
     *,
     shard_size: str = "5GB",
     published_spelling: bool = False,
+    fused_experts: bool = False,
     **overrides: Any,
 ) -> Path:
     """Writes a random model of `family` to `folder` and returns it.
 
     `overrides` are fields of the family's config. Norms and biases, which the library starts at ones and zeros, are
-    drawn as well, so that a missing one shows. `published_spelling` writes `rope_theta` and `rope_scaling`, as
-    checkpoints on the Hub have them, for the library's own `rope_parameters`. The embedded checkpoint's tokenizer is
-    added where there is one.
+    drawn as well, so that a missing one shows. `published_spelling` writes `rope_theta`, `rope_scaling` and
+    `num_experts`, as checkpoints on the Hub have them, for the library's own `rope_parameters` and
+    `num_local_experts`; `fused_experts` keeps all experts of a layer in one tensor. The embedded checkpoint's
+    tokenizer is added where there is one.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -62,10 +72,11 @@ def make_checkpoint(
     logging.disable_progress_bar()
     if family not in FAMILIES:
         raise ValueError(f"no family {family!r}; there are {', '.join(FAMILIES)}")
-    if family == "qwen3":
-        overrides.setdefault("head_dim", 32)
     config = AutoConfig.for_model(
-        family, **{**_SIZES, "initializer_range": INITIALIZER_RANGE, "dtype": "float32", **overrides}
+        family,
+        initializer_range=INITIALIZER_RANGE,
+        dtype="float32",
+        **{**_SIZES, **_FAMILY_SIZES.get(family, {}), **overrides},
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -73,7 +84,7 @@ def make_checkpoint(
         with torch.no_grad():
             for vector in (tensor for tensor in model.parameters() if tensor.dim() == 1):
                 vector.add_(torch.randn_like(vector), alpha=0.1)
-    model.save_pretrained(folder, max_shard_size=shard_size)
+    model.save_pretrained(folder, max_shard_size=shard_size, save_original_format=not fused_experts)
     if published_spelling:
         _publish(folder / "config.json")
     _copy_tokenizer(folder)
@@ -85,6 +96,8 @@ def _publish(path: Path) -> None:
     rope = config.pop("rope_parameters")
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    if config["model_type"] == "qwen3_moe":
+        config["num_experts"] = config.pop("num_local_experts")
     path.write_text(json.dumps(config, indent=2))
 
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ..engine.draw import uniform
+from ..engine.draw import draw_key
+from ..engine.sampler import score
+from ..handover.values import Logprobs, SamplingParams
+from .plain import Asked, left, transformed
 
 TIE = 1e-4
-"""Two logits, or a draw and the boundary of a token, so close to each other may swap by rounding."""
+"""Two scores (logits, or logits with the noise of a draw) so close to each other may swap by rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,41 +29,53 @@ class Comparison:
 def compare(
     tokens: Sequence[int], logits: torch.Tensor, temperature: float, seed: int, first: int = 0
 ) -> Comparison:
-    """`tokens` beside `logits` [len(tokens), vocabulary], each row computed after the tokens before it.
+    """`compare_shaped`, where nothing shapes the logits; `first` is the index of the first token within the output."""
+    asked = Asked(SamplingParams(temperature=temperature, seed=seed, ignore_eos=True))
+    return compare_shaped([0] * first + [*tokens], logits, asked, first)
 
-    `first` is the index of the first token within the output: draws are keyed by it. After a tie the comparison goes
-    on from the token given, since the next row was computed after that one.
+
+def compare_shaped(output: Sequence[int], logits: torch.Tensor, asked: Asked, first: int = 0) -> Comparison:
+    """`output[first:]` beside `logits` [len(output) - first, vocabulary], each row computed after the tokens before it.
+
+    Draws are keyed by the place within the output. After a tie the comparison goes on from the token given, since the
+    next row was computed after that one. A tie is also what the filters leave or not by rounding. A token that should
+    have been the last makes those after it wrong.
     """
+    tokens, params = output[first:], asked.params
     assert logits.shape[0] == len(tokens)
-    given = torch.tensor(tokens)
-    if temperature:
-        distance = _beyond_draw(given, logits, temperature, seed, first)
-    else:
-        distance = _below_top(given, logits)
-    wrong = (distance > TIE).nonzero().flatten().tolist()
-    right = wrong[0] if wrong else len(tokens)
-    ties = int((distance[:right] > 0).sum())
-    return Comparison(len(tokens), ties, len(tokens) - right)
+    keys = [draw_key(params.seed, params.choice, first + i) for i in range(len(tokens))]
+    given = torch.tensor(tokens)[:, None]
+    logits = transformed(logits, asked, output, first)
+    scores = score(logits, [params.temperature] * len(tokens), keys)
+    least = torch.where(left(logits, params, -TIE), scores, -torch.inf).amax(-1, keepdim=True) - TIE
+    right = left(logits, params, TIE).gather(1, given) & (scores.gather(1, given) >= least)
+    own = torch.where(left(logits, params), scores, -torch.inf).argmax(-1, keepdim=True) == given
+    until = _first(~right.squeeze(1))
+    until = min(until, next((i + 1 for i, token in enumerate(tokens) if token in asked.stops), until))
+    return Comparison(len(tokens), int((~own[:until]).sum()), len(tokens) - until)
 
 
-def _below_top(given: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """How far each token's logit lies below the largest; 0 for the reference's own choice alone."""
-    top, choice = logits.double().max(dim=-1)
-    below = top - logits.double().gather(1, given[:, None]).squeeze(1)
-    return torch.where(given == choice, 0.0, below.clamp(min=torch.finfo(torch.float64).tiny))
+def _first(wrong: torch.Tensor) -> int:
+    """The first that holds, or their number."""
+    places = wrong.nonzero().flatten().tolist()
+    return places[0] if places else len(wrong)
 
 
-def _beyond_draw(
-    given: torch.Tensor, logits: torch.Tensor, temperature: float, seed: int, first: int
-) -> torch.Tensor:
-    """How far each draw lies outside the token's share of [0, 1); 0 where it lies within."""
-    draws = torch.tensor(
-        [uniform(seed, 0, first + i) for i in range(len(given))], dtype=torch.float64
-    ).unsqueeze(1)
-    ends = torch.softmax(logits.double() / temperature, dim=-1).cumsum(dim=-1)
-    ends = ends / ends[:, -1:]
-    choice = (ends <= draws).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
-    starts = torch.cat([torch.zeros_like(ends[:, :1]), ends[:, :-1]], dim=-1)
-    start, end = (bound.gather(1, given[:, None]) for bound in (starts, ends))
-    beyond = torch.maximum(start - draws, draws - end).squeeze(1)
-    return torch.where(given == choice, 0.0, beyond.clamp(min=torch.finfo(torch.float64).tiny))
+def wrong_logprobs(
+    told: Sequence[Logprobs], tokens: Sequence[int], logits: torch.Tensor, alternatives: int
+) -> int:
+    """How many of `told` are not those of the tokens by the reference's `logits`, one row a token; missing ones too."""
+    expected = torch.log_softmax(logits.double(), dim=-1)
+    wrong = abs(len(tokens) - len(told))
+    return wrong + sum(
+        not _same_logprobs(one, token, row, alternatives)
+        for one, token, row in zip(told, tokens, expected, strict=False)
+    )
+
+
+def _same_logprobs(told: Logprobs, token: int, expected: torch.Tensor, alternatives: int) -> bool:
+    """Where two are equally likely either may be the alternative."""
+    pairs = [(told.own, expected[token]), *((value, expected[id]) for id, value in told.top)]
+    likeliest = expected.topk(alternatives).values.tolist()
+    pairs += [(value, best) for (_, value), best in zip(told.top, likeliest, strict=False)]
+    return len(told.top) == alternatives and all(abs(value - float(own)) <= TIE for value, own in pairs)

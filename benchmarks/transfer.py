@@ -44,19 +44,28 @@ class Copy:
     way: str
     blocks: int
     seed: int
+    layout: CacheLayout = LAYOUT
+    scattered: bool = True
+    """Else the blocks are neighbours at both ends, as a sequence's are while there is room."""
 
     def ids(self) -> tuple[list[int], list[int]]:
         """The blocks to read at the source and those to write at the destination."""
         draw = random.Random(self.seed)
-        return draw.sample(range(LAYOUT.blocks), self.blocks), draw.sample(range(LAYOUT.blocks), self.blocks)
+        return self._draw(draw), self._draw(draw)
+
+    def _draw(self, draw: random.Random) -> list[int]:
+        if self.scattered:
+            return draw.sample(range(self.layout.blocks), self.blocks)
+        start = draw.randint(0, self.layout.blocks - self.blocks)
+        return list(range(start, start + self.blocks))
 
     @property
     def size_bytes(self) -> int:
-        return self.blocks * LAYOUT.block_bytes
+        return self.blocks * self.layout.block_bytes
 
     def span(self, ids: list[int]) -> slice:
         """As many contiguous bytes, from about the first block on, for the ways that do not pack."""
-        start = min(ids[0], LAYOUT.blocks - self.blocks) * LAYOUT.block_bytes
+        start = min(ids[0], self.layout.blocks - self.blocks) * self.layout.block_bytes
         return slice(start, start + self.size_bytes)
 
 
@@ -66,7 +75,7 @@ def measure(rounds: int, sizes: Sequence[int] = SIZES) -> Report:
         raise ValueError(f"at least 1 round is needed, got {rounds}")
     plan = [_round(turn, sizes) for turn in range(rounds + 1)]
     speeds: dict[str, list[float]] = {}
-    for copies, seconds in list(zip(plan, _run(plan), strict=True))[1:]:  # the first round warms up
+    for copies, seconds in list(zip(plan, run(plan), strict=True))[1:]:  # the first round warms up
         for copy, taken in zip(copies, seconds, strict=True):
             speeds.setdefault(f"{copy.way}_gbps_{copy.blocks}", []).append(copy.size_bytes / taken / 1e9)
     figures = {f"{way}_gbps_{n}": statistics.median(speeds[f"{way}_gbps_{n}"]) for way in WAYS for n in sizes}
@@ -89,8 +98,8 @@ def _round(turn: int, sizes: Sequence[int]) -> list[Copy]:
     ]
 
 
-def _run(plan: list[list[Copy]]) -> list[list[float]]:
-    """Start both ends, and give the seconds that each copy took."""
+def run(plan: list[list[Copy]]) -> list[list[float]]:
+    """Start both ends, and give the seconds that each copy took. All copies are between caches of one layout."""
     spawn = multiprocessing.get_context("spawn")
     results, results_end = spawn.Pipe(duplex=False)
     left, right = spawn.Pipe()
@@ -118,11 +127,12 @@ def _run(plan: list[list[Copy]]) -> list[list[float]]:
 class _End:
     """What both processes have: a cache in shared memory, a pair, a socket, and a pipe to tell each other."""
 
-    def __init__(self, rank: int, peer: Connection):
+    def __init__(self, rank: int, peer: Connection, layout: CacheLayout):
         torch.set_num_threads(1)
         self.peer = peer
-        self.memory = SharedMemory.create(LAYOUT.total_bytes)
-        self.cache = KVCache(LAYOUT, torch.device("cpu"), self.memory.buffer)
+        self.layout = layout
+        self.memory = SharedMemory.create(layout.total_bytes)
+        self.cache = KVCache(layout, torch.device("cpu"), self.memory.buffer)
         self.cache.buffer.view(torch.int64).random_(generator=torch.Generator().manual_seed(rank))
         self.bytes = self.memory.buffer
         self.staging = self.cache.staging(MESSAGE_BLOCKS).zero_()
@@ -131,7 +141,7 @@ class _End:
         """A sum of every page that the copy read, or wrote."""
         if copy.way == "socket_raw":
             return self.cache.buffer[copy.span(ids)].view(torch.int64).view(copy.blocks, -1).sum(-1)
-        words = self.cache.buffer.view(torch.int64).view(LAYOUT.layers, 2, LAYOUT.blocks, -1)
+        words = self.cache.buffer.view(torch.int64).view(self.layout.layers, 2, self.layout.blocks, -1)
         return torch.stack([words[:, :, i].sum(-1) for i in ids])
 
     def messages(self, ids: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
@@ -143,15 +153,15 @@ class _End:
 
 
 class _Source(_End):
-    def __init__(self, peer: Connection):
-        super().__init__(0, peer)
+    def __init__(self, peer: Connection, layout: CacheLayout):
+        super().__init__(0, peer, layout)
         address, port, descriptor = _receive(peer)
         self.pair = Pair.open(address, "bench", 0, TIMEOUT_S)
         self.socket = _tuned(socket.socket())
         self.socket.connect(("127.0.0.1", port))
-        self.window = LocalWindow.attach(descriptor, LAYOUT)
-        self.window.write(self.cache, range(LAYOUT.blocks), range(LAYOUT.blocks))  # maps every page
-        self.copied = SharedMemory.create(LAYOUT.total_bytes)  # a memory copy gets the same kind of memory
+        self.window = LocalWindow.attach(descriptor, layout)
+        self.window.write(self.cache, range(layout.blocks), range(layout.blocks))  # maps every page
+        self.copied = SharedMemory.create(layout.total_bytes)  # a memory copy gets the same kind of memory
         self.copied.buffer[:] = self.bytes
 
     def copy(self, copy: Copy, source_ids: list[int], destination_ids: list[int]) -> None:
@@ -170,8 +180,8 @@ class _Source(_End):
 
 
 class _Destination(_End):
-    def __init__(self, peer: Connection):
-        super().__init__(1, peer)
+    def __init__(self, peer: Connection, layout: CacheLayout):
+        super().__init__(1, peer, layout)
         rendezvous = Rendezvous()
         with _tuned(socket.socket()) as listener:  # an accepted socket has its listener's buffers
             listener.bind(("127.0.0.1", 0))
@@ -199,7 +209,7 @@ class _Destination(_End):
 
 
 def _source(peer: Connection, results: Connection, plan: list[list[Copy]]) -> None:
-    end = _Source(peer)
+    end = _Source(peer, plan[0][0].layout)
     for copies in plan:
         # Told once a round: the process that reads it would disturb the copy that comes next.
         results.send([_timed(end, copy) for copy in copies])
@@ -220,7 +230,7 @@ def _timed(end: _Source, copy: Copy) -> float:
 
 
 def _destination(peer: Connection, plan: list[list[Copy]]) -> None:
-    end = _Destination(peer)
+    end = _Destination(peer, plan[0][0].layout)
     for copy in chain.from_iterable(plan):
         _, destination_ids = copy.ids()
         peer.send(None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 import tempfile
 from collections import Counter
@@ -17,18 +16,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from ..client import AsyncClient
 from ..client.cluster import Instance
 from ..cluster.config import Config, default
 from ..cluster.controller import INSTANCE
 from ..cluster.launcher import ROUTER, Cluster
+from ..engine.checkpoint import read_checkpoint
 from ..engine.config import EMBEDDED
+from ..engine.runner import choose_device
+from ..handover.values import SamplingParams
+from ..proto.inference_pb2 import FINISH_REASON_STOP
 from .checkpoints import VARIANTS, make_checkpoint
-from .compare import compare
+from .compare import compare_shaped, wrong_logprobs
 from .exercise import Stream, exercise
 from .figures import Report, progress
+from .held import Text
+from .plain import Asked
 from .reference import Reference
-from .trials import MOVED_WITHIN, draw_trials
+from .trials import MOVED_WITHIN, OUTPUT_TOKENS, draw_trials
 
 logger = logging.getLogger(__name__)
 
@@ -38,23 +45,32 @@ SAMPLED_SHARE = {EMBEDDED: 0.9, RANDOM: 0.0}
 FOREIGN_SAMPLED_SHARE = 0.5
 CHECKPOINTS = (EMBEDDED, RANDOM)
 TRANSPORTS = ("local", "gloo")
+RANKS = ((1, 1), (2, 1), (1, 2), (2, 2))
 AT_ONCE = 12
 """Requests that run at a time."""
 LEAST_MOVED = 0.8
 MOST_TIES = 1e-4
-"""Of all tokens, in the long run."""
+"""Of all tokens; a single tie is none too many however few they are."""
+MOST_RECOVERED = 0.05
+"""Of the requests. A busy machine may silence an instance for a moment, but recovery must not hide lost handovers."""
 LEAST_SENSITIVITY = 0.9
 UNITS = {
     "requests": "requests",
     "tokens": "tokens",
     "ties": "tokens",
     "mismatched": "tokens",
+    "logprobs": "log-probabilities",
+    "logprobs_wrong": "log-probabilities",
+    "held": "outputs",
+    "held_broken": "outputs",
     "duplicated": "tokens",
     "missing": "tokens",
     "leaked_blocks": "blocks",
     "moves_done": "moves",
     "moves_aborted": "moves",
     "cancelled": "requests",
+    "recoveries": "recoveries",
+    "restarts": "instances",
     "sensitivity": "1",
 }
 
@@ -72,6 +88,8 @@ class Verification:
     """A checkpoint's folder, in the place of our own `checkpoints`."""
     checkpoints: Sequence[str] = CHECKPOINTS
     transports: Sequence[str] = TRANSPORTS
+    ranks: Sequence[tuple[int, int]] = RANKS
+    """Tensor parallelism of the prefill and of the decode pool, drawn for each cluster of what the model divides by."""
     config: Config = default()
     instance: str = INSTANCE
     router: str = ROUTER
@@ -113,6 +131,23 @@ class Trip:
     requests: int
     seed: int
     sampled_share: float
+    ranks: tuple[int, int]
+    """Tensor parallelism of the prefill and of the decode pool."""
+
+    def __str__(self) -> str:
+        prefill, decode = self.ranks
+        where = f"{self.folder.name} checkpoint, transport {self.transport}"
+        return f"{self.requests} requests: {where}, tensor parallelism {prefill} to {decode}"
+
+    def config(self, config: Config) -> Config:
+        """What its cluster runs under."""
+        prefill, decode = self.ranks
+        return replace(
+            config,
+            engine=replace(config.engine, model=str(self.folder), transport=self.transport),
+            router=replace(config.router, port=0),
+            cluster=replace(config.cluster, prefill_tensor_parallel=prefill, decode_tensor_parallel=decode),
+        )
 
 
 def verify(asked: Verification, say: Say = logger.info) -> Verdict:
@@ -121,12 +156,12 @@ def verify(asked: Verification, say: Say = logger.info) -> Verdict:
     streams: dict[Path, list[Stream]] = {}
     with _folders(asked) as folders:
         for trip in _trips(asked, folders):
-            say(f"{trip.requests} requests: {trip.folder.name} checkpoint, transport {trip.transport}")
-            ran, leaked = _travel(asked, trip, say)
+            say(str(trip))
+            ran, after = _travel(asked, trip, say)
             for trouble, times in Counter(trouble for stream in ran for trouble in stream.troubles).items():
                 say(f"{times} x {trouble}")
             streams.setdefault(trip.folder, []).extend(ran)
-            counts["leaked_blocks"] += leaked
+            counts.update(leaked_blocks=sum(map(_kept, after)), restarts=sum(i.restarts for i in after))
         for ran in streams.values():
             counts.update(_arrivals(ran))
         say("comparing with transformers")
@@ -144,22 +179,20 @@ def verify(asked: Verification, say: Say = logger.info) -> Verdict:
 
 def failures(figures: dict[str, float], ours: bool) -> Iterator[str]:
     """What the figures show to be wrong; `ours`: the checkpoints are our own, which notice damage."""
-    for name in ("mismatched", "duplicated", "missing", "leaked_blocks"):
+    for name in ("mismatched", "logprobs_wrong", "held_broken", "duplicated", "missing", "leaked_blocks"):
         if figures[name]:
             yield f"{name} is {figures[name]:g} and must be 0"
     drawn = figures["moves_done"] + figures["moves_aborted"]
     if figures["moves_done"] < LEAST_MOVED * drawn:
         yield f"only {figures['moves_done']:g} of {drawn:g} moves were done"
-    if figures["ties"] > _ties_by_chance(figures["tokens"]):
+    if figures["restarts"]:
+        yield f"{figures['restarts']:g} instances were started anew, though nothing ended them"
+    if figures["recoveries"] > max(1, MOST_RECOVERED * figures["requests"]):
+        yield f"{figures['recoveries']:g} recoveries in {figures['requests']:g} requests, though nothing failed"
+    if figures["ties"] > max(1, MOST_TIES * figures["tokens"]):
         yield f"{figures['ties']:g} ties in {figures['tokens']:g} tokens are a defect"
     if ours and figures["sensitivity"] < LEAST_SENSITIVITY:
         yield f"only {figures['sensitivity']:.0%} of the streams would show a damaged KV block"
-
-
-def _ties_by_chance(tokens: float) -> float:
-    """As many as a run of `tokens` may show while their rate is `MOST_TIES`: two standard deviations more, and one."""
-    mean = MOST_TIES * tokens
-    return mean + 2 * math.sqrt(mean) + 1
 
 
 # ---- the clusters
@@ -185,17 +218,29 @@ def _trips(asked: Verification, folders: Mapping[Path, float]) -> Iterator[Trip]
     pairs = [(folder, transport) for folder in folders for transport in asked.transports]
     for number, (folder, transport) in enumerate(pairs):
         requests = (asked.requests + len(pairs) - 1 - number) // len(pairs)
+        ranks = _divisions(folder, asked)
         if requests:
-            yield Trip(folder, transport, requests, asked.seed * len(pairs) + number, folders[folder])
+            seed, divided = asked.seed * len(pairs) + number, ranks[(asked.seed + number) % len(ranks)]
+            yield Trip(folder, transport, requests, seed, folders[folder], divided)
 
 
-def _travel(asked: Verification, trip: Trip, say: Say) -> tuple[list[Stream], int]:
-    """Start a cluster, run the trials, count the blocks that are not given back, and stop it."""
-    config = replace(
-        asked.config,
-        engine=replace(asked.config.engine, model=str(trip.folder), transport=trip.transport),
-        router=replace(asked.config.router, port=0),
-    )
+def _divisions(folder: Path, asked: Verification) -> list[tuple[int, int]]:
+    """Of `ranks` those that can serve this model: KV of several ranks moves between CPUs alone."""
+    spec, one_only = read_checkpoint(folder), choose_device(asked.config.engine).type != "cpu"
+
+    def serves(ranks: int) -> bool:
+        try:
+            spec.share(ranks)
+        except ValueError:
+            return False
+        return ranks == 1 or not one_only
+
+    return [pair for pair in asked.ranks if all(map(serves, pair))] or [(1, 1)]
+
+
+def _travel(asked: Verification, trip: Trip, say: Say) -> tuple[list[Stream], tuple[Instance, ...]]:
+    """Start a cluster, run the trials, and stop it; the instances are as they were once all was given back."""
+    config = trip.config(asked.config)
     with Cluster.start(config, progress=say, instance=asked.instance, router=asked.router) as cluster:
         trials = draw_trials(
             trip.requests,
@@ -204,28 +249,31 @@ def _travel(asked: Verification, trip: Trip, say: Say) -> tuple[list[Stream], in
             vocabulary=cluster.model.vocabulary,
             context_tokens=cluster.model.context_tokens,
             sampled_share=trip.sampled_share,
+            text=cluster.model.tokenizer is not None,
         )
         decoders = [instance.name for instance in cluster.instances() if instance.role.decode_slots]
         with progress("requests", len(trials)) as advance:
             ran = asyncio.run(exercise(cluster.address, trials, decoders, AT_ONCE, lambda: advance(1)))
-        return ran, asyncio.run(_leaked(cluster.address, config))
+        return ran, asyncio.run(_settled(cluster.address, config))
 
 
-async def _leaked(address: str, config: Config) -> int:
-    """Blocks that are neither free nor cached in some pool once every lease and grace time has passed."""
+async def _settled(address: str, config: Config) -> tuple[Instance, ...]:
+    """The instances as soon as they hold no block, at the latest once every lease and grace time has passed."""
     handover = config.handover
     async with AsyncClient(address) as client:
         try:
             async with asyncio.timeout(handover.lease_s + handover.grace_s):
                 while True:
                     await asyncio.sleep(3 * handover.heartbeat_s)  # so that each pool has spoken since
-                    if not any(map(_kept, (await client.cluster()).instances)):
-                        return 0
+                    instances = (await client.cluster()).instances
+                    if not any(map(_kept, instances)):
+                        return instances
         except TimeoutError:
-            return sum(map(_kept, (await client.cluster()).instances))
+            return (await client.cluster()).instances
 
 
 def _kept(instance: Instance) -> int:
+    """Blocks that are neither free nor cached."""
     blocks = instance.blocks
     return blocks.total - blocks.free - blocks.cached
 
@@ -236,34 +284,55 @@ def _kept(instance: Instance) -> int:
 def _arrivals(streams: Sequence[Stream]) -> Counter[str]:
     """What the streams show by themselves."""
     return Counter(
-        requests=len(streams),
+        requests=sum(stream.choice == 0 for stream in streams),
         tokens=sum(len(stream.tokens) for stream in streams),
         duplicated=sum(stream.duplicated for stream in streams),
         missing=sum(stream.missing for stream in streams),
         moves_done=sum(stream.moves_done for stream in streams),
         moves_aborted=sum(stream.moves_aborted for stream in streams),
-        cancelled=sum(stream.cancelled for stream in streams),
+        cancelled=sum(stream.cancelled for stream in streams if stream.choice == 0),
+        recoveries=sum(stream.recoveries for stream in streams),
     )
 
 
 def _beside_reference(
     folder: Path, streams: Sequence[Stream], counts: Counter[str], say: Say
 ) -> Iterator[bool]:
-    """Count ties and mismatched tokens; for each stream that can tell, whether a damaged block would change it."""
+    """Count what is wrong; for each long stream that no parameter narrows, whether a damaged block would change it."""
     reference = Reference(folder)
+    spec = read_checkpoint(folder)
+    text = Text(folder, spec.vocab, spec.eos) if (folder / "tokenizer.json").exists() else None
     with progress("comparing", len(streams)) as advance:
         for stream in streams:
             trial, tokens = stream.trial, stream.tokens
             if tokens:
                 logits = reference.logits(trial.prompt, tokens)
-                found = compare(tokens, logits, trial.temperature, trial.seed)
+                asked = _asked(stream, text, spec.eos)
+                found = compare_shaped(tokens, logits, asked)
                 counts.update(ties=found.ties, mismatched=found.mismatched)
+                counts.update(_logprobs(stream, reference, logits))
+                counts.update(_held(stream, text))
                 if found.mismatched:
                     right = found.tokens - found.mismatched
-                    say(f"{trial.request_id}: wrong from token {right} of {found.tokens} on")
-            if len(tokens) > 1:
+                    which = f"{trial.request_id}, choice {stream.choice}"
+                    say(f"{which}: wrong from token {right} of {found.tokens} on; {trial.shape}")
+            if len(tokens) >= OUTPUT_TOKENS[0] and trial.shape == SamplingParams() and trial.held is None:
                 yield _notices_damage(reference, stream)
             advance(1)
+
+
+def _logprobs(stream: Stream, reference: Reference, logits: torch.Tensor) -> Counter[str]:
+    """How many log-probabilities were told where they were asked for, and how many of them are not the reference's."""
+    found, shape, prompt = Counter[str](), stream.trial.shape, stream.trial.prompt
+    if shape.logprobs is not None:
+        wrong = wrong_logprobs(stream.logprobs, stream.tokens, logits, shape.logprobs)
+        found.update(logprobs=len(stream.logprobs), logprobs_wrong=wrong)
+    if shape.prompt_logprobs is not None and stream.choice == 0:
+        rows = reference.logits(prompt[:1], prompt[1:]) if len(prompt) > 1 else logits[:0]
+        told = [one for again in stream.prompts for one in again]
+        wrong = wrong_logprobs(told, prompt[1:], rows, shape.prompt_logprobs)
+        found.update(logprobs=len(told), logprobs_wrong=wrong)
+    return found
 
 
 def _notices_damage(reference: Reference, stream: Stream) -> bool:
@@ -271,5 +340,19 @@ def _notices_damage(reference: Reference, stream: Stream) -> bool:
     draw = random.Random(trial.seed)
     at = draw.randrange(1, max(2, int(MOVED_WITHIN * len(tokens))))
     logits = reference.damaged_logits(trial.prompt, tokens, at, draw.getrandbits(32))
-    found = compare(tokens[at:], logits, trial.temperature, trial.seed, first=at)
-    return found.mismatched > 0
+    return compare_shaped(tokens, logits, Asked(trial.params(stream.choice), trial.prompt), at).mismatched > 0
+
+
+def _asked(stream: Stream, text: Text | None, ends: frozenset[int]) -> Asked:
+    trial, masks = stream.trial, None
+    if trial.held is not None and text is not None:
+        masks = text.masks(trial.held, stream.tokens)
+    return Asked(trial.params(stream.choice), trial.prompt, ends, masks)
+
+
+def _held(stream: Stream, text: Text | None) -> Counter[str]:
+    """Outputs that ended as their constraint let them, and those of them that do not satisfy it."""
+    held = stream.trial.held
+    if held is None or text is None or stream.end != FINISH_REASON_STOP:
+        return Counter()
+    return Counter(held=1, held_broken=not text.satisfies(held, stream.tokens))

@@ -5,6 +5,11 @@ from __future__ import annotations
 from .lazy import LazyGroup
 
 COMMANDS = {
+    "engine": (
+        "penstock.cli.bench_engine",
+        "One instance beside transformers, and what a step spends around its model.",
+    ),
+    "kernels": ("penstock.cli.bench_kernels", "Attention and block copies of a GPU, as shares of its peak."),
     "migration": (
         "penstock.cli.bench_migration",
         "Downtime of live, blocking and recomputed moves by context.",

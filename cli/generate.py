@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
 from ..client import Client, Completion, Delta, Event
-from ..client.events import completion
+from ..client.events import completions
 from .calls import told
 
 TIMEOUT_S = 600.0
@@ -23,8 +24,35 @@ TIMEOUT_S = 600.0
 @click.option("--max-tokens", type=int, help="Most tokens of output. Default: as many as the context allows.")
 @click.option("--temperature", type=float, help="0 is greedy. Default 1.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Draw the same tokens again.")
+@click.option("--top-p", type=float, help="Fewest likeliest tokens that have this share of the probability.")
+@click.option("--top-k", type=click.IntRange(0, 2**32 - 1), help="So many likeliest tokens; 0 is all.")
+@click.option("--min-p", type=float, help="Tokens at least so many times as likely as the likeliest.")
+@click.option("--presence-penalty", type=float, help="Taken from the logits of tokens that the output has.")
+@click.option("--frequency-penalty", type=float, help="The same, for each time that the output has them.")
+@click.option(
+    "--repetition-penalty", type=float, help="Above 1, tokens of prompt and output are less likely."
+)
+@click.option("--logit-bias", metavar="ID=BIAS", multiple=True, help="Added to a token's logit; repeatable.")
+@click.option("--min-tokens", type=click.IntRange(0, 2**32 - 1), help="Fewest tokens of output.")
+@click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; repeatable.")
+@click.option("--stop-token-ids", metavar="ID,ID,...", help="End after any of these tokens.")
+@click.option("--n", type=click.IntRange(0, 2**32 - 1), help="Completions of the prompt. Default 1.")
+@click.option(
+    "--logprobs", type=click.IntRange(0, 2**32 - 1), help="Log-probabilities, with so many alternatives."
+)
+@click.option("--prompt-logprobs", type=click.IntRange(0, 2**32 - 1), help="The same of the prompt.")
+@click.option("--json-schema", metavar="JSON|@FILE", help="The output is JSON that this schema admits.")
+@click.option("--regex", help="The whole output matches it.")
+@click.option(
+    "--choice", "choices", metavar="TEXT", multiple=True, help="The output is one of these; repeatable."
+)
+@click.option("--grammar", metavar="LARK|@FILE", help="The output is a sentence of this grammar.")
+@click.option("--echo", is_flag=True, help="Print the prompt before the output.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end token.")
 @click.option("--token-ids", metavar="ID,ID,...", help="A prompt of token ids, in the place of a text.")
+@click.option(
+    "--chat", is_flag=True, help="PROMPT is what a user says; answer it, by the model's chat template."
+)
 @click.option("--model", help="Which model; needed by nobody while one is served.")
 @click.option("--request-id", help="Name of the request, for `penstock migrate`. Default: a random one.")
 @click.option("--timeout", "timeout_s", type=float, default=TIMEOUT_S, show_default=True, help="In seconds.")
@@ -35,18 +63,30 @@ TIMEOUT_S = 600.0
 def command(
     prompt: str | None,
     token_ids: str | None,
+    chat: bool,
     timeout_s: float,
     address: str | None,
     as_json: bool,
     **asked: Any,
 ) -> None:
     """Stream a completion of PROMPT (or of what comes on standard input) to the terminal."""
+    asked["logit_bias"] = _biases(asked["logit_bias"])
+    asked["choices"] = asked["choices"] or None
+    for name in ("json_schema", "grammar"):
+        asked[name] = _text_or_file(asked[name])
+    asked["stop_token_ids"] = _ids(asked["stop_token_ids"] or "", "--stop-token-ids")
+    several = (asked["n"] or 1) > 1
     with told(), Client(address) as client:
-        events = client.generate(_prompt(prompt, token_ids), timeout_s=timeout_s, **asked)
-        whole = completion(events if as_json else _streamed(events))
+        given = _chat(prompt, token_ids) if chat else {"prompt": _prompt(prompt, token_ids)}
+        events = client.generate(**given, timeout_s=timeout_s, **asked)
+        wholes = completions(events if as_json or several else _streamed(events))
     if as_json:
-        click.echo(json.dumps(report(whole)))
-    else:
+        told_of = [report(whole) for whole in wholes]
+        click.echo(json.dumps({"choices": told_of} if several else told_of[0]))
+        return
+    for whole in wholes:
+        if several:
+            click.echo(f"--- choice {whole.choice}\n{whole.text}", nl=False)
         _tell(whole)
 
 
@@ -54,15 +94,38 @@ def _prompt(prompt: str | None, token_ids: str | None) -> str | list[int]:
     if prompt is not None and token_ids is not None:
         raise click.UsageError("Give PROMPT or --token-ids, not both.")
     if token_ids is not None:
-        try:
-            return [int(id) for id in token_ids.split(",")]
-        except ValueError:
-            raise click.UsageError(
-                f"--token-ids takes numbers with commas between, not {token_ids!r}."
-            ) from None
+        return _ids(token_ids, "--token-ids")
     if prompt is None and sys.stdin.isatty():
         raise click.UsageError("Give a PROMPT, or --token-ids.")
     return _standard_input() if prompt is None else prompt
+
+
+def _chat(prompt: str | None, token_ids: str | None) -> dict[str, Any]:
+    if token_ids is not None:
+        raise click.UsageError("--chat lays out a text; --token-ids are laid out already.")
+    return {"messages": [{"role": "user", "content": _prompt(prompt, None)}]}
+
+
+def _ids(text: str, option: str) -> list[int]:
+    try:
+        return [int(id) for id in text.split(",")] if text else []
+    except ValueError:
+        raise click.UsageError(f"{option} takes numbers with commas between, not {text!r}.") from None
+
+
+def _text_or_file(given: str | None) -> str | None:
+    return Path(given[1:]).read_text() if given and given.startswith("@") else given
+
+
+def _biases(pairs: Sequence[str]) -> dict[int, float]:
+    biases = {}
+    for pair in pairs:
+        token, _, bias = pair.partition("=")
+        try:
+            biases[int(token)] = float(bias)
+        except ValueError:
+            raise click.UsageError(f"--logit-bias takes ID=BIAS, not {pair!r}.") from None
+    return biases
 
 
 def _standard_input() -> str:
@@ -76,7 +139,7 @@ def _streamed(events: Iterator[Event]) -> Iterator[Event]:
     """Pass the events on, their text to the terminal."""
     for event in events:
         if isinstance(event, Delta):
-            click.echo(event.text, nl=False)
+            click.echo((event.prompt.text if event.prompt else "") + event.text, nl=False)
         yield event
 
 

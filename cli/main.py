@@ -17,7 +17,8 @@ COMMANDS = {
     "migrate": ("penstock.cli.migrate", "Move a running request to another instance."),
     "down": ("penstock.cli.down", "Stop the cluster, and reap what a killed one left."),
     "verify": ("penstock.cli.verify", "Compare a cluster's tokens with transformers, under moves."),
-    "bench": ("penstock.cli.bench", "Measure one thing: migration, prefix, transfer."),
+    "profile": ("penstock.cli.profile", "Measure what steps and copies cost here, and write a profile."),
+    "bench": ("penstock.cli.bench", "Measure one thing; `penstock bench --help` lists them."),
 }
 
 HELP = """Serve language models from separate prefill and decode pools, and move requests while they run.

@@ -8,8 +8,8 @@ with Client() as client:
 from .asynchronous import AsyncClient
 from .cluster import Blocks, Cluster, Instance, Move, Role, Router, Session
 from .errors import InvalidRequest, PenstockError
-from .events import Completion, Delta, Event, Finished, Model, Segment, Started, Usage
-from .request import Sampling
+from .events import Completion, Delta, Event, Finished, Logprobs, Model, Prompt, Segment, Started, Usage
+from .request import Message, Sampling
 from .sync import Client
 
 __all__ = [
@@ -23,9 +23,12 @@ __all__ = [
     "Finished",
     "Instance",
     "InvalidRequest",
+    "Logprobs",
+    "Message",
     "Model",
     "Move",
     "PenstockError",
+    "Prompt",
     "Role",
     "Router",
     "Sampling",

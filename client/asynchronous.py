@@ -16,8 +16,8 @@ from ..proto.inference_pb2_grpc import InferenceServiceStub
 from .address import resolve
 from .cluster import Cluster, Move, from_cluster, from_moves, migrate_request
 from .errors import from_rpc
-from .events import Completion, Event, Model, completion, from_response
-from .request import Attempts, Sampling, build
+from .events import Completion, Event, Model, completion, completions, from_response
+from .request import Attempts, Message, Sampling, build
 from .sync import ASK_S, CHANNEL, GENERATE_S, MIGRATE_S
 
 
@@ -32,29 +32,49 @@ class AsyncClient:
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         request_id: str | None = None,
         model: str | None = None,
         timeout_s: float = GENERATE_S,
         **sampling: Unpack[Sampling],
     ) -> AsyncGenerator[Event, None]:
         """Stream one completion. To leave early use `contextlib.aclosing`, or cancel the task: the request ends too."""
-        attempts = Attempts(build(prompt, request_id, model, sampling))
+        attempts = Attempts(build(prompt, messages, request_id, model, sampling))
         return self._events(attempts, time.monotonic() + timeout_s)
 
     async def complete(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         request_id: str | None = None,
         model: str | None = None,
         timeout_s: float = GENERATE_S,
         **sampling: Unpack[Sampling],
     ) -> Completion:
-        """The whole completion at once."""
-        events = self.generate(prompt, request_id=request_id, model=model, timeout_s=timeout_s, **sampling)
+        """The one completion, whole."""
+        events = self.generate(
+            prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **sampling
+        )
         return completion([event async for event in events])
+
+    async def complete_all(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        request_id: str | None = None,
+        model: str | None = None,
+        timeout_s: float = GENERATE_S,
+        **sampling: Unpack[Sampling],
+    ) -> tuple[Completion, ...]:
+        """All `n` completions, whole, in order of choices."""
+        events = self.generate(
+            prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **sampling
+        )
+        return completions([event async for event in events])
 
     async def models(self, timeout_s: float = ASK_S) -> tuple[Model, ...]:
         said = await self._ask(self._inference.ListModels, inference_pb2.ListModelsRequest(), timeout_s)

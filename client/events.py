@@ -26,6 +26,27 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural logarithms of the model's own probabilities at one place."""
+
+    logprob: float
+    """Of the token that is there."""
+    top: tuple[tuple[int, float], ...]
+    """Pairs (token, its log-probability) of the likeliest, in falling order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is told of the prompt."""
+
+    token_ids: tuple[int, ...]
+    """With `echo`."""
+    text: str
+    logprobs: tuple[Logprobs, ...]
+    """Of the second token on, with `prompt_logprobs`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """Further tokens of one choice, from index `first_index` of its output on, and the text that they complete."""
 
@@ -35,6 +56,10 @@ class Delta:
     text: str
     instance: str
     """The instance that made them."""
+    logprobs: tuple[Logprobs, ...] = ()
+    """One for each token, where `logprobs` was asked for."""
+    prompt: Prompt | None = None
+    """On the first delta of choice 0, where `echo` or `prompt_logprobs` was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +74,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Once a choice, last. `reason` is `stop` (an end token), `length` or `cancelled`."""
+    """Once a choice, last. `reason` is `stop` (an end token or a stop string), `length` or `cancelled`."""
 
     choice: int
     reason: str
@@ -70,7 +95,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer."""
+    """A whole answer: one choice of a request."""
 
     request_id: str
     model: str
@@ -80,6 +105,9 @@ class Completion:
     reason: str
     usage: Usage
     segments: tuple[Segment, ...]
+    choice: int = 0
+    logprobs: tuple[Logprobs, ...] = ()
+    prompt: Prompt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +127,15 @@ def from_response(response: pb.GenerateResponse) -> Event:
             return Started(said.request_id, said.model, said.seed, said.attempt, said.prompt_tokens)
         case "delta":
             said = response.delta
-            return Delta(said.choice, said.first_index, tuple(said.token_ids), said.text, said.instance)
+            return Delta(
+                said.choice,
+                said.first_index,
+                tuple(said.token_ids),
+                said.text,
+                said.instance,
+                tuple(map(_logprobs, said.logprobs)),
+                _prompt(said.prompt) if said.HasField("prompt") else None,
+            )
         case "finished":
             said = response.finished
             used = said.usage
@@ -108,20 +144,41 @@ def from_response(response: pb.GenerateResponse) -> Event:
     raise ValueError("the router sent an event that this client does not know")
 
 
+def _logprobs(said: pb.Logprobs) -> Logprobs:
+    return Logprobs(said.logprob, tuple((one.token_id, one.logprob) for one in said.top))
+
+
+def _prompt(said: pb.Prompt) -> Prompt:
+    return Prompt(tuple(said.token_ids), said.text, tuple(map(_logprobs, said.logprobs)))
+
+
 def completion(events: Iterable[Event]) -> Completion:
     """The whole answer from all events of a request of one choice."""
-    started, finished = None, None
-    deltas: list[Delta] = []
+    whole = completions(events)
+    if len(whole) != 1:
+        raise ValueError(f"the request has {len(whole)} choices, not one")
+    return whole[0]
+
+
+def completions(events: Iterable[Event]) -> tuple[Completion, ...]:
+    """Each choice's whole answer, in order of choices, from all events of a request."""
+    started: Started | None = None
+    deltas: dict[int, list[Delta]] = {}
+    finished: dict[int, Finished] = {}
     for event in events:
         match event:
             case Started():
                 started = event
             case Delta():
-                deltas.append(event)
+                deltas.setdefault(event.choice, []).append(event)
             case Finished():
-                finished = event
-    if started is None or finished is None:
+                finished[event.choice] = event
+    if started is None or not finished or not finished.keys() >= deltas.keys():
         raise ValueError("the stream ended before the answer did")
+    return tuple(_whole(started, deltas.get(choice, []), finished[choice]) for choice in sorted(finished))
+
+
+def _whole(started: Started, deltas: list[Delta], finished: Finished) -> Completion:
     return Completion(
         request_id=started.request_id,
         model=started.model,
@@ -131,6 +188,9 @@ def completion(events: Iterable[Event]) -> Completion:
         reason=finished.reason,
         usage=finished.usage,
         segments=segments(deltas),
+        choice=finished.choice,
+        logprobs=tuple(one for delta in deltas for one in delta.logprobs),
+        prompt=next((delta.prompt for delta in deltas if delta.prompt is not None), None),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
@@ -10,7 +11,7 @@ import grpc
 
 from ..proto import inference_pb2 as pb
 from .errors import PenstockError
-from .events import Delta, Event, Started
+from .events import Delta, Event, Finished, Started
 
 MOST_RETRIES = 10
 """Attempts in a row that bring nothing."""
@@ -19,40 +20,87 @@ LAST_RETRY_S = 2.0
 
 
 class Sampling(TypedDict, total=False):
-    """Sampling fields; what is left out takes the model's or the protocol's default."""
+    """Sampling fields; what is left out takes the model's or the protocol's default (see `inference.proto`)."""
 
     temperature: float
+    """0 is greedy. Default 1."""
     top_p: float
+    """The fewest most likely tokens that have this share of the probability."""
     top_k: int
+    """So many most likely tokens; 0 is all."""
     min_p: float
+    """Tokens at least so many times as likely as the likeliest."""
     presence_penalty: float
+    """Taken from the logit of each token that the output has."""
     frequency_penalty: float
+    """Taken from a token's logit for each time that the output has it."""
     repetition_penalty: float
+    """Makes tokens of prompt and output less likely, above 1."""
     logit_bias: Mapping[int, float]
+    """Added to the logits of these tokens."""
     min_tokens: int
+    """Nothing but `max_tokens` ends the output before it has so many."""
     max_tokens: int
+    """Default: as many as the context allows."""
     stop: Sequence[str]
+    """The text ends before the first of these."""
     stop_token_ids: Sequence[int]
+    """Tokens that end the output, beside the model's own."""
     ignore_eos: bool
+    """Go on after the model's end tokens."""
     seed: int
+    """Draws the same tokens again."""
     n: int
+    """Completions of the one prompt."""
     logprobs: int
+    """Each token's log-probability, and so many of the likeliest tokens beside it."""
     prompt_logprobs: int
+    """The same for the prompt."""
     echo: bool
+    """Give back the prompt."""
+    json_schema: str | Mapping[str, Any]
+    """The output is JSON that this schema admits."""
+    regex: str
+    """The whole output matches it."""
+    choices: Sequence[str]
+    """The output is one of these."""
+    grammar: str
+    """The output is a sentence of this grammar, in Lark's notation as llguidance reads it."""
+
+
+class Message(TypedDict):
+    """One message of a chat."""
+
+    role: str
+    content: str
 
 
 def build(
-    prompt: str | Sequence[int], request_id: str | None, model: str | None, sampling: Mapping[str, Any]
+    prompt: str | Sequence[int] | None,
+    messages: Sequence[Message] | None,
+    request_id: str | None,
+    model: str | None,
+    sampling: Mapping[str, Any],
 ) -> pb.GenerateRequest:
     """The request; an id is drawn where none is given. `ValueError` names an argument that no request can hold."""
-    request = pb.GenerateRequest(request_id=request_id or secrets.token_hex(8), model=model or "")
-    if isinstance(prompt, str):
+    if (prompt is None) == (messages is None):
+        raise ValueError("Give `prompt` or `messages`, one of them.")
+    request = pb.GenerateRequest()
+    _set("request_id", lambda: setattr(request, "request_id", request_id or secrets.token_hex(8)))
+    _set("model", lambda: setattr(request, "model", model or ""))
+    if messages is not None:
+        _set("messages", lambda: request.chat.messages.extend(pb.Message(**message) for message in messages))
+        request.chat.SetInParent()
+    elif isinstance(prompt, str):
         _set("prompt", lambda: setattr(request, "text", prompt))
     else:
         _set("prompt", lambda: request.token_ids.ids.extend(prompt))
         request.token_ids.SetInParent()
     for name, value in sampling.items():
         if value is not None:
+            if name in pb.StructuredOutput.DESCRIPTOR.fields_by_name:
+                _set(name, lambda name=name, value=value: _set_structured(request, name, value))
+                continue
             if name not in pb.SamplingParams.DESCRIPTOR.fields_by_name:
                 raise ValueError(f"There is no sampling field {name!r}.")
             _set(name, lambda name=name, value=value: _set_sampling(request, name, value))
@@ -60,13 +108,28 @@ def build(
 
 
 def _set_sampling(request: pb.GenerateRequest, name: str, value: Any) -> None:
+    if name == "stop" and isinstance(value, str):
+        value = [value]  # else its letters
     request.sampling.MergeFrom(pb.SamplingParams(**{name: value}))
+
+
+def _set_structured(request: pb.GenerateRequest, name: str, value: Any) -> None:
+    structured = request.sampling.structured
+    if other := structured.WhichOneof("constraint"):
+        raise ValueError(f"the output is held to `{other}` already")
+    if name == "choices":
+        structured.choices.values.extend(value)
+        structured.choices.SetInParent()
+    else:
+        setattr(structured, name, json.dumps(value) if isinstance(value, Mapping) else value)
 
 
 def _set(name: str, action: Callable[[], None]) -> None:
     try:
         action()
-    except (TypeError, ValueError, UnicodeError) as error:
+    except UnicodeError:
+        raise ValueError(f"{name} is no text: it holds bytes that are not UTF-8.") from None
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from None
 
 
@@ -78,6 +141,7 @@ class Attempts:
         self._started: Started | None = None
         self._attempt = 0
         self._received: dict[int, list[int]] = {}
+        self._finished: set[int] = set()
         self._failures = 0
 
     def request(self) -> pb.GenerateRequest:
@@ -94,13 +158,17 @@ class Attempts:
         return asked
 
     def take(self, event: Event) -> Event | None:
-        """What the caller hears of it: everything, but `started` once."""
+        """What the caller hears of it: everything, but `started` once, and `finished` once a choice."""
         self._failures = 0
         match event:
             case Started() if self._started is not None:
                 return None
             case Started():
                 self._started, self._attempt = event, event.attempt
+            case Finished() if event.choice in self._finished:
+                return None
+            case Finished():
+                self._finished.add(event.choice)
             case Delta():
                 self._received.setdefault(event.choice, [])[event.first_index :] = event.token_ids
         return event

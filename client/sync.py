@@ -14,8 +14,8 @@ from ..proto.inference_pb2_grpc import InferenceServiceStub
 from .address import resolve
 from .cluster import Cluster, Move, from_cluster, from_moves, migrate_request
 from .errors import from_rpc
-from .events import Completion, Event, Model, completion, from_response
-from .request import Attempts, Sampling, build
+from .events import Completion, Event, Model, completion, completions, from_response
+from .request import Attempts, Message, Sampling, build
 
 CHANNEL = (
     ("grpc.enable_http_proxy", 0),
@@ -42,32 +42,53 @@ class Client:
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         request_id: str | None = None,
         model: str | None = None,
         timeout_s: float = GENERATE_S,
         **sampling: Unpack[Sampling],
     ) -> Generator[Event, None, None]:
-        """Stream one completion of a text or of token ids. Closing the iterator cancels the request.
+        """Stream one completion of a text or of token ids, or the answer to a chat's messages; or `n`, interleaved.
 
-        Where the router is lost in mid-stream the request is resumed by itself, and no token comes twice.
+        Closing the iterator cancels the request. Where the router is lost in mid-stream the request is resumed by
+        itself, and no token comes twice.
         """
-        attempts = Attempts(build(prompt, request_id, model, sampling))
+        attempts = Attempts(build(prompt, messages, request_id, model, sampling))
         return self._events(attempts, time.monotonic() + timeout_s)
 
     def complete(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | None = None,
         *,
+        messages: Sequence[Message] | None = None,
         request_id: str | None = None,
         model: str | None = None,
         timeout_s: float = GENERATE_S,
         **sampling: Unpack[Sampling],
     ) -> Completion:
-        """The whole completion at once."""
-        events = self.generate(prompt, request_id=request_id, model=model, timeout_s=timeout_s, **sampling)
+        """The one completion, whole."""
+        events = self.generate(
+            prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **sampling
+        )
         return completion(events)
+
+    def complete_all(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        request_id: str | None = None,
+        model: str | None = None,
+        timeout_s: float = GENERATE_S,
+        **sampling: Unpack[Sampling],
+    ) -> tuple[Completion, ...]:
+        """All `n` completions, whole, in order of choices."""
+        events = self.generate(
+            prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **sampling
+        )
+        return completions(events)
 
     def models(self, timeout_s: float = ASK_S) -> tuple[Model, ...]:
         """The models that are served."""

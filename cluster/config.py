@@ -7,7 +7,8 @@ import math
 import re
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -15,7 +16,9 @@ import yaml
 
 from ..engine.config import EngineConfig
 from ..handover.config import HandoverConfig
+from ..policy.cost import StepCost
 from ..router.config import RouterConfig
+from . import units
 
 PREFILL = "prefill"
 DECODE = "decode"
@@ -39,13 +42,22 @@ class ClusterConfig:
     """Instances of the decode pool; each can prefill too, so that it recovers lost requests by itself."""
 
     prefill_tokens: int = 512
-    """Prompt tokens that an instance may prefill in one step."""
+    """Prompt tokens that an instance may prefill in one step; 0 takes the saturation length of `profile`."""
+
+    profile: str | None = None
+    """What steps cost: a file that `penstock profile` wrote, or the name of a shipped one."""
+
+    itl_target_s: float = 0.0
+    """Longest that a step with decodes should take by `profile`; prompts beside them are cut for it. 0 is no limit."""
 
     decode_slots: int = 64
     """Sequences that an instance of the decode pool may decode at a time."""
 
-    tensor_parallel: int = 1
-    """GPUs of one instance. Only 1 works yet."""
+    prefill_tensor_parallel: int = 0
+    """Processes that share the model in an instance of the prefill pool; 0 takes `engine.tensor_parallel`."""
+
+    decode_tensor_parallel: int = 0
+    """The same of the decode pool; instances of both hand over to each other whatever the two are."""
 
     ray_address: str | None = None
     """Address of a running Ray cluster to join; none starts Ray on this machine."""
@@ -76,11 +88,15 @@ class ClusterConfig:
             raise ValueError(
                 f"cluster.name must be up to 40 lower-case letters, digits and hyphens, got {self.name!r}"
             )
-        for name, least in (("prefill", 1), ("decode", 1), ("prefill_tokens", 1), ("decode_slots", 1)):
+        for name, least in (("prefill", 1), ("decode", 1), ("prefill_tokens", 0), ("decode_slots", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"cluster.{name} must be at least {least}, got {getattr(self, name)}")
-        if self.tensor_parallel != 1:
-            raise ValueError(f"cluster.tensor_parallel: only 1 works yet, got {self.tensor_parallel}")
+        for name in ("prefill_tensor_parallel", "decode_tensor_parallel", "itl_target_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"cluster.{name} must be 0 or above, got {getattr(self, name)}")
+        if self.profile is None and (self.itl_target_s or not self.prefill_tokens):
+            name = "itl_target_s" if self.itl_target_s else "prefill_tokens of 0"
+            raise ValueError(f"cluster.{name} needs cluster.profile, which says what steps cost")
         if not 0 <= self.controller_port <= 65535:
             raise ValueError(f"cluster.controller_port must be a port or 0, got {self.controller_port}")
         for name in ("start_s", "move_s"):
@@ -115,6 +131,15 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """How many instances there are, and where they run."""
 
+    step_cost: StepCost | None = None
+    """What a step costs. Filled in from `cluster.profile` when a cluster starts, rather than written here."""
+
+    def engine_of(self, pool: str) -> EngineConfig:
+        """How the instances of `pool` run the model."""
+        cluster = self.cluster
+        ranks = cluster.prefill_tensor_parallel if pool == PREFILL else cluster.decode_tensor_parallel
+        return replace(self.engine, tensor_parallel=ranks) if ranks else self.engine
+
 
 def default() -> Config:
     """The embedded checkpoint, one prefill and two decode instances, on this machine."""
@@ -123,9 +148,10 @@ def default() -> Config:
 
 def load(path: str | Path) -> Config:
     """Read one YAML file. `ValueError` names the file, the key and, for a key unknown, the nearest that exists."""
-    text = Path(path).read_text(encoding="utf-8")
     try:
-        return parse(yaml.safe_load(text))
+        return parse(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     except ValueError as error:
@@ -138,7 +164,10 @@ def parse(tree: object) -> Config:
 
 
 def build(kind: type[T], tree: object, path: str = "") -> T:
-    """An instance of the dataclass `kind` from a mapping of its fields; `path` is where it stands, for messages."""
+    """An instance of the dataclass `kind` from a mapping of its fields; `path` is where it stands, for messages.
+
+    A field named `..._s`, `..._bytes` or `..._bytes_per_s` may be text with a unit of its own, such as `5.4 ms`.
+    """
     if not isinstance(tree, Mapping):
         raise ValueError(f"{path or 'the configuration'} must be a mapping of keys to values, got {tree!r}")
     known = {entry.name for entry in fields(kind)}  # pyright: ignore[reportArgumentType]
@@ -149,7 +178,14 @@ def build(kind: type[T], tree: object, path: str = "") -> T:
         if key not in known:
             raise ValueError(_unknown(where, str(key), known))
         values[key] = _convert(hints[key], value, where)
-    return kind(**values)
+    for entry in fields(kind):  # pyright: ignore[reportArgumentType]
+        if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise ValueError(f"{path}.{entry.name} is missing" if path else f"{entry.name} is missing")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        placed = not path or str(error).startswith(f"{path}.")
+        raise ValueError(str(error) if placed else f"{path}.{error}") from error
 
 
 def _unknown(where: str, key: str, known: set[str]) -> str:
@@ -169,16 +205,30 @@ def _convert(kind: Any, value: object, where: str) -> Any:
         return _convert(kind, value, where)
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(_convert(get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if get_origin(kind) is Mapping and isinstance(value, Mapping):
+        return {str(key): _convert(get_args(kind)[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind in (int, float) and isinstance(value, str) and units.has_unit(where):
+        value = units.read(value, where)
+        value = int(value) if kind is int and value.is_integer() else value
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ValueError(f"{where} must be a finite number, got {value!r}")
         return float(value)
+    kind = get_origin(kind) or kind
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where} must be {_NAMES.get(kind, kind.__name__)}, got {value!r}")
     return value
 
 
-_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple: "a list"}
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    tuple: "a list",
+    Mapping: "a mapping of names to values",
+    date: "a date such as 2026-11-24",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,5 +243,8 @@ class InstanceSettings:
     """The interface that it listens on."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     handover: HandoverConfig = field(default_factory=HandoverConfig)
+    step_cost: StepCost | None = None
+    """What its steps cost; None where nobody knows, and then `itl_target_s` is not looked at."""
+    itl_target_s: float = 0.0
     log_level: str = "info"
     log_json: bool = False

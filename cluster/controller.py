@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -27,7 +27,7 @@ from .config import Config, InstanceSettings
 from .control import Control
 from .registry import Record, Running, Spec, specs
 from .routers import Routers
-from .supervisor import Supervisor
+from .supervisor import Found, Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ DEAD_S = 30.0
 """Within it Ray ends an actor on another node, though it be stopped."""
 CALL_S = 5.0
 """Limit of a call to Ray that waits for nothing but Ray."""
+FIND_S = 10.0
+"""How long a new controller waits for the word of an instance that it finds: a busy machine is no reason to end it."""
 
 
 def resolve(where: str) -> Any:
@@ -53,9 +55,18 @@ class InstanceActor:
         self._where = where
         self._settings = settings
         self._running: Running | None = None
+        self._starting: asyncio.Task[Running] | None = None
 
     async def start(self) -> Running:
-        """Everything that may fail happens here, since of a constructor Ray tells only that it failed."""
+        """Everything that may fail happens here, since of a constructor Ray tells only that it failed.
+
+        It starts once; whoever asks again waits for the same end.
+        """
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> Running:
         host = self._settings.host or ray.util.get_node_ip_address()
         self._instance = resolve(self._where)(replace(self._settings, host=host))
         address = await self._instance.start()
@@ -108,32 +119,44 @@ class RayHost:
         self._node = ray.get_runtime_context().get_node_id()
         self._lives: dict[Incarnation, _Life] = {}
 
-    async def find(self) -> dict[Incarnation, Running]:
+    async def find(self) -> dict[Incarnation, Found]:
         names = await _bounded(asyncio.to_thread(named_actors, self._place.namespace, "instance/"))
-        found = {}
-        for name in names:
-            who = _incarnation(name)
-            try:
-                handle = await _bounded(asyncio.to_thread(ray.get_actor, name, self._place.namespace))
-            except ValueError:  # it died since
-                continue
-            self._lives[who] = _Life(handle)
-            try:
-                running = await _bounded(handle.describe.remote(), self._config.handover.hung_after_s)
-            except (RayActorError, TimeoutError):
-                running = None
-            if running is None:
-                await self.kill(who)
-            else:
+        lives = list(map(_incarnation, names))
+        answers = await asyncio.gather(*map(self._take_over, names, lives))
+        return {who: found for who, found in zip(lives, answers, strict=True) if found is not None}
+
+    async def _take_over(self, name: str, who: Incarnation) -> Found | None:
+        """How it does; None where it is dead. TimeoutError where Ray itself does not answer: that is not its fault."""
+        try:
+            handle = await _bounded(asyncio.to_thread(ray.get_actor, name, self._place.namespace))
+        except ValueError:  # it died since
+            return None
+        self._lives[who] = _Life(handle)
+        try:
+            running = await described(handle, FIND_S, self._config.handover.heartbeat_s)
+            if running is not None:
                 self._open(who, running)
-                found[who] = running
-        return found
+            return Found(running)
+        except (RayActorError, ProcessLookupError):
+            del self._lives[who]
+            return None
+        except TimeoutError:
+            return Found(hung=True)
 
     async def start(self, spec: Spec, life: int) -> Running:
         who = Incarnation(spec.name, life)
+        async with plain_errors():
+            if who not in self._lives:
+                self._lives[who] = await self._create(spec, life)
+            started = self._lives[who].handle.start.remote()
+            running = await asyncio.wait_for(started, self._config.cluster.start_s)
+        self._open(who, running)
+        return running
+
+    async def _create(self, spec: Spec, life: int) -> _Life:
         group = await _bounded(asyncio.to_thread(self._group, spec), self._config.cluster.start_s)
         bundle = self._place.bundle(spec)
-        self._lives[who] = _Life(
+        return _Life(
             ray.remote(InstanceActor)
             .options(
                 name=f"instance/{spec.name}@{life}",
@@ -147,11 +170,6 @@ class RayHost:
             )
             .remote(self._instance, self._settings(spec, life))
         )
-        async with _plain_errors():
-            started = self._lives[who].handle.start.remote()
-            running = await asyncio.wait_for(started, self._config.cluster.start_s)
-        self._open(who, running)
-        return running
 
     async def ended(self, who: Incarnation) -> str:
         life = self._lives[who]
@@ -166,17 +184,19 @@ class RayHost:
             return "its process died"
 
     async def kill(self, who: Incarnation) -> None:
-        life = self._lives.pop(who, None)
+        life = self._lives.get(who)
         if life is None:
             return
         if life.pidfd is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(life.pidfd, signal.SIGKILL)
             await _bounded(_readable(life.pidfd))
-            os.close(life.pidfd)
         await _bounded(asyncio.to_thread(ray.kill, life.handle))
         if life.pidfd is None:
             await _bounded(_dead(life.handle), DEAD_S)
+        else:
+            os.close(life.pidfd)
+        del self._lives[who]
 
     def _settings(self, spec: Spec, life: int) -> InstanceSettings:
         return InstanceSettings(
@@ -185,8 +205,10 @@ class RayHost:
             prefill_tokens=spec.prefill_tokens,
             decode_slots=spec.decode_slots,
             host=self._place.host,
-            engine=self._config.engine,
+            engine=self._config.engine_of(spec.pool),
             handover=self._config.handover,
+            step_cost=self._config.step_cost,
+            itl_target_s=self._config.cluster.itl_target_s,
             log_level=self._config.cluster.log_level,
             log_json=self._config.cluster.log_json,
         )
@@ -273,6 +295,19 @@ def _end_with(task: asyncio.Task[None]) -> None:
         os._exit(1)
 
 
+async def described(handle: Any, limit_s: float, retry_s: float) -> Running | None:
+    """Where an instance serves, None while it starts. TimeoutError where it does not say, RayActorError where it died.
+
+    Ray may not reach an actor for a while that lives: it is asked again.
+    """
+    async with asyncio.timeout(limit_s):
+        while True:
+            try:
+                return await handle.describe.remote()
+            except ActorUnavailableError:
+                await asyncio.sleep(retry_s)
+
+
 def named_actors(namespace: str, prefix: str = "") -> list[str]:
     """Names of the living actors of a namespace."""
     actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)  # dicts, whatever its type says
@@ -289,7 +324,7 @@ def _incarnation(name: str) -> Incarnation:
 
 
 @asynccontextmanager
-async def _plain_errors() -> AsyncIterator[None]:
+async def plain_errors() -> AsyncIterator[None]:
     """Ray's errors as those that `Host.start` speaks of."""
     try:
         yield
@@ -299,6 +334,8 @@ async def _plain_errors() -> AsyncIterator[None]:
         raise ValueError(text) from error
     except RayActorError as error:
         raise ConnectionError("its process died while it started") from error
+    except RayError as error:  # it cannot be placed, its environment cannot be made, ...
+        raise ConnectionError(f"Ray does not start it: {' '.join(str(error).split())}") from error
 
 
 async def _readable(fd: int) -> None:

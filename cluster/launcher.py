@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray._private import worker as ray_worker
@@ -45,20 +46,57 @@ LOCAL_RAY = {
 Progress = Callable[[str], None]
 
 
+RESTART_PAUSES_S = (0.1, 0.5, 1.0, 2.0, 5.0)
+"""Before each next try of a router that does not come back; the last for all that follow."""
+
+
+class RouterServer(Protocol):
+    """What the router's actor hosts."""
+
+    async def start(self) -> str: ...
+
+    async def stop(self) -> None: ...
+
+
 class RouterActor:
     """An actor that hosts the router; Ray starts it anew when it dies, on the same port."""
 
     def __init__(self, where: str, config: Config, controller: str, model: ModelInfo):
         logs.configure(config.cluster.log_level, config.cluster.log_json)
-        self._server = resolve(where)(config.router, model, controller, config.handover)
-        self._address = asyncio.get_running_loop().create_task(self._server.start())
+        self._server: RouterServer = resolve(where)(config.router, model, controller, config.handover)
+        loop = asyncio.get_running_loop()
+        self._first = loop.create_task(self._server.start())
+        self._serving = loop.create_task(tried_again(self._first, self._server))
 
     async def address(self) -> str:
-        """Once it listens. `ValueError` where the port is taken."""
-        return await asyncio.shield(self._address)
+        """Once it listens. `ValueError` where the port was taken at its first try."""
+        return await asyncio.shield(self._first)
 
     async def stop(self) -> None:
-        await self._server.stop()
+        if self._serving.done():
+            await self._server.stop()
+        else:
+            self._serving.cancel()
+
+
+async def tried_again(
+    first: Awaitable[str], server: RouterServer, pauses_s: Sequence[float] = RESTART_PAUSES_S
+) -> str:
+    """The address of a router, started as often as that takes after its `first` try.
+
+    Of one that Ray starts anew nobody asks for the address, so nobody would hear that it could not start (its port
+    taken meanwhile, say), and it would be a living process without a service.
+    """
+    attempt = first
+    for failures in itertools.count():
+        try:
+            return await attempt
+        except Exception as error:  # noqa: BLE001  whatever it is, it is told, and may pass
+            pause_s = pauses_s[min(failures, len(pauses_s) - 1)]
+            logger.error("the router does not start: %s Tried again in %g s.", error, pause_s)
+            await asyncio.sleep(pause_s)
+            attempt = server.start()
+    raise AssertionError("there is always a next try")
 
 
 @dataclass(frozen=True)
@@ -278,6 +316,8 @@ def _hush_ray() -> None:
 
 def _join(address: str, **options: Any) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"no Ray cluster can be joined at {address}: an address is HOST:PORT")
     try:
         socket.create_connection((host, int(port)), timeout=CALL_S).close()
         ray.init(address=address, **options)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
@@ -27,6 +28,27 @@ CHANNEL_OPTIONS = (
 )
 
 
+DEATHS_KEPT = 4096
+
+
+class Deaths:
+    """Lives that have ended for certain, the latest of them: what an instance may still hold for one is short-lived."""
+
+    def __init__(self) -> None:
+        self._lives: deque[Incarnation] = deque(maxlen=DEATHS_KEPT)
+        self._count = 0
+
+    def add(self, who: Incarnation) -> None:
+        if who not in self._lives:
+            self._lives.append(who)
+            self._count += 1
+
+    def since(self, told: int) -> tuple[tuple[Incarnation, ...], int]:
+        """Those after the first `told`, and the count to ask with next."""
+        news = min(self._count - told, len(self._lives))
+        return tuple(self._lives)[len(self._lives) - news :], self._count
+
+
 class Link:
     """Connects again and again, until the instance has been silent for too long."""
 
@@ -37,9 +59,9 @@ class Link:
         address: str,
         config: HandoverConfig,
         on_condemn: Callable[[Incarnation], None],
-        dead: Sequence[Incarnation],
+        dead: Deaths,
     ):
-        """`dead`, which grows, are the lives that have ended for certain: the instance hears of each."""
+        """The instance hears of all the `dead`."""
         self.load: LoadView | None = None
         self._router = router
         self._who = who
@@ -90,7 +112,7 @@ class Link:
         yield to_link_request(Hello(self._router, self._who))
         told = 0
         while True:
-            news, told = tuple(self._dead[told:]), len(self._dead)
+            news, told = self._dead.since(told)
             yield to_link_request(Dead(news) if news else Beat())
             await asyncio.sleep(self._config.heartbeat_s)
 

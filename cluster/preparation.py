@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from ..engine.checkpoint import read_checkpoint
-from ..engine.config import EMBEDDED
+from ..engine.checkpoint import ModelSpec, read_checkpoint
+from ..engine.config import EMBEDDED, EngineConfig
+from ..policy.batching import saturation_tokens
+from ..policy.cost import StepCost
 from ..router.config import ModelInfo
-from . import processes, state
-from .config import Config
+from . import processes, profile, state
+from .config import DECODE, PREFILL, ClusterConfig, Config
 
 LOOPBACK = "127.0.0.1"
 PORTS = range(20000, 30000)
@@ -25,19 +27,31 @@ PORTS = range(20000, 30000)
 
 
 def settled(config: Config) -> Config:
-    """The same with every port a number, so that a restart finds its own, and paths that hold in every process.
+    """The same with every port a number, so that a restart finds its own, paths that hold in every process, and costs.
 
-    `ValueError` where a port is in use.
+    `ValueError` where a port is in use, or the profile is none.
     """
     router = replace(config.router, port=_port("router.port", config.router.host, config.router.port))
     port = _port("cluster.controller_port", LOOPBACK, config.cluster.controller_port)
+    cost = profile.load(config.cluster.profile).cost.step if config.cluster.profile else config.step_cost
     model = config.engine.model if config.engine.model == EMBEDDED else str(config.engine.folder.absolute())
     return replace(
         config,
         engine=replace(config.engine, model=model),
         router=router,
-        cluster=replace(config.cluster, controller_port=port),
+        cluster=replace(
+            config.cluster, controller_port=port, prefill_tokens=_prefill_tokens(config.cluster, cost)
+        ),
+        step_cost=cost,
     )
+
+
+def _prefill_tokens(cluster: ClusterConfig, cost: StepCost | None) -> int:
+    """More prompt tokens than these would not be prefilled faster (DistServe, section 3.1)."""
+    if cluster.prefill_tokens:
+        return cluster.prefill_tokens
+    assert cost is not None, "the configuration was checked"
+    return saturation_tokens(cost)
 
 
 def _port(key: str, host: str, port: int) -> int:
@@ -117,10 +131,7 @@ def model_info(config: Config) -> ModelInfo:
     folder = config.engine.folder
     spec = read_checkpoint(folder)
     tokenizer = folder / "tokenizer.json"
-    engine = config.engine
-    # A GPU's `auto` would be bfloat16, which holds twice as much: promising less is safe.
-    dtype = "float32" if engine.dtype == "auto" else engine.dtype
-    held = engine.block_count(spec.block_bytes(engine.block_size, dtype)) * engine.block_size
+    held = min(_held_tokens(config.engine_of(pool), spec) for pool in (PREFILL, DECODE))
     return ModelInfo(
         name=folder.resolve().name,
         context_tokens=min(spec.max_positions, held),
@@ -128,3 +139,12 @@ def model_info(config: Config) -> ModelInfo:
         tokenizer=tokenizer if tokenizer.is_file() else None,
         end_tokens=tuple(sorted(spec.eos)),
     )
+
+
+def _held_tokens(engine: EngineConfig, spec: ModelSpec) -> int:
+    """Tokens whose KV an instance can hold; `ValueError` where its ranks cannot share the model."""
+    spec.share(engine.tensor_parallel)
+    # A GPU's `auto` would be bfloat16, which holds twice as much: promising less is safe.
+    dtype = "float32" if engine.dtype == "auto" else engine.dtype
+    block_bytes = spec.block_bytes(engine.block_size, dtype, engine.tensor_parallel)
+    return engine.block_count(block_bytes) * engine.block_size

@@ -92,12 +92,13 @@ class Registry:
         restarts = record.restarts + (record.life > 0)
         return self._with(replace(record, life=life, state=State.STARTING, running=None, restarts=restarts))
 
-    def found(self, who: Incarnation, running: Running) -> Registry:
-        """An earlier controller started this life, and it runs."""
+    def found(self, who: Incarnation, running: Running | None) -> Registry:
+        """An earlier controller started this life, and it runs, or is starting still."""
         record = self.records[who.instance]
         if who.life <= record.life:
             return self
-        return self._with(replace(record, life=who.life, state=State.SERVING, running=running, reason=""))
+        state = State.STARTING if running is None else State.SERVING
+        return self._with(replace(record, life=who.life, state=state, running=running, reason=""))
 
     def serving(self, who: Incarnation, running: Running) -> Registry:
         if not self.is_current(who) or self.records[who.instance].state != State.STARTING:
@@ -141,7 +142,6 @@ def freest(records: Iterable[Record], loads: Mapping[str, LoadView], but: str) -
 
     def room(record: Record) -> tuple[bool, int, str]:
         load = loads.get(record.spec.name, LoadView())
-        full = load.running >= record.spec.decode_slots
-        return full, -(load.free_blocks + load.cached_blocks), record.spec.name
+        return load.free_slots <= 0, -(load.free_blocks + load.cached_blocks), record.spec.name
 
     return min(able, key=room, default=None)

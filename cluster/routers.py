@@ -22,8 +22,10 @@ logger = logging.getLogger(__name__)
 
 HELLO_S = 5.0
 """How long a new stream may take to say who it is."""
+SILENT_S = 5.0
+"""A router that says nothing for so long, not even that it lives, is attached no more; it attaches again if it does."""
 MOST_ASKS = 1024
-"""Moves that may wait to be sent to one router."""
+"""Moves that may be under way at a time."""
 
 
 class MoveResult(NamedTuple):
@@ -101,8 +103,8 @@ class Routers(RouterServiceServicer):
         timeout_s: float,
     ) -> MoveResult:
         """Ask the session's router for a move and wait for what becomes of it; a timeout is a move not done."""
-        if len(router.asks) >= MOST_ASKS:
-            return MoveResult(False, "its router is overrun with moves", 0.0, "")
+        if len(self._asks) >= MOST_ASKS:
+            return MoveResult(False, f"{MOST_ASKS} moves are under way already", 0.0, "")
         number = next(self._numbers)
         ask = _Ask(router, destination, session, asyncio.get_running_loop().create_future())
         self._asks[number] = ask
@@ -136,7 +138,7 @@ class Routers(RouterServiceServicer):
         try:
             while not hearing.done():
                 router.wake.clear()
-                for response in _take(router):
+                for response in _due(router):
                     yield response
                 await router.wake.wait()
             hearing.result()
@@ -165,15 +167,26 @@ class Routers(RouterServiceServicer):
                 ask.result.set_result(MoveResult(False, "its router went away", 0.0, ""))
 
     async def _hear(self, router: AttachedRouter, requests: AsyncIterator[pb.AttachRequest]) -> None:
-        async for request in requests:
-            match request.WhichOneof("message"):
-                case "sessions":
-                    router.sessions = {held.session: held for held in request.sessions.sessions}
-                case "moved":
-                    self._moved(request.moved)
-                case "lost":
-                    lost = request.lost
-                    self._on_lost(Incarnation(lost.name, lost.life), lost.condemned)
+        said = aiter(requests)
+        while True:
+            try:
+                async with asyncio.timeout(SILENT_S):
+                    self._take(router, await anext(said))
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                logger.warning("router %s has been silent for %g s", router.hello.name, SILENT_S)
+                return
+
+    def _take(self, router: AttachedRouter, request: pb.AttachRequest) -> None:
+        match request.WhichOneof("message"):
+            case "sessions":
+                router.sessions = {held.session: held for held in request.sessions.sessions}
+            case "moved":
+                self._moved(request.moved)
+            case "lost":
+                lost = request.lost
+                self._on_lost(Incarnation(lost.name, lost.life), lost.condemned)
 
     def _moved(self, moved: pb.Moved) -> None:
         ask = self._asks.get(moved.ask)
@@ -185,7 +198,7 @@ class Routers(RouterServiceServicer):
         ask.result.set_result(MoveResult(moved.done, moved.reason, moved.seconds, moved.source))
 
 
-def _take(router: AttachedRouter) -> list[pb.AttachResponse]:
+def _due(router: AttachedRouter) -> list[pb.AttachResponse]:
     """What the router is to hear now: instances first, since a move may name a new one."""
     responses = [pb.AttachResponse(ask_move=ask) for ask in router.asks]
     if router.instances is not None:

@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..handover.config import HandoverConfig
 from ..handover.values import Incarnation
 from ..policy.state import LoadView
-from .link import Link
+from .link import Deaths, Link
 from .registry import Registry, Running, Spec, next_life
 
 logger = logging.getLogger(__name__)
 
 BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
-"""Pause before the next life, by how many lives ended before they served."""
+"""Pause before the next try, by how many failed in a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How a life does that an earlier controller started: where it serves, None while it starts."""
+
+    running: Running | None = None
+    hung: bool = False
+    """It was asked for long enough, and says nothing."""
 
 
 class Host(Protocol):
     """Where the processes of instances live."""
 
-    async def find(self) -> dict[Incarnation, Running]:
-        """What an earlier controller started and what still answers; the rest is ended."""
+    async def find(self) -> dict[Incarnation, Found]:
+        """What an earlier controller started and is not dead."""
         ...
 
     async def start(self, spec: Spec, life: int) -> Running:
-        """Start a life and wait until it serves. `ValueError`, `OSError` (`TimeoutError` too) say why it does not."""
+        """Start a life, or go on with one that was found starting, and wait until it serves.
+
+        `ValueError`, `OSError` (`TimeoutError` too) say why it does not.
+        """
         ...
 
     async def ended(self, who: Incarnation) -> str:
@@ -36,7 +50,7 @@ class Host(Protocol):
         ...
 
     async def kill(self, who: Incarnation) -> None:
-        """End it at once; returns when it is dead for certain."""
+        """End it at once; returns when it is dead for certain. `TimeoutError` where it is not yet: ask again."""
         ...
 
 
@@ -58,21 +72,22 @@ class Supervisor:
         self._on_change = on_change
         self._links: dict[str, Link] = {}
         self._doomed: dict[Incarnation, asyncio.Future[str]] = {}
-        self._dead: list[Incarnation] = []
+        self._dead = Deaths()
 
     async def run(self) -> None:
         """Take over what runs already, start the rest, and keep all of it running until cancelled."""
         found = await self._host.find()
-        for who, running in found.items():
-            if who.instance in self.registry:
-                self._set(self.registry.found(who, running))
-        for who in found:
-            if not self.registry.is_current(who):
-                await self._host.kill(who)
-                self._bury(who)
+        registry = self.registry
+        for who, how in found.items():
+            if who.instance in registry:
+                registry = registry.found(who, how.running)
+        self._set(registry)  # all at once: whom a router does not find in a list, it gives up
         async with asyncio.TaskGroup() as tasks:
-            for record in self.registry.records.values():
-                tasks.create_task(self._keep(record.spec))
+            for who in found:
+                if not registry.is_current(who):
+                    tasks.create_task(self._kill(who))
+            for record in registry.records.values():
+                tasks.create_task(self._keep(record.spec, found.get(record.incarnation)))
 
     def load(self, name: str) -> LoadView | None:
         """The newest load view of an instance that runs."""
@@ -89,10 +104,13 @@ class Supervisor:
         if doomed is not None and not doomed.done():
             doomed.set_result(reason)
         elif who.instance in self.registry and who.life < self.registry[who.instance].life:
-            self._bury(who)
+            self._dead.add(who)
 
-    async def _keep(self, spec: Spec) -> None:
+    async def _keep(self, spec: Spec, found: Found | None) -> None:
+        """`found`: how its life does, if an earlier controller started it."""
         failures = 0
+        if found is not None:
+            failures = await self._take_over(spec, found)
         while True:
             if not self.registry[spec.name].usable:
                 served = await self._start(spec)
@@ -103,9 +121,22 @@ class Supervisor:
                 await self._end(record.incarnation, reason)
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
 
+    async def _take_over(self, spec: Spec, found: Found) -> int:
+        """End what hangs, and wait for what is starting; how many starts failed."""
+        who = self.registry[spec.name].incarnation
+        if found.hung:
+            await self._end(who, "it does not answer a new controller")
+        elif found.running is None:
+            return int(not await self._serves(spec, who))
+        return 0
+
     async def _start(self, spec: Spec) -> bool:
         who = Incarnation(spec.name, next_life(self.registry[spec.name].life, time.time_ns()))
         self._set(self.registry.starting(spec.name, who.life))
+        return await self._serves(spec, who)
+
+    async def _serves(self, spec: Spec, who: Incarnation) -> bool:
+        """Wait until this life serves; whether it came to that."""
         began = time.monotonic()
         try:
             running = await self._host.start(spec, who.life)
@@ -145,12 +176,19 @@ class Supervisor:
         """It counts as lost from now on; its process is ended before a next life begins."""
         logger.warning("%s (life %d) is lost: %s", who.instance, who.life, reason)
         self._set(self.registry.lost(who, reason))
-        await self._host.kill(who)
-        self._bury(who)
+        await self._kill(who)
 
-    def _bury(self, who: Incarnation) -> None:
-        if who not in self._dead:
-            self._dead.append(who)
+    async def _kill(self, who: Incarnation) -> None:
+        """Until it is dead for certain: no next life may begin before, and nobody may be told of its death."""
+        for tries in itertools.count():
+            try:
+                await self._host.kill(who)
+                break
+            except TimeoutError:
+                pause_s = BACKOFF_S[min(tries, len(BACKOFF_S) - 1)]
+                logger.error("%s (life %d) does not end; asked again in %g s", *who, pause_s)
+                await asyncio.sleep(pause_s)
+        self._dead.add(who)
 
     def _set(self, registry: Registry) -> None:
         if registry is not self.registry:

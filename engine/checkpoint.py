@@ -3,41 +3,24 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .families import Mixture, read_architecture, with_defaults
 from .layout import CacheLayout
-from .rope import Rope, read_rope
+from .rope import Rope
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
-# What `transformers` assumes where config.json is silent.
-_FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {"max_position_embeddings": 2048, "eos_token_id": 2},
-    "mistral": {
-        "max_position_embeddings": 131072,
-        "eos_token_id": 2,
-        "num_key_value_heads": 8,
-        "sliding_window": 4096,
-    },
-    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
-    "qwen3": {
-        "max_position_embeddings": 32768,
-        "num_key_value_heads": 32,
-        "sliding_window": 4096,
-        "head_dim": 128,
-    },
-}
 _SAMPLES_PER_FILE = 64
 _SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """The architecture of one dense decoder, equal for all families once read."""
+    """The architecture of one decoder, equal for all families once read."""
 
     family: str
     vocab: int
@@ -59,6 +42,8 @@ class ModelSpec:
     qk_norm: bool
     windows: tuple[int | None, ...]
     """For each layer how many tokens back a query sees, itself included; None sees all."""
+    mixture: Mixture | None
+    """None where every feed-forward is dense."""
     eos: frozenset[int]
     fingerprint: str
     """Equal for equal architecture and weights; both ends of a handover compare it."""
@@ -74,9 +59,30 @@ class ModelSpec:
             dtype=dtype,
         )
 
-    def block_bytes(self, block_size: int, dtype: str) -> int:
-        """KV bytes of one block of `block_size` tokens in all layers."""
-        return self.cache_layout(1, block_size, dtype).block_bytes
+    def block_bytes(self, block_size: int, dtype: str, ranks: int = 1) -> int:
+        """KV bytes of one block of `block_size` tokens in all layers, on all `ranks` together."""
+        return self.cache_layout(1, block_size, dtype).share(ranks).block_bytes * ranks
+
+    def share(self, ranks: int) -> "ModelSpec":
+        """The architecture of what each of `ranks` holds; ValueError where the model cannot be divided so."""
+        inner = self.intermediate if self.mixture is None else self.mixture.intermediate
+        sizes = {"num_attention_heads": self.heads, "intermediate_size": self.intermediate}
+        for name, size in {**sizes, "moe_intermediate_size": inner}.items():
+            if size % ranks:
+                raise ValueError(f"engine.tensor_parallel: {ranks} does not divide the model's {name} {size}")
+        if self.kv_heads % ranks and ranks % self.kv_heads:
+            raise ValueError(
+                f"engine.tensor_parallel: {ranks} neither divides the model's {self.kv_heads} key-value heads"
+                " nor is a multiple of them"
+            )
+        mixture = self.mixture and replace(self.mixture, intermediate=inner // ranks)
+        return replace(
+            self,
+            heads=self.heads // ranks,
+            kv_heads=max(1, self.kv_heads // ranks),
+            intermediate=self.intermediate // ranks,
+            mixture=mixture,
+        )
 
 
 def read_checkpoint(folder: Path) -> ModelSpec:
@@ -86,12 +92,8 @@ def read_checkpoint(folder: Path) -> ModelSpec:
     """
     if not folder.is_dir():
         raise ValueError(f"no checkpoint folder at {folder}")
-    config = _read_json(folder / "config.json")
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"model family {family!r} is not supported; supported: {', '.join(FAMILIES)}")
-    config = {**_FAMILY_DEFAULTS[family], **config}
-    architecture = _architecture(family, config)
+    config = with_defaults(_read_json(folder / "config.json"))
+    architecture = read_architecture(config)
     eos = _end_tokens(folder, config)
     return ModelSpec(**architecture, eos=eos, fingerprint=_fingerprint(architecture, weight_files(folder)))
 
@@ -115,68 +117,6 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _architecture(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    if config.get("quantization_config"):
-        raise ValueError("config.json: quantized checkpoints are not supported")
-    if config.get("hidden_act", "silu") != "silu":
-        raise ValueError(
-            f"config.json: hidden_act {config['hidden_act']!r} is not supported; supported: silu"
-        )
-    heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
-    kv_heads = _count(config, "num_key_value_heads", heads)
-    head_dim = _count(config, "head_dim", hidden // heads)
-    if heads % kv_heads:
-        raise ValueError(
-            f"config.json: {heads} attention heads are no multiple of {kv_heads} key-value heads"
-        )
-    if head_dim % 2:
-        raise ValueError(f"config.json: head_dim must be even, got {head_dim}")
-    layers = _count(config, "num_hidden_layers")
-    max_positions = _count(config, "max_position_embeddings")
-    attention_bias = family in ("llama", "qwen3") and bool(config.get("attention_bias", False))
-    return {
-        "family": family,
-        "vocab": _count(config, "vocab_size"),
-        "hidden": hidden,
-        "layers": layers,
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": head_dim,
-        "intermediate": _count(config, "intermediate_size"),
-        "max_positions": max_positions,
-        "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
-        "rope": read_rope(config, max_positions),
-        "tied": bool(config.get("tie_word_embeddings", False)),
-        "qkv_bias": attention_bias or family == "qwen2",
-        "output_bias": attention_bias,
-        "mlp_bias": family == "llama" and bool(config.get("mlp_bias", False)),
-        "qk_norm": family == "qwen3",
-        "windows": _windows(family, config, layers),
-    }
-
-
-def _windows(family: str, config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
-    """Mistral windows every layer; Qwen those that `layer_types` names, else those from `max_window_layers` on."""
-    window = config.get("sliding_window")
-    if family == "llama" or window is None:
-        return (None,) * layers
-    if family == "mistral":
-        return (_count(config, "sliding_window"),) * layers
-    if not config.get("use_sliding_window", False):
-        return (None,) * layers
-    kinds = config.get("layer_types")
-    if kinds is None:
-        first = config.get("max_window_layers", 28)
-        kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
-    unknown = set(kinds) - {"sliding_attention", "full_attention"}
-    if unknown or len(kinds) != layers:
-        raise ValueError(
-            f"config.json: layer_types must name full_attention or sliding_attention for each of {layers} layers"
-        )
-    window = _count(config, "sliding_window")
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
 def _end_tokens(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
     generation = folder / "generation_config.json"
     eos = _read_json(generation).get("eos_token_id") if generation.is_file() else None
@@ -186,15 +126,6 @@ def _end_tokens(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
     if not all(isinstance(token, int) for token in ids):
         raise ValueError(f"eos_token_id must be a token id or a list of them, got {eos!r}")
     return frozenset(ids)
-
-
-def _count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"config.json: {key} must be a positive integer, got {value!r}")
-    return value
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -231,8 +162,7 @@ def _check_complete(file: Path) -> None:
 def _fingerprint(architecture: Mapping[str, Any], files: list[Path]) -> str:
     """Hashes the architecture and, of each file, name, size, header and evenly spread samples of the weights."""
     digest = hashlib.blake2b(digest_size=16)
-    plain = {**architecture, "rope": asdict(architecture["rope"])}
-    digest.update(json.dumps(plain, sort_keys=True).encode())
+    digest.update(json.dumps(architecture, sort_keys=True, default=asdict).encode())
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode() + _read_header(file))

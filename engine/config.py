@@ -43,6 +43,9 @@ class EngineConfig:
     threads: int = 1
     """CPU threads within one operator."""
 
+    tensor_parallel: int = 1
+    """Processes that share an instance's model: each holds some heads and a part of every feed-forward."""
+
     transport: str = "auto"
     """How KV leaves: `local` (same host, in place), `gloo`, `nccl`, or `auto` (the best for each pair)."""
 
@@ -51,7 +54,7 @@ class EngineConfig:
         _require_one_of("device", self.device, DEVICES)
         _require_one_of("transport", self.transport, TRANSPORTS)
         _require_one_of("admission", self.admission, tuple(RULES))
-        for name in ("block_size", "kv_bytes", "threads"):
+        for name in ("block_size", "kv_bytes", "threads", "tensor_parallel"):
             _require_at_least(name, getattr(self, name), 1)
         _require_at_least("kv_blocks", self.kv_blocks, 0)
         if not isinstance(self.prefix_cache, bool):

@@ -65,6 +65,7 @@ from ..handover.values import (
     Window,
 )
 from ..policy.state import LoadView, blocks_for
+from .grammar import Grammars
 from .phase import Size
 from .scheduler import Scheduler
 from .sequence import Sequence as Running
@@ -96,12 +97,20 @@ class Outside(Protocol):
     def condemn(self, writer: Incarnation) -> None: ...
 
     def write_in_place(
-        self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
+        self,
+        stage: Stage,
+        window: Window | None,
+        source_ids: Sequence[int],
+        destination_ids: Sequence[int],
+        urgent: bool,
     ) -> None:
-        """Copy blocks into a peer's memory (None: it shares none); `Written` is posted when that has ended."""
+        """Copy blocks into a peer's memory (None: it shares none); `Written` is posted when that has ended.
+
+        `urgent` where a paused sequence waits for it; else it takes its time, so that steps do not feel it.
+        """
         ...
 
-    def send_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
+    def send_blocks(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
         """Send the header and the blocks; `Written` is posted when that has ended."""
         ...
 
@@ -122,7 +131,7 @@ class Outside(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Everyone:
-    """An event for all seats for which `wanted` holds."""
+    """An event for all seats that hold something and for which `wanted` holds."""
 
     event: InstanceEvent
     wanted: Callable[[Seat], bool]
@@ -136,6 +145,8 @@ class Limits:
     """Tokens, prompt and output together."""
     ends: frozenset[int]
     block_size: int
+    grammars: Grammars | None = None
+    """None where the model has no tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +177,9 @@ class Engine:
         self._window = window
         self._inbox: queue.SimpleQueue[tuple[str, InstanceEvent] | Everyone | None] = queue.SimpleQueue()
         self._seats: dict[str, Seat] = {}
-        self._empty_since: dict[str, float] = {}
+        """Seats that hold something; what a round costs follows from their number."""
+        self._marks: dict[str, tuple[float, Seat]] = {}
+        """Seats that hold nothing but their mark, and since when, the oldest first."""
         self._coming: dict[LeaseKey, _Coming] = {}
         self._grants: dict[LeaseKey, Grant] = {}
         self._waiting: list[LeaseKey] = []
@@ -189,6 +202,8 @@ class Engine:
         """The latest load view; replaced, never changed."""
         self.alive_at = time.monotonic()
         """When the thread last finished a round."""
+        self.stepping = False
+        """Whether there was a step to run in the latest round."""
         self.sessions: tuple[tuple[str, News], ...] = ()
         """(router, news without records) of each session owned here; replaced, never changed."""
 
@@ -207,7 +222,7 @@ class Engine:
         self._inbox.put((session, event))
 
     def post_all(self, event: InstanceEvent, wanted: Callable[[Seat], bool] = lambda seat: True) -> None:
-        """Post an event to every session's seat for which `wanted` holds."""
+        """Post an event to every seat that holds something and for which `wanted` holds."""
         self._inbox.put(Everyone(event, wanted))
 
     @property
@@ -234,6 +249,7 @@ class Engine:
         batch = self._scheduler.next_batch()
         for sequence in self._scheduler.take_preempted():
             self._feed(sequence.session, Preempted())
+        self.stepping = bool(batch)
         if batch:
             self._step(batch)
             self._flush()
@@ -255,9 +271,10 @@ class Engine:
         took = time.perf_counter() - began
         self._step_s += (took - self._step_s) / min(self._steps + 1, 16)
         self._steps += 1
-        for (sequence, tokens), token in zip(batch, drawn, strict=True):
+        for (sequence, tokens), item, token in zip(batch, items, drawn, strict=True):
+            sequence.log(item.start, item.log)
             self._scheduler.ran(sequence, tokens)
-            records = () if token is None else (sequence.append(token, self._limits.ends),)
+            records = () if token is None else (sequence.append(token, item.log and item.log.of_drawn),)
             if records and records[-1].end is not None:
                 self._scheduler.ended(sequence)
             self._feed(sequence.session, self._stepped(sequence, records))
@@ -314,11 +331,17 @@ class Engine:
             self._house = replace(self._house, reaches=reached)
 
     def _feed(self, session: str, event: InstanceEvent) -> list[InstanceEffect]:
-        seat = self._seats.get(session) or Seat(session)
+        _, marked = self._marks.pop(session, (0.0, None))
+        seat = self._seats.get(session) or marked or Seat(session)
         self._seats[session], effects = seat.on(event, self._house)
         for effect in effects:
             self._do(session, effect)
-        self._note(session, self._seats[session])
+        seat = self._seats.get(session)  # carrying out an effect may have brought the next event
+        if seat is not None and seat.empty:
+            del self._seats[session]
+            self._marks[session] = time.monotonic(), seat
+        elif seat is not None:
+            self._note(session, seat)
         return effects
 
     def _note(self, session: str, seat: Seat) -> None:
@@ -343,7 +366,11 @@ class Engine:
             case ToPeer(peer, message):
                 self._to_peers.append((peer, self._complete(message)))
             case Begin(start):
-                self._scheduler.add(Running.begin(session, start.epoch, start.context, self._limits.context))
+                limits = self._limits
+                sequence = Running.begin(
+                    session, start.epoch, start.context, limits.context, limits.ends, limits.grammars
+                )
+                self._scheduler.add(sequence, leaves=start.destination is not None)
             case Drop(epoch):
                 self._scheduler.remove(LeaseKey(session, epoch), time.monotonic())
             case Pause(epoch):
@@ -372,11 +399,11 @@ class Engine:
             case CloseReceive(lease):
                 self._outside.close_receive(lease)
             case Adopt(lease, commit):
-                coming = self._coming.pop(lease)
-                adopted = Running.adopt(
-                    lease, coming.reserve.context, commit, self._limits.context, coming.names
+                coming, limits = self._coming.pop(lease), self._limits
+                model = (limits.context, limits.ends, limits.grammars)
+                self._scheduler.adopt(
+                    Running.adopt(lease, coming.reserve.context, commit, *model, names=coming.names)
                 )
-                self._scheduler.adopt(adopted)
             case Release(lease):
                 self._coming.pop(lease, None)
                 self._waiting = [waiting for waiting in self._waiting if waiting != lease]
@@ -450,13 +477,13 @@ class Engine:
     def _write(self, sequence: Running, stage: Stage, one_sided: bool) -> None:
         ids = self._scheduler.pool.table(sequence.key)[stage.first : stage.first + stage.count]
         if not one_sided:
-            self._outside.send_blocks(stage, ids)
+            self._outside.send_blocks(stage, ids, sequence.paused)
             return
         grant = self._grants[stage.lease]
         targets = grant.block_ids[stage.first : stage.first + stage.count]
         if stage.commit is not None:
             self._committing.add(stage.lease)
-        self._outside.write_in_place(stage, grant.window, ids, targets)
+        self._outside.write_in_place(stage, grant.window, ids, targets, sequence.paused)
 
     # ---- time
 
@@ -492,11 +519,11 @@ class Engine:
 
     def _forget(self, now: float) -> None:
         """Marks are kept for the grace time."""
-        for session, seat in list(self._seats.items()):
-            if not seat.empty:
-                self._empty_since.pop(session, None)
-            elif now - self._empty_since.setdefault(session, now) > self._house.config.grace_s:
-                del self._seats[session], self._empty_since[session]
+        while self._marks:
+            session, (since, _) = next(iter(self._marks.items()))
+            if now - since <= self._house.config.grace_s:
+                break
+            del self._marks[session]
         gone = [lease for lease in self._grants if not self._seats.get(lease.session, Seat("")).sources]
         for lease in gone:
             del self._grants[lease]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels.attention import paged_decode_attention, paged_prefill_attention
+from ..kernels.experts import expert_feed_forward
 from ..kernels.linear import linear
 from ..kernels.paged import PagedBatch
 from ..kernels.rms_norm import rms_norm
@@ -14,8 +15,9 @@ from ..kernels.rope import apply_rope
 from ..kernels.silu_mul import silu_mul
 from ..kernels.store_kv import store_kv
 from .checkpoint import ModelSpec
+from .families import Mixture
 from .rope import Rope
-from .weights import LayerWeights
+from .weights import ExpertWeights, GatedWeights, LayerWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,22 @@ def attention(
     return linear(mixed.reshape(len(x), -1), weights.output, weights.output_bias)
 
 
-def feed_forward(x: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
-    """The gated feed-forward block of `x` [n, hidden]."""
+def feed_forward(x: torch.Tensor, weights: GatedWeights | ExpertWeights, spec: ModelSpec) -> torch.Tensor:
+    """The feed-forward block of `x` [n, hidden], dense or a mixture of experts."""
+    if isinstance(weights, ExpertWeights):
+        assert spec.mixture is not None
+        experts, shares = route(x, weights.router, spec.mixture)
+        return expert_feed_forward(x, experts, shares, weights.gate_up, weights.down)
     gate_up = linear(x, weights.gate_up, weights.gate_up_bias)
     return linear(silu_mul(gate_up), weights.down, weights.down_bias)
+
+
+def route(x: torch.Tensor, router: torch.Tensor, mixture: Mixture) -> tuple[torch.Tensor, torch.Tensor]:
+    """The experts of each token of `x` [n, hidden] and their shares, float32, both [n, per_token]."""
+    shares, experts = linear(x, router).float().softmax(dim=-1).topk(mixture.per_token, dim=-1)
+    if mixture.normalised:
+        shares = shares / shares.sum(dim=-1, keepdim=True)
+    return experts, shares
 
 
 def rotations(positions: torch.Tensor, frequencies: torch.Tensor, scale: float) -> torch.Tensor:

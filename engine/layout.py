@@ -1,8 +1,19 @@
 """The shape of a KV cache, in numbers that both ends of a transfer compare."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+class Route(NamedTuple):
+    """Heads that one rank of a source hands to one rank of a destination, as each of them counts its own."""
+
+    source: int
+    source_heads: slice
+    target: int
+    target_heads: slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +55,31 @@ class CacheLayout:
     @property
     def total_bytes(self) -> int:
         return self.layers * self.layer_bytes
+
+    def share(self, ranks: int) -> "CacheLayout":
+        """What each of `ranks` holds: its key-value heads, one at least."""
+        return replace(self, kv_heads=max(1, self.kv_heads // ranks))
+
+    def held_heads(self, rank: int, ranks: int) -> slice:
+        """The key-value heads that `rank` of `ranks` holds; where there are more ranks than heads, several hold one."""
+        first = rank * self.kv_heads // ranks
+        return slice(first, first + self.share(ranks).kv_heads)
+
+    def senders(self, ranks: int) -> list[int]:
+        """Of `ranks` those that hand their heads on: of several that hold the same, the first."""
+        firsts = [self.held_heads(rank, ranks).start for rank in range(ranks)]
+        return [rank for rank in range(ranks) if firsts.index(firsts[rank]) == rank]
+
+    def routes(self, sources: int, targets: int) -> Iterator[Route]:
+        """How every head reaches each of `targets` ranks that holds it, from one of `sources` ranks."""
+        for target in range(targets):
+            wanted = self.held_heads(target, targets)
+            for source in self.senders(sources):
+                own = self.held_heads(source, sources)
+                first, stop = max(own.start, wanted.start), min(own.stop, wanted.stop)
+                if first < stop:
+                    there = slice(first - wanted.start, stop - wanted.start)
+                    yield Route(source, slice(first - own.start, stop - own.start), target, there)
 
     @property
     def shape_key(self) -> tuple[int, int, int, int, str]:

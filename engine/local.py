@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .cache import KVCache
+from .cache import BlockStore
 from .layout import CacheLayout
 from .memory import SharedMemory, host_identity, name_of, open_shared
 from .transport import ALL_LAYERS, PeerLost
@@ -58,53 +58,60 @@ class LocalWindow:
         )
 
     @classmethod
-    def attach(cls, descriptor: WindowDescriptor, layout: CacheLayout) -> LocalWindow:
-        """Map a peer's cache of `layout`. PeerLost where it is gone or out of reach."""
-        if descriptor.size_bytes != layout.total_bytes:
-            raise ValueError(
-                f"the peer's cache has {descriptor.size_bytes} bytes, its layout {layout.total_bytes}"
-            )
+    def attach(cls, descriptor: WindowDescriptor, layout: CacheLayout, ranks: int = 1) -> LocalWindow:
+        """Map a peer's cache of `layout`, which its `ranks` divide among them. PeerLost where it is out of reach."""
+        size_bytes = layout.share(ranks).total_bytes * ranks
+        if descriptor.size_bytes != size_bytes:
+            raise ValueError(f"the peer's cache has {descriptor.size_bytes} bytes, its layout {size_bytes}")
         if descriptor.host != host_identity():
             raise PeerLost("the peer's cache is on another host")
         try:
             memory = SharedMemory.open(descriptor.pid, descriptor.fd, descriptor.name, descriptor.size_bytes)
         except OSError as error:
             raise PeerLost(f"the peer's cache cannot be mapped: {error}") from error
-        return cls(memory, layout)
+        return cls(memory, layout, ranks)
 
-    def __init__(self, memory: SharedMemory, layout: CacheLayout):
+    def __init__(self, memory: SharedMemory, layout: CacheLayout, ranks: int = 1):
         self._memory = memory
         self._layout = layout
-        self._target = _pages(np.frombuffer(memory.buffer, np.uint8), layout)
-        self._cache: KVCache | None = None
-        self._pages = self._target[:0]
+        flat = np.frombuffer(memory.buffer, np.uint8).reshape(ranks, -1)
+        self._targets = [_pages(part, layout.share(ranks)) for part in flat]
+        self._cache: BlockStore | None = None
+        self._copies: list[tuple[np.ndarray, np.ndarray]] = []
 
     def write(
         self,
-        cache: KVCache,
+        cache: BlockStore,
         source_ids: Sequence[int],
         destination_ids: Sequence[int],
         layers: slice = ALL_LAYERS,
     ) -> None:
         """See `OneSided.write`."""
-        source, target = self._source(cache)[layers], self._target[layers]
-        for start, to, count in runs(source_ids, destination_ids):
-            target[:, :, to : to + count] = source[:, :, start : start + count]
+        joined = list(runs(source_ids, destination_ids))
+        for source, target in self._pairs(cache):
+            for start, to, count in joined:
+                target[layers, :, to : to + count] = source[layers, :, start : start + count]
 
-    def _source(self, cache: KVCache) -> np.ndarray:
-        """The pages of `cache`: checked once, for it is the same one in every write."""
+    def _pairs(self, cache: BlockStore) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What goes from which rank of `cache` to which of the peer: settled once, for it is always the same cache."""
         if cache is not self._cache:
             if cache.device.type != "cpu":
                 raise ValueError(f"same-host memory moves KV between CPUs, not from {cache.device}")
             assert cache.layout.shape_key == self._layout.shape_key, "both ends compared their layouts"
-            self._cache, self._pages = cache, _pages(cache.buffer.numpy(), cache.layout)
-        return self._pages
+            sources = [_pages(part.buffer.numpy(), part.layout) for part in cache.parts]
+            self._cache = cache
+            self._copies = [
+                (sources[source][..., heads, :], self._targets[target][..., target_heads, :])
+                for source, heads, target, target_heads in self._layout.routes(
+                    len(sources), len(self._targets)
+                )
+            ]
+        return self._copies
 
     def close(self) -> None:
         """See `OneSided.close`."""
         self._memory.close()
-        self._target = self._pages = np.empty(0, np.uint8)
-        self._cache = None
+        self._targets, self._copies, self._cache = [], [], None
 
 
 def runs(source_ids: Sequence[int], destination_ids: Sequence[int]) -> Iterator[tuple[int, int, int]]:
@@ -122,5 +129,5 @@ def runs(source_ids: Sequence[int], destination_ids: Sequence[int]) -> Iterator[
 
 
 def _pages(buffer: np.ndarray, layout: CacheLayout) -> np.ndarray:
-    """A cache's flat buffer as `[layers, 2, blocks, page_bytes]`."""
-    return buffer.reshape(layout.layers, 2, layout.blocks, layout.page_bytes)
+    """A cache's flat buffer as `[layers, 2, blocks, block_size, kv_heads, bytes of a head]`."""
+    return buffer.reshape(layout.layers, 2, layout.blocks, layout.block_size, layout.kv_heads, -1)

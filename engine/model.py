@@ -1,32 +1,39 @@
-"""The forward pass of a dense decoder, one for all families."""
+"""The forward pass of a decoder, one for all families."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from ..kernels.linear import linear
-from ..kernels.rms_norm import rms_norm
+from ..kernels.rms_norm import add_rms_norm, rms_norm
 from .cache import KVCache
 from .checkpoint import ModelSpec
 from .layers import StepInputs, attention, feed_forward
 from .weights import ModelWeights
 
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+
 
 class Model:
     """A decoder over a paged KV cache; it keeps no state between steps."""
 
-    def __init__(self, spec: ModelSpec, weights: ModelWeights) -> None:
+    def __init__(self, spec: ModelSpec, weights: ModelWeights, reduce: Reduce | None = None) -> None:
+        """Where `spec` and `weights` are a share of the model, `reduce` sums a tensor over all shares, in place."""
         self.spec = spec
         self.weights = weights
+        self._reduce = reduce or (lambda x: x)
 
     def forward(self, inputs: StepInputs, cache: KVCache) -> torch.Tensor:
         """Feeds `inputs`, stores their keys and values, and returns the last layer's output [n, hidden]."""
         hidden = F.embedding(inputs.tokens, self.weights.embedding)
-        eps = self.spec.norm_eps
+        update, eps = None, self.spec.norm_eps
         for layer, kv, window in zip(self.weights.layers, cache.layers, self.spec.windows, strict=True):
-            normed = rms_norm(hidden, layer.input_norm, eps)
-            hidden = hidden + attention(normed, layer, self.spec, inputs, kv, window)
-            hidden = hidden + feed_forward(rms_norm(hidden, layer.post_norm, eps), layer)
-        return hidden
+            hidden, normed = add_rms_norm(hidden, update, layer.input_norm, eps)
+            update = self._reduce(attention(normed, layer, self.spec, inputs, kv, window))
+            hidden, normed = add_rms_norm(hidden, update, layer.post_norm, eps)
+            update = self._reduce(feed_forward(normed, layer.feed_forward, self.spec))
+        return hidden if update is None else hidden + update
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Next-token logits [rows, vocab] of some rows of `forward`'s output."""

@@ -21,7 +21,7 @@ from zlib import crc32
 import torch
 from torch.distributed import Work, is_nccl_available
 
-from .cache import KVCache
+from .cache import BlockStore
 from .transport import ALL_LAYERS, PeerLost
 
 LOOPBACK = "127.0.0.1"
@@ -94,14 +94,14 @@ class Pair:
             # The store's own retries would log a stack trace for every peer that is gone.
             socket.create_connection(store_address, timeout_s).close()
             store = c10d.TCPStore(*store_address, timeout=_seconds(timeout_s), wait_for_workers=False)
-            return GROUPS[backend](c10d.PrefixStore(prefix, store), rank, timeout_s, host)
+            return GROUPS[backend](c10d.PrefixStore(prefix, store), rank, 2, timeout_s, host)
 
         try:
             return cls(_bounded(meet, timeout_s), rank, timeout_s)
         except (RuntimeError, OSError) as error:
             raise PeerLost(f"no peer for {gid} at {store_address[0]}:{store_address[1]}: {error}") from error
 
-    def send(self, cache: KVCache, block_ids: Sequence[int], layers: slice = ALL_LAYERS) -> None:
+    def send(self, cache: BlockStore, block_ids: Sequence[int], layers: slice = ALL_LAYERS) -> None:
         """See `TwoSided.send`."""
         with self._call() as (group, deadline):
             under_way: deque[Work] = deque()
@@ -113,7 +113,7 @@ class Pair:
             for work in under_way:
                 _finish(work, deadline)
 
-    def receive(self, cache: KVCache, block_ids: Sequence[int], layers: slice = ALL_LAYERS) -> None:
+    def receive(self, cache: BlockStore, block_ids: Sequence[int], layers: slice = ALL_LAYERS) -> None:
         """See `TwoSided.receive`."""
         with self._call() as (group, deadline):
             messages = self._messages(cache, block_ids, layers)
@@ -148,7 +148,7 @@ class Pair:
             self.close()
             raise PeerLost(str(error)) from error
 
-    def _messages(self, cache: KVCache, block_ids: Sequence[int], layers: slice) -> Iterator[Message]:
+    def _messages(self, cache: BlockStore, block_ids: Sequence[int], layers: slice) -> Iterator[Message]:
         """Cut a copy into messages. Both ends cut alike: the cut follows from the number of blocks and the layout."""
         block_bytes = cache.staging_bytes(1, layers)
         step = max(1, min(MESSAGE_BLOCKS, MESSAGE_BYTES // block_bytes))
@@ -171,19 +171,19 @@ class Pair:
 class Staging:
     """What messages to and from one cache pass through: SLOTS rooms, kept between calls, for new pages are slow."""
 
-    def __init__(self, cache: KVCache, slot_bytes: int):
+    def __init__(self, cache: BlockStore, slot_bytes: int):
         self._cache = cache
         self._slots = torch.zeros(SLOTS, slot_bytes, dtype=torch.uint8, device=cache.device).unbind()
         self._rooms: dict[tuple[int, int, int], torch.Tensor] = {}
 
-    def fits(self, cache: KVCache, slot_bytes: int) -> bool:
+    def fits(self, cache: BlockStore, slot_bytes: int) -> bool:
         return cache is self._cache and slot_bytes <= len(self._slots[0])
 
     def room(self, slot: int, blocks: int, layers: slice) -> torch.Tensor:
         """A slot as `[layers, 2, blocks, block_size, heads, dim]`."""
-        key = slot, blocks, len(self._cache.layers[layers])
+        key = slot, blocks, self._cache.staging_bytes(blocks, layers)
         if key not in self._rooms:
-            room = self._slots[slot][: self._cache.staging_bytes(blocks, layers)]
+            room = self._slots[slot][: key[-1]]
             self._rooms[key] = self._cache.from_bytes(room, blocks, layers)
         return self._rooms[key]
 
@@ -196,18 +196,18 @@ class Message(NamedTuple):
     tag: int
 
 
-def _gloo(store: Store, rank: int, timeout_s: float, host: str) -> Group:
+def _gloo(store: Store, rank: int, size: int, timeout_s: float, host: str) -> Group:
     options = c10d.ProcessGroupGloo._Options()
     options._devices = [c10d.ProcessGroupGloo.create_device(hostname=host, lazy_init=False)]
     options._threads = 1  # they run collectives; sends and receives belong to the device's own thread
     options._timeout = _seconds(timeout_s)
-    return c10d.ProcessGroupGloo(store, rank, 2, options)
+    return c10d.ProcessGroupGloo(store, rank, size, options)
 
 
-def _nccl(store: Store, rank: int, timeout_s: float, host: str) -> Group:
+def _nccl(store: Store, rank: int, size: int, timeout_s: float, host: str) -> Group:
     options = c10d.ProcessGroupNCCL.Options()
     options._timeout = _seconds(timeout_s)
-    return c10d.ProcessGroupNCCL(store, rank, 2, options)
+    return c10d.ProcessGroupNCCL(store, rank, size, options)
 
 
 GROUPS = {"gloo": _gloo} | ({"nccl": _nccl} if is_nccl_available() else {})

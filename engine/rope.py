@@ -43,6 +43,11 @@ def read_rope(config: Mapping[str, Any], max_positions: int) -> Rope:
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(given, Mapping):
         raise ValueError(f"config.json: rope parameters must be an object, got {given!r}")
+    nested = [key for key, value in given.items() if isinstance(value, Mapping)]
+    if nested:
+        raise ValueError(
+            f"config.json: rope parameters of their own for {', '.join(nested)} are not supported"
+        )
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind not in SUPPORTED:
         raise ValueError(

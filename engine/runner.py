@@ -5,18 +5,23 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..kernels.paged import PagedBatch
-from .cache import KVCache
+from ..handover.values import Logprobs
+from ..kernels.device import upload
+from .cache import BlockStore
 from .checkpoint import ModelSpec, read_checkpoint
 from .config import EngineConfig
-from .layers import StepInputs, rope_frequencies, rotations
 from .layout import CacheLayout
-from .model import Model
+from .logprobs import logprobs_of
+from .memory import SharedMemory
+from .parallel import Ranks
+from .rank import Place, RankModel
 from .sampler import sample
-from .step import SampleSpec, StepItem
-from .weights import load_weights
+from .step import Logbook, SampleSpec, StepItem
 
 __all__ = ["Runner", "SampleSpec", "StepItem", "choose_device", "choose_dtype", "choose_layout"]
+
+LOGITS_ROWS = 64
+"""Logits of so many tokens of a prompt are computed at once, at most."""
 
 
 def choose_device(config: EngineConfig) -> torch.device:
@@ -35,18 +40,31 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> str:
 
 
 def choose_layout(config: EngineConfig, spec: ModelSpec, dtype: str) -> CacheLayout:
-    """The KV cache that `config` asks for; ValueError where its memory holds no block."""
-    blocks = config.block_count(spec.block_bytes(config.block_size, dtype))
+    """The KV cache of the whole model that `config` asks for; ValueError where its memory holds no block."""
+    spec.share(config.tensor_parallel)
+    blocks = config.block_count(spec.block_bytes(config.block_size, dtype, config.tensor_parallel))
     return spec.cache_layout(blocks, config.block_size, dtype)
 
 
+def memory_bytes(layout: CacheLayout, ranks: int) -> int:
+    """Of the caches of all ranks of an instance, which lie one after the other."""
+    return layout.share(ranks).total_bytes * ranks
+
+
 class Runner:
-    """One model on one device with its KV cache. Not for several threads at once."""
+    """One model on one device, or on several ranks, with its KV cache. Not for several threads at once."""
 
     def __init__(
-        self, config: EngineConfig, spec: ModelSpec | None = None, buffer: memoryview | None = None
+        self,
+        config: EngineConfig,
+        spec: ModelSpec | None = None,
+        memory: SharedMemory | None = None,
+        *,
+        decode_graphs: bool = False,
     ) -> None:
-        """Loads the checkpoint of `config`. `buffer` is memory for the KV cache, as in `KVCache`.
+        """Loads the checkpoint of `config`. `memory`, of `memory_bytes`, is for the KV cache (CPU only).
+
+        With `decode_graphs`, on one GPU alone, steps without chunks are replayed as CUDA graphs, recorded here.
 
         Raises ValueError for a checkpoint that cannot be served.
         """
@@ -55,63 +73,79 @@ class Runner:
         self.device = choose_device(config)
         dtype = choose_dtype(config, self.device)
         self.layout = choose_layout(config, self.spec, dtype)
-        self.cache = KVCache(self.layout, self.device, buffer)
-        weights = load_weights(config.folder, self.spec, getattr(torch, dtype), self.device)
-        self._model = Model(self.spec, weights)
-        self._frequencies = rope_frequencies(self.spec.rope, self.spec.head_dim).to(self.device)
-        self._windows = set(self.spec.windows)
+        ranks = config.tensor_parallel
+        place = Place(0, ranks, self.device.type, dtype)
+        self._memory: SharedMemory | None = None
+        if memory is None and ranks > 1 and self.device.type == "cpu":
+            memory = self._memory = SharedMemory.create(memory_bytes(self.layout, ranks))
+        self._ranks = Ranks(config, self.spec, self.layout, place, memory) if ranks > 1 else None
+        rank = (
+            self._ranks.own if self._ranks else RankModel(config, self.spec, self.layout, place, memory, None)
+        )
+        self.cache: BlockStore = self._ranks.cache if self._ranks else rank.cache
+        """Of the whole model."""
+        if decode_graphs:
+            assert self._ranks is None, "graphs are recorded of one rank"
+            rank.record_graphs()
+        self._model = rank.model
+        self._forward = self._ranks.forward if self._ranks else rank.forward
+
+    @property
+    def alive(self) -> bool:
+        """No rank has ended."""
+        return self._ranks is None or self._ranks.alive
+
+    def close(self) -> None:
+        """End the other ranks. Idempotent."""
+        if self._ranks is not None:
+            self._ranks.close()
+        if self._memory is not None:
+            self._memory.close()
 
     @torch.inference_mode()
     def step(self, items: Sequence[StepItem]) -> list[int | None]:
         """One forward pass over `items`; their keys and values are in the cache when it returns.
 
-        Returns for each item the sampled token, None where it asked for none.
+        Returns for each item the sampled token, None where it asked for none, and fills in the items' `log`.
         """
         if not items:
             return []
         order = sorted(range(len(items)), key=lambda index: len(items[index].tokens) > 1)
         ordered = [items[index] for index in order]
-        hidden = self._model.forward(self._inputs(ordered), self.cache)
+        hidden = self._forward(ordered)
         tokens: list[int | None] = [None] * len(items)
         ends = np.cumsum([len(item.tokens) for item in ordered]) - 1
+        for item, end in zip(ordered, ends, strict=True):
+            if item.log is not None and item.log.known:
+                self._tell_known(item.log, hidden[end + 1 - len(item.tokens) :])
         wanted = [(index, int(end)) for index, end in zip(order, ends, strict=True) if items[index].sample]
         if wanted:
-            logits = self._model.logits(hidden[[end for _, end in wanted]])
-            specs = [spec for index, _ in wanted if (spec := items[index].sample)]
-            for (index, _), token in zip(wanted, sample(logits, specs), strict=True):
+            rows = upload(np.array([end for _, end in wanted]), self.device)
+            drawn = self._draw([items[index] for index, _ in wanted], hidden.index_select(0, rows))
+            for (index, _), token in zip(wanted, drawn, strict=True):
                 tokens[index] = token
         return tokens
 
-    def _inputs(self, items: Sequence[StepItem]) -> StepInputs:
-        tables = [np.asarray(item.block_table, dtype=np.int64) for item in items]
-        starts = [item.start for item in items]
-        counts = [len(item.tokens) for item in items]
-        slots, positions = self._places(tables, starts, counts)
-        decodes = sum(count == 1 for count in counts)
+    def _draw(self, items: Sequence[StepItem], hidden: torch.Tensor) -> list[int]:
+        """A token after each row of `hidden`."""
+        logits = self._model.logits(hidden)
+        logs = [(row, log) for row, item in enumerate(items) if (log := item.log) is not None]
+        told = [(row, log, log.drawn_top) for row, log in logs if log.drawn_top is not None]
+        untouched = logits[[row for row, _, _ in told]] if told else logits
+        tokens = sample(logits, [spec for item in items if (spec := item.sample)])
+        if told:
+            logprobs = logprobs_of(
+                untouched, [tokens[row] for row, _, _ in told], [top for _, _, top in told]
+            )
+            for (_, log, _), of_drawn in zip(told, logprobs, strict=True):
+                log.of_drawn = of_drawn
+        return tokens
 
-        def batches(part: slice) -> dict[int | None, PagedBatch]:
-            size, sequences = self.layout.block_size, (tables[part], starts[part], counts[part])
-            return {window: PagedBatch(*sequences, size, window, self.device) for window in self._windows}
-
-        return StepInputs(
-            tokens=torch.tensor([token for item in items for token in item.tokens], device=self.device),
-            rotations=rotations(positions, self._frequencies, self.spec.rope.attention_factor),
-            slots=slots,
-            decodes=batches(slice(decodes)),
-            chunks=batches(slice(decodes, None)),
-        )
-
-    def _places(
-        self, tables: list[np.ndarray], starts: list[int], counts: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cache slots and the positions of all fed tokens, each [n]."""
-        size = self.layout.block_size
-        positions = [np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
-        slots = [
-            table[places // size] * size + places % size
-            for table, places in zip(tables, positions, strict=True)
-        ]
-        return (
-            torch.from_numpy(np.concatenate(slots)).to(self.device),
-            torch.from_numpy(np.concatenate(positions)).to(self.device),
-        )
+    def _tell_known(self, log: Logbook, hidden: torch.Tensor) -> None:
+        """Fill in what is wanted of known tokens, which follow the first rows of `hidden`."""
+        of_known: list[Logprobs] = []
+        for first in range(0, len(log.known), LOGITS_ROWS):
+            tokens = log.known[first : first + LOGITS_ROWS]
+            logits = self._model.logits(hidden[first : first + len(tokens)])
+            of_known += logprobs_of(logits, tokens, [log.known_top] * len(tokens))
+        log.of_known = tuple(of_known)

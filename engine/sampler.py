@@ -1,42 +1,81 @@
-"""From logits to a token, by the request's own draw."""
+"""From logits to a token, by the request's own draw.
+
+Sampling is the Gumbel-max trick (Gumbel 1954; Maddison et al., https://arxiv.org/abs/1411.0030): the largest of
+logit + temperature x noise is distributed as the softmax. Each token's noise is its own, so that rounding changes a
+choice only where the two best scores lie within it, as it is for greedy choice; inverting the cumulative distribution
+would collect the rounding of all tokens before the drawn one.
+"""
 
 from collections.abc import Sequence
 
 import torch
 
-from .draw import uniform
+from .draw import draw_key
+from .shaping import best, shape_
 from .step import SampleSpec
+
+_MANTISSA_BITS = 53
 
 
 def sample(logits: torch.Tensor, specs: Sequence[SampleSpec]) -> list[int]:
-    """One token id for each row of `logits` [rows, vocab]; no row's choice depends on another row."""
+    """One token id for each row of `logits` [rows, vocab]; no row's choice depends on another row.
+
+    Rows whose spec has a `shaping` may be changed in place.
+    """
+    if any(spec.shaping is not None for spec in specs):
+        logits = logits.float()  # fewer digits would swallow what is added
+        shape_(logits, specs)
     tokens = logits.argmax(dim=-1).tolist()
     drawn = [row for row, spec in enumerate(specs) if spec.temperature > 0]
     if drawn:
-        temperatures = [specs[row].temperature for row in drawn]
-        draws = [uniform(specs[row].seed, specs[row].choice, specs[row].position) for row in drawn]
-        chosen = _invert(logits if len(drawn) == len(specs) else logits[drawn], temperatures, draws)
-        for row, token in zip(drawn, chosen, strict=True):
+        chosen = [specs[row] for row in drawn]
+        rows = logits if len(drawn) == len(specs) else logits[drawn]
+        scores = score(
+            rows,
+            [spec.temperature for spec in chosen],
+            [draw_key(spec.seed, spec.choice, spec.position) for spec in chosen],
+        )
+        for row, token in zip(drawn, best(scores, rows, chosen).tolist(), strict=True):
             tokens[row] = token
     return tokens
 
 
-def sample_from_logits(logits: torch.Tensor, temperature: float, u: float) -> int:
-    """The token that a row of logits [vocab] gives at `temperature` for the draw `u` in [0, 1).
+def score(logits: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]) -> torch.Tensor:
+    """What the token is the largest of: `logits` [rows, vocab] plus temperature times Gumbel noise, in float64.
 
-    Temperature 0 takes the largest logit, the lowest id among equals. Else the distribution softmax(logits / T), in
-    float64, is inverted in the order of token ids: the first id whose cumulative probability exceeds `u`.
+    Each row has its temperature and its `draw_key`. Temperature 0 leaves the logits: greedy choice.
     """
-    if temperature == 0:
-        return int(logits.argmax())
-    return _invert(logits.unsqueeze(0), [temperature], [u])[0]
+    device = logits.device
+    noise = _gumbel(torch.tensor(keys, dtype=torch.int64, device=device), logits.shape[-1])
+    scale = torch.tensor(temperatures, dtype=torch.float64, device=device).unsqueeze(1)
+    return noise.mul_(scale).add_(logits)
 
 
-def _invert(logits: torch.Tensor, temperatures: list[float], draws: list[float]) -> list[int]:
-    scaled = logits.double() / torch.tensor(
-        temperatures, dtype=torch.float64, device=logits.device
-    ).unsqueeze(1)
-    cumulative = torch.softmax(scaled, dim=-1).cumsum(dim=-1)
-    targets = torch.tensor(draws, dtype=torch.float64, device=logits.device).unsqueeze(1) * cumulative[:, -1:]
-    found = torch.searchsorted(cumulative, targets, right=True).squeeze(1)
-    return found.clamp_(max=logits.shape[-1] - 1).tolist()
+def _gumbel(keys: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Standard Gumbel noise keyed by (key, token): [rows, vocabulary], float64."""
+    uniform = _uniform(keys, vocabulary)
+    return uniform.log_().neg_().log_().neg_()
+
+
+def _uniform(keys: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Numbers inside (0, 1) keyed by (key, token): SplitMix64 (Steele et al., OOPSLA 2014) started at the key."""
+    state = torch.arange(1, vocabulary + 1, device=keys.device).mul_(_GAMMA) + keys.unsqueeze(1)
+    for shift, factor in _MIXING:
+        state ^= _shifted(state, shift)
+        state *= factor
+    state ^= _shifted(state, _LAST_SHIFT)
+    return _shifted(state, 64 - _MANTISSA_BITS).double().add_(0.5).mul_(2.0**-_MANTISSA_BITS)
+
+
+def _shifted(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """The logical right shift of 64-bit words; torch's own keeps the sign."""
+    return (words >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MIXING = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)))
+_LAST_SHIFT = 31

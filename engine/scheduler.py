@@ -8,7 +8,7 @@ from functools import lru_cache
 from ..handover.values import Context, Epoch, LeaseKey
 from ..policy import prefix
 from ..policy.admission import Need
-from ..policy.batching import Budget, Candidate, choose_batch
+from ..policy.batching import Budget, Candidate, Target, bounded, choose_batch
 from ..policy.state import blocks_for
 from .admission import Admission
 from .blocks import BlockPool, OutOfBlocks
@@ -36,8 +36,13 @@ class Scheduler:
         prefill: Phase,
         decode: Phase,
         fingerprint: str,
+        target: Target | None = None,
         rule: str = "predicted",
     ):
+        """`rule` is one of `policy.admission.RULES`.
+
+        `target` bounds what prompts add to a step that has decodes; None leaves the role's whole budget.
+        """
         self.pool = pool
         self.block_size = block_size
         self.role = role
@@ -48,6 +53,7 @@ class Scheduler:
         self.preemptions = 0
         self._fingerprint = fingerprint
         self._admission = Admission(rule, pool, block_size)
+        self._target = target
         self._prefill = prefill
         self._decode = decode
         self._sequences: dict[LeaseKey, Sequence] = {}
@@ -63,9 +69,10 @@ class Scheduler:
     def get(self, session: str, epoch: Epoch) -> Sequence | None:
         return self._sequences.get(LeaseKey(session, epoch))
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence for its prefill."""
+    def add(self, sequence: Sequence, leaves: bool = False) -> None:
+        """Queue a sequence for its prefill; `leaves` says that it is to decode elsewhere."""
         assert sequence.key not in self._sequences
+        sequence.leaves = leaves
         self._sequences[sequence.key] = sequence
 
     def remove(self, key: LeaseKey, now: float) -> None:
@@ -79,7 +86,7 @@ class Scheduler:
         """The sequence is owned under another epoch from here on."""
         was = sequence.key
         sequence.epoch = epoch
-        self._sequences = {one.key: one for one in self._sequences.values()}
+        self._sequences = {one.key: one for one in self}  # it keeps its place in the order of arrival
         if self.pool.holds(was):
             self.pool.rename(was, sequence.key)
 
@@ -100,10 +107,9 @@ class Scheduler:
         Else how many leading blocks are here already, by the `names` of its context.
         """
         coming = len(self._leased) - len(self._quarantined)
-        back = [sequence for sequence in self if sequence.preempted]
-        if self.decoding + coming + len(back) >= self.role.decode_slots:
+        if self.slots_taken + coming >= self.role.decode_slots:
             return None
-        if any(not sequence.admitted for sequence in back):
+        if any(one.preempted and not one.admitted for one in self):
             return None  # their memory is not given to others
         demand = self._decode.demand(Size(max(size.context, blocks * self.block_size), size.most), self.role)
         need = self._admission.need(demand, key.session, context.application, len(context.emitted))
@@ -142,8 +148,11 @@ class Scheduler:
         """The sequences to run and how many tokens of each; their blocks are there. See also `take_preempted`."""
         self._admit()
         ready = self._begin([sequence for sequence in self if self._may_run(sequence)])
-        candidates = [Candidate(sequence.pending, sequence.decoding) for sequence in ready]
-        chosen = [(ready[place], tokens) for place, tokens in choose_batch(candidates, self._budget(ready))]
+        candidates = [Candidate(one.pending, one.decoding, one.computed) for one in ready]
+        budget = self._budget(ready)
+        if self._target is not None:
+            budget = bounded(candidates, budget, self._target, least_tokens=self.block_size)
+        chosen = [(ready[place], tokens) for place, tokens in choose_batch(candidates, budget)]
         batch = [(one, tokens) for one, tokens in chosen if one.admitted and self._make_room(one, tokens)]
         return [(one, tokens) for one, tokens in batch if one.admitted]
 
@@ -164,7 +173,7 @@ class Scheduler:
         fed = sequence.tokens[start : start + tokens]
         sample = sequence.sample_spec() if start + tokens == len(sequence.tokens) else None
         table = self.pool.table(sequence.key)[: blocks_for(start + tokens, self.block_size)]
-        return StepItem(fed, start, table, sample)
+        return StepItem(fed, start, table, sample, sequence.logbook(start, tokens))
 
     def ran(self, sequence: Sequence, tokens: int) -> None:
         """A step has computed so many more of the sequence's tokens."""
@@ -239,9 +248,8 @@ class Scheduler:
 
     def _take_prefix(self, sequence: Sequence, coming: set[bytes]) -> bool:
         """Hold what is cached of a prompt that begins; False where the next of its blocks is among those `coming`."""
-        names = self._names(
-            sequence, len(sequence.tokens) - 1
-        )  # the last token runs, for the next one is drawn there
+        readable = 0 if sequence.needs_whole_prompt else len(sequence.tokens) - 1  # the last runs in any case
+        names = self._names(sequence, readable)
         known = self.pool.find(names)
         if len(known) < len(names) and names[len(known)] in coming:
             return False
@@ -308,8 +316,13 @@ class Scheduler:
         return sum(sequence.computed > 0 for sequence in self)
 
     @property
-    def decoding(self) -> int:
-        return sum(sequence.decoding for sequence in self)
+    def slots_taken(self) -> int:
+        """Sequences that decode here, or will after a prefill that has its memory.
+
+        May be above the decode slots where requests were recovered: the earliest run, the others wait in order of
+        arrival, and no more arrive by handover.
+        """
+        return sum(sequence.decoding or (sequence.admitted and not sequence.leaves) for sequence in self)
 
     @property
     def queued_tokens(self) -> int:

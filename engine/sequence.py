@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from ..handover.values import Commit, Context, End, Epoch, LeaseKey, SamplingParams, TokenRecord
+from ..handover.values import (
+    Commit,
+    Context,
+    End,
+    Epoch,
+    LeaseKey,
+    Logprobs,
+    SamplingParams,
+    TokenRecord,
+)
+from .grammar import Constraint, Grammars
 from .phase import Size
-from .step import SampleSpec
+from .step import Logbook, SampleSpec, Shaping
+from .tally import Tally
 
 
 @dataclass(slots=True)
@@ -21,6 +33,14 @@ class Sequence:
     params: SamplingParams
     most: int
     """Most tokens that it may have in all, prompt included."""
+    ends: frozenset[int] = frozenset()
+    """Tokens that end it."""
+    tally: Tally | None = field(init=False)
+    """Kept where penalties look at it."""
+    constraint: Constraint | None = None
+    """Where a grammar rules its output: the state after the tokens so far."""
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+    """Of the prompt from its second token on, as far as they are computed; they leave with the first token."""
     prefill_until: int = field(init=False)
     """The tokens that were there when it came: to be prefilled as far as they have no KV."""
     computed: int = 0
@@ -36,6 +56,8 @@ class Sequence:
     """A handover out is under way."""
     locked: bool = False
     """A transfer reads its blocks."""
+    leaves: bool = False
+    """It is to be handed over after its prefill: it needs no decode slot here."""
     salt: str = ""
     """Whose KV it may share."""
     application: str = ""
@@ -48,19 +70,42 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prefill_until = len(self.tokens)
+        self.tally = self._new_tally()
+
+    def _new_tally(self) -> Tally | None:
+        params, emitted = self.params, self.tokens[self.prompt :]
+        if params.repetition_penalty != 1:
+            return Tally(self.tokens[: self.prompt], emitted)
+        return Tally((), emitted) if params.presence_penalty or params.frequency_penalty else None
 
     @classmethod
-    def begin(cls, session: str, epoch: Epoch, context: Context, longest: int) -> Sequence:
-        """A sequence to be prefilled; `longest` is the model's context in tokens."""
+    def begin(
+        cls,
+        session: str,
+        epoch: Epoch,
+        context: Context,
+        longest: int,
+        ends: frozenset[int] = frozenset(),
+        grammars: Grammars | None = None,
+    ) -> Sequence:
+        """A sequence to be prefilled; `longest` is the model's context in tokens, `ends` are its end tokens."""
+        params = context.params
         tokens = [*context.prompt, *context.emitted]
-        most = min(len(context.prompt) + context.params.max_tokens, longest)
+        most = min(len(context.prompt) + params.max_tokens, longest)
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else ends)
+        constraint = None
+        if params.grammar:
+            assert grammars is not None, "routers ask it only of models that have a tokenizer"
+            constraint = grammars.begin(params.grammar, context.emitted)
         return cls(
             session,
             epoch,
             len(context.prompt),
             tokens,
-            context.params,
+            params,
             most,
+            ends,
+            constraint,
             salt=context.salt,
             application=context.application,
             cache_ttl_s=context.cache_ttl_s,
@@ -68,7 +113,14 @@ class Sequence:
 
     @classmethod
     def adopt(
-        cls, lease: LeaseKey, context: Context, commit: Commit, longest: int, names: list[bytes]
+        cls,
+        lease: LeaseKey,
+        context: Context,
+        commit: Commit,
+        longest: int,
+        ends: frozenset[int] = frozenset(),
+        grammars: Grammars | None = None,
+        names: Iterable[bytes] = (),
     ) -> Sequence:
         """A sequence that arrives with its KV: what the reservation told of it, and what the commit adds.
 
@@ -77,10 +129,10 @@ class Sequence:
         emitted = context.emitted[: commit.first_index]
         assert len(emitted) == commit.first_index, "the commit goes on where the reservation ended"
         grown = replace(context, emitted=emitted + tuple(record.id for record in commit.records))
-        sequence = cls.begin(lease.session, lease.epoch, grown, longest)
+        sequence = cls.begin(lease.session, lease.epoch, grown, longest, ends, grammars)
         sequence.computed = sequence.prefill_until = commit.computed
         sequence.admitted = True
-        sequence.names = names
+        sequence.names = list(names)
         assert sequence.pending == 1
         return sequence
 
@@ -122,13 +174,44 @@ class Sequence:
 
     def sample_spec(self) -> SampleSpec:
         """How the token after the last one is drawn."""
-        return SampleSpec(self.params.temperature, self.params.seed, self.params.choice, self.made)
+        params = self.params
+        return SampleSpec(params.temperature, params.seed, params.choice, self.made, self._shaping())
 
-    def append(self, token: int, ends: frozenset[int]) -> TokenRecord:
+    def _shaping(self) -> Shaping | None:
+        params = self.params
+        barred = tuple(self.ends) if self.made < params.min_tokens else ()
+        filtered = params.temperature > 0 and (params.top_p < 1 or params.top_k or params.min_p)
+        allowed = None if self.constraint is None else self.constraint.allowed()
+        if not (filtered or barred or params.logit_bias or self.tally is not None or allowed is not None):
+            return None
+        return Shaping(params, self.tally, barred, allowed)
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Every token of the prompt must be computed here, none read from a cached prefix: it is to be told of each."""
+        return self.params.prompt_logprobs is not None and self.made == 0
+
+    def logbook(self, start: int, tokens: int) -> Logbook | None:
+        """What a step that feeds so many tokens from `start` on is to tell of."""
+        params, end = self.params, start + tokens
+        known = self.tokens[start + 1 : min(end + 1, self.prompt)] if self.needs_whole_prompt else ()
+        draws = params.logprobs is not None and end == len(self.tokens)
+        if not (known or draws):
+            return None
+        return Logbook(known, params.prompt_logprobs or 0, params.logprobs if draws else None)
+
+    def log(self, start: int, told: Logbook | None) -> None:
+        """Keep what a step from `start` on told of the prompt."""
+        if told is not None and told.known:
+            self.prompt_logprobs[start:] = told.of_known
+
+    def append(self, token: int, logprobs: Logprobs | None = None) -> TokenRecord:
         """Take a new token, and say whether it is the last."""
         self.tokens.append(token)
-        if token in ends and not self.params.ignore_eos:
-            return TokenRecord(token, End.STOP)
-        if len(self.tokens) >= self.most:
-            return TokenRecord(token, End.LENGTH)
-        return TokenRecord(token)
+        if self.tally is not None:
+            self.tally.add(token)
+        end = End.LENGTH if len(self.tokens) >= self.most else None
+        satisfied = self.constraint is not None and self.constraint.take(token)
+        end = End.STOP if satisfied or token in self.ends else end
+        prompt, self.prompt_logprobs = tuple(self.prompt_logprobs), []
+        return TokenRecord(token, end, logprobs, prompt)

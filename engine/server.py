@@ -33,17 +33,19 @@ from ..handover.frames import (
 from ..handover.seat import House, Seat
 from ..handover.values import (
     Address,
+    Context,
     Incarnation,
     Layout,
     LeaseKey,
     Move,
     News,
     PeerMessage,
+    Reserve,
     Stage,
     Start,
     Window,
 )
-from ..policy.batching import Budget
+from ..policy.batching import Budget, Target
 from ..policy.state import LoadView
 from ..proto import worker_pb2 as pb
 from ..proto.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
@@ -51,11 +53,12 @@ from .blocks import BlockPool
 from .checkpoint import ModelSpec, read_checkpoint
 from .config import EngineConfig
 from .engine import Engine, Limits
+from .grammar import Grammars
 from .local import LocalWindow
 from .memory import SharedMemory
 from .peers import CHANNEL, Peers
 from .phase import Phase
-from .runner import Runner, choose_device, choose_dtype, choose_layout
+from .runner import Runner, choose_device, choose_dtype, choose_layout, memory_bytes
 from .scheduler import Scheduler
 from .transfers import Transfers
 
@@ -65,6 +68,8 @@ OUT_QUEUE = 16384
 """Frames that a router may be behind before its stream is cut."""
 IN_QUEUE = 16384
 """Events that may wait for the engine before its streams are read no further."""
+DEAD_KEPT = 4096
+"""Dead incarnations that are remembered: what they said may still be on its way."""
 
 
 class InstanceServer(WorkerServiceServicer):
@@ -81,6 +86,7 @@ class InstanceServer(WorkerServiceServicer):
         prefill_phase: Phase,
         decode_phase: Phase,
         host: str = "127.0.0.1",
+        target: Target | None = None,
     ):
         self.me = Incarnation(name, life)
         self._config = config
@@ -88,9 +94,12 @@ class InstanceServer(WorkerServiceServicer):
         self._role = Budget(prefill_tokens, decode_slots)
         self._phases = prefill_phase, decode_phase
         self._host = host
+        self._target = target
         self._links: dict[str, asyncio.Queue[InstanceFrame]] = {}
         self._heard_at: dict[str, float] = {}
         self._told_at: dict[str, float] = {}
+        self._dead: dict[Incarnation, None] = {}
+        """The latest to be buried; nothing of theirs is heard any more."""
         self._server = grpc.aio.server(options=CHANNEL)
         self._memory: SharedMemory | None = None
 
@@ -102,9 +111,13 @@ class InstanceServer(WorkerServiceServicer):
         port = self._server.add_insecure_port(f"{self._host}:0")
         self.address = f"{self._host}:{port}"
         self._spec, self._runner = await asyncio.to_thread(self._load)
+        tokenizer = self._config.folder / "tokenizer.json"
+        has_text = tokenizer.exists()
+        self._grammars = Grammars(tokenizer, self._spec.vocab, self._spec.eos) if has_text else None
         self._peers = Peers(Address(self.me, self.address), self._handover)
         self._transfers = Transfers(
-            self.me, self._runner.cache, self._handover, self._host, self._peers.send, self._post
+            *(self.me, self._runner.cache, self._handover, self._host, self._peers.send, self._post),
+            stepping=lambda: self._engine.stepping,
         )
         self._engine = self._make_engine()
         add_WorkerServiceServicer_to_server(self, self._server)
@@ -125,13 +138,14 @@ class InstanceServer(WorkerServiceServicer):
         await self._server.stop(grace=0.2)
         await self._peers.close()
         await self._transfers.close()
+        await asyncio.to_thread(self._runner.close)
         if self._memory is not None:
             self._memory.close()
 
     @property
     def failed(self) -> bool:
-        """The engine thread has ended by an error: the process should end too."""
-        return not self._engine.alive
+        """The engine thread has ended by an error, or a rank has: the process should end too."""
+        return not (self._engine.alive and self._runner.alive)
 
     def _load(self) -> tuple[ModelSpec, Runner]:
         spec = read_checkpoint(self._config.folder)
@@ -139,15 +153,18 @@ class InstanceServer(WorkerServiceServicer):
         self._check_transport(device.type)
         if device.type == "cpu" and self._config.transport in ("auto", "local"):
             layout = choose_layout(self._config, spec, choose_dtype(self._config, device))
-            self._memory = SharedMemory.create(layout.total_bytes)
-        buffer = None if self._memory is None else self._memory.buffer
-        return spec, Runner(self._config, spec, buffer)
+            self._memory = SharedMemory.create(memory_bytes(layout, self._config.tensor_parallel))
+        return spec, Runner(self._config, spec, self._memory)
 
     def _check_transport(self, device: str) -> None:
         usable = ("auto", "local", "gloo") if device == "cpu" else ("auto", "nccl")
         if self._config.transport not in usable:
             raise ValueError(
                 f"engine.transport {self._config.transport} does not move KV between {device} devices"
+            )
+        if device != "cpu" and self._config.tensor_parallel > 1:
+            raise ValueError(
+                "engine.tensor_parallel above 1 serves on CPUs alone: ranks move no KV between GPUs yet"
             )
 
     @property
@@ -161,13 +178,19 @@ class InstanceServer(WorkerServiceServicer):
         layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.block_size)
         pool = BlockPool(shape.blocks, self._config.prefix_cache)
         scheduler = Scheduler(
-            pool, shape.block_size, self._role, *self._phases, self._spec.fingerprint, self._config.admission
+            pool,
+            shape.block_size,
+            self._role,
+            *self._phases,
+            self._spec.fingerprint,
+            self._target,
+            self._config.admission,
         )
         return Engine(
             self._runner,
             scheduler,
             House(self.me, self._spec.fingerprint, layout, self._handover),
-            Limits(self._context_tokens, self._spec.eos, shape.block_size),
+            Limits(self._context_tokens, self._spec.eos, shape.block_size, self._grammars),
             self,
             self._window(),
         )
@@ -176,7 +199,8 @@ class InstanceServer(WorkerServiceServicer):
         if self._memory is None:
             return None
         at = LocalWindow.describe(self._memory)
-        return Window(at.host, at.pid, at.fd, at.size_bytes, self._runner.layout.blocks, at.name)
+        blocks, ranks = self._runner.layout.blocks, self._config.tensor_parallel
+        return Window(at.host, at.pid, at.fd, at.size_bytes, blocks, at.name, ranks)
 
     # ---- what the engine asks (from its thread)
 
@@ -189,12 +213,20 @@ class InstanceServer(WorkerServiceServicer):
         self._call(self._tell_all, Condemn(writer))
 
     def write_in_place(
-        self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
+        self,
+        stage: Stage,
+        window: Window | None,
+        source_ids: Sequence[int],
+        destination_ids: Sequence[int],
+        urgent: bool,
     ) -> None:
-        self._transfers.write_in_place(stage, window, source_ids, destination_ids)
+        if urgent:
+            self._transfers.write_in_place(stage, window, source_ids, destination_ids, urgent)
+        else:
+            self._call(self._transfers.write_in_place, stage, window, source_ids, destination_ids, urgent)
 
-    def send_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
-        self._call(self._transfers.send_blocks, stage, ids)
+    def send_blocks(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
+        self._call(self._transfers.send_blocks, stage, ids, urgent)
 
     def receive_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
         self._call(self._transfers.receive_blocks, stage, ids)
@@ -249,7 +281,7 @@ class InstanceServer(WorkerServiceServicer):
             await asyncio.sleep(self._handover.heartbeat_s)
             now = time.monotonic()
             if self.failed or now - self._engine.alive_at > self._handover.grace_s:
-                logger.error("the engine thread has ended or hangs; so does the instance")
+                logger.error("the engine thread or a rank has ended, or hangs; so does the instance")
                 os._exit(70)
             load = replace(self._engine.load, idle_s=now - self._engine.alive_at)
             for router in list(self._links):
@@ -308,8 +340,16 @@ class InstanceServer(WorkerServiceServicer):
     async def _hear_router(self, router: str, requests: AsyncIterator[pb.LinkRequest]) -> None:
         async for request in requests:
             self._heard_at[router] = time.monotonic()
-            self._take(router, wire.from_link_request(request))
+            frame = wire.from_link_request(request)
+            if isinstance(frame, Start):
+                await self._prepare(frame.context)
+            self._take(router, frame)
             await self._keep_pace()
+
+    async def _prepare(self, context: Context) -> None:
+        """Compile its grammar here, so that no step waits for that."""
+        if context.params.grammar and self._grammars is not None:
+            await asyncio.to_thread(self._grammars.prepare, context.params.grammar)
 
     def _take(self, router: str, frame: RouterFrame) -> None:
         match frame:
@@ -328,6 +368,9 @@ class InstanceServer(WorkerServiceServicer):
                 self._engine.post(message.session, FromRouter(router, message))
 
     def _bury(self, incarnation: Incarnation) -> None:
+        self._dead[incarnation] = None
+        if len(self._dead) > DEAD_KEPT:
+            del self._dead[next(iter(self._dead))]
         self._peers.forget(incarnation)
         self._transfers.forget(incarnation)
         self._engine.post_all(PeerLost(incarnation))
@@ -342,13 +385,18 @@ class InstanceServer(WorkerServiceServicer):
                 grpc.StatusCode.FAILED_PRECONDITION, f"this is {self.me.instance}.{self.me.life}"
             )
         sender = hello.sender.incarnation
-        self._peers.meet(hello.sender)
+        if sender not in self._dead:
+            self._peers.meet(hello.sender)
         try:
             async for request in request_iterator:
+                if sender in self._dead:  # a lease granted now would never hear of the death of its writer
+                    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{sender} is dead")
                 frame = wire.from_peer_request(request)
                 if isinstance(frame, Turn | PairOffer):
                     self._transfers.hear(sender, frame)
                 elif not isinstance(frame, PeerHello):
+                    if isinstance(frame, Reserve):
+                        await self._prepare(frame.context)
                     self._engine.post(frame.lease.session, FromPeer(sender, frame))
                     await self._keep_pace()
         except ValueError as error:

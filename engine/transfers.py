@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ..handover.config import HandoverConfig
 from ..handover.effects import InstanceEvent, Received, Written
 from ..handover.frames import PairOffer, PeerFrame, Turn, TurnKind
 from ..handover.values import Incarnation, LeaseKey, Stage, Window
-from .cache import KVCache
+from .cache import BlockStore
 from .local import LocalWindow, WindowDescriptor
+from .pace import Pace
 from .pair import Pair, Rendezvous
 from .transport import PeerLost
 from .turn import TransferTurn
@@ -39,16 +42,17 @@ class Promised:
 
 
 class Transfers:
-    """Copies KV to and from peers. Called in the event loop, but for `write_in_place`, which any thread may call."""
+    """Copies KV to and from peers. Called in the event loop, but for an urgent `write_in_place`: from any thread."""
 
     def __init__(
         self,
         me: Incarnation,
-        cache: KVCache,
+        cache: BlockStore,
         config: HandoverConfig,
         host: str,
         tell: Callable[[Incarnation, PeerFrame], None],
         post: Callable[[str, InstanceEvent], None],
+        stepping: Callable[[], bool],
     ):
         self._me = me
         self._cache = cache
@@ -59,6 +63,7 @@ class Transfers:
         self._backend = "gloo" if cache.device.type == "cpu" else "nccl"
         self._rendezvous = Rendezvous(host)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="transfer")
+        self._pace = Pace(config.copy_share, config.lease_s / 4, stepping)
         self._turn = TransferTurn()
         self._promised: Promised | None = None
         self._expiry: asyncio.TimerHandle | None = None
@@ -71,6 +76,7 @@ class Transfers:
         self._windows: dict[Incarnation, LocalWindow] = {}
         self._unreachable: set[Incarnation] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._receives: dict[LeaseKey, set[asyncio.Task[None]]] = {}
         self._sequence = 0
 
     # ---- one-sided
@@ -80,13 +86,30 @@ class Transfers:
         return peer not in self._unreachable
 
     def write_in_place(
-        self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
+        self,
+        stage: Stage,
+        window: Window | None,
+        source_ids: Sequence[int],
+        destination_ids: Sequence[int],
+        urgent: bool,
     ) -> None:
         """Copy blocks into the destination's memory (None: it has none to share) in the transfer thread.
 
-        `Written` is posted when that has ended.
+        `Written` is posted when that has ended. What is not `urgent` waits for its time.
         """
-        self._thread.submit(self._write, stage, window, tuple(source_ids), tuple(destination_ids))
+        write = partial(self._write, stage, window, tuple(source_ids), tuple(destination_ids))
+        if urgent:
+            self._thread.submit(self._timed, write)
+        else:
+            self._spawn(self._write_in_its_time(stage, write))
+
+    async def _write_in_its_time(self, stage: Stage, write: Callable[[], None]) -> None:
+        try:
+            await self._rest()
+        except asyncio.CancelledError:
+            self._post(stage.lease.session, Written(stage.lease, False))
+            raise
+        self._thread.submit(self._timed, write)
 
     def _write(
         self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
@@ -109,18 +132,23 @@ class Transfers:
             descriptor = WindowDescriptor(
                 host=window.host, pid=window.pid, fd=window.fd, name=window.name, size_bytes=window.size_bytes
             )
-            self._windows[peer] = LocalWindow.attach(descriptor, layout)
+            self._windows[peer] = LocalWindow.attach(descriptor, layout, window.ranks)
         return self._windows[peer]
 
     # ---- two-sided, sending
 
-    def send_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
-        """Send header and blocks as soon as both ends hold their turn, then post `Written`."""
-        self._spawn(self._send(stage, tuple(ids)))
+    def send_blocks(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
+        """Send header and blocks as soon as both ends hold their turn, then post `Written`.
 
-    async def _send(self, stage: Stage, ids: Sequence[int]) -> None:
+        What is not `urgent` waits for its time.
+        """
+        self._spawn(self._send(stage, tuple(ids), urgent))
+
+    async def _send(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
         ok = False
         try:
+            if not urgent:
+                await self._rest()
             async with asyncio.timeout(self._config.transport_s):
                 name = await self._take_both_turns(stage.destination)
             try:
@@ -188,7 +216,7 @@ class Transfers:
             size = self._cache.staging_bytes(len(ids))
             self._tell(peer, replace(stage, pair=name, sequence=sequence, size_bytes=size))
             if pair is not None and ids:
-                await self._in_thread(pair.send, self._cache, ids)
+                await self._in_thread(self._timed, partial(pair.send, self._cache, ids))
             sent = True
         except PeerLost as error:
             logger.info("the pair to %s.%d is lost: %s", *peer, error)
@@ -258,7 +286,10 @@ class Transfers:
 
     def receive_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
         """Take the blocks that follow a header into `ids`, then post `Received`."""
-        self._spawn(self._receive(stage, tuple(ids)))
+        task = self._spawn(self._receive(stage, tuple(ids)))
+        under_way = self._receives.setdefault(stage.lease, set())
+        under_way.add(task)
+        task.add_done_callback(lambda _: self._forget_receive(stage.lease, task))
 
     async def _receive(self, stage: Stage, ids: Sequence[int]) -> None:
         ok = False
@@ -294,8 +325,19 @@ class Transfers:
             self._give_back()
 
     def close_receive(self, lease: LeaseKey) -> None:
-        """A receive under way ends by itself within the transport's limit; torch.distributed cannot end it sooner."""
-        logger.info("a receive for %s is left to its deadline", lease.session)
+        """End the receives under this lease and their pair; `Received` is posted when nothing writes any more.
+
+        At once where a receive has not begun. One that has begun lasts until its sender is through, or `transport_s`
+        at most: gloo waits for a message until that is there, its connection closes or the time is up, `abort` does not
+        wake it, and torch.distributed tells nobody the socket. Until `Received` the seat keeps the lease's blocks.
+        """
+        for task in self._receives.get(lease, ()):
+            task.cancel()
+
+    def _forget_receive(self, lease: LeaseKey, task: asyncio.Task[None]) -> None:
+        self._receives[lease].discard(task)
+        if not self._receives[lease]:
+            del self._receives[lease]
 
     # ---- both
 
@@ -336,6 +378,18 @@ class Transfers:
             if pair is not None:
                 self._thread.submit(pair.close)
 
+    async def _rest(self) -> None:
+        while (left_s := self._pace.left_s) > 0:  # noqa: ASYNC110 - time alone ends it
+            await asyncio.sleep(left_s)
+
+    def _timed(self, copy: Callable[[], None]) -> None:
+        """Copy, in the transfer thread, and rest for it afterwards."""
+        began = time.monotonic()
+        try:
+            copy()
+        finally:
+            self._pace.took(time.monotonic() - began)
+
     async def _in_thread(self, call: Callable, *arguments: object):
         """Run in the transfer thread. A copy that has begun is waited for even when this is cancelled."""
         job: Future = self._thread.submit(call, *arguments)
@@ -344,10 +398,11 @@ class Transfers:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
             if not job.cancel():
-                await asyncio.wait([waiting])
+                await asyncio.gather(waiting, return_exceptions=True)
             raise
 
-    def _spawn(self, coroutine) -> None:
+    def _spawn(self, coroutine) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from .cache import KVCache
+from .cache import BlockStore
 
 ALL_LAYERS = slice(None)
 
@@ -24,11 +24,11 @@ class PeerLost(Exception):
 class TwoSided(Protocol):
     """Both ends call: one `send`, the other `receive`, with as many blocks and the same layers."""
 
-    def send(self, cache: KVCache, block_ids: Sequence[int], layers: slice = ALL_LAYERS) -> None:
+    def send(self, cache: BlockStore, block_ids: Sequence[int], layers: slice = ALL_LAYERS) -> None:
         """Send these blocks of `cache`; on return they have been read and may be freed."""
         ...
 
-    def receive(self, cache: KVCache, block_ids: Sequence[int], layers: slice = ALL_LAYERS) -> None:
+    def receive(self, cache: BlockStore, block_ids: Sequence[int], layers: slice = ALL_LAYERS) -> None:
         """Fill these blocks of `cache` with the peer's, in the order of its ids; on return they hold them."""
         ...
 
@@ -42,7 +42,7 @@ class OneSided(Protocol):
 
     def write(
         self,
-        cache: KVCache,
+        cache: BlockStore,
         source_ids: Sequence[int],
         destination_ids: Sequence[int],
         layers: slice = ALL_LAYERS,

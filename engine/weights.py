@@ -1,6 +1,6 @@
 """Weights of a checkpoint, fused for the forward pass."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,32 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .checkpoint import ModelSpec, weight_files
+from .families import Mixture
 
 # Buffers that older checkpoints saved beside the weights.
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
+
+
+@dataclass(frozen=True, slots=True)
+class GatedWeights:
+    """A dense feed-forward: gate above up in one matrix `[2 * intermediate, hidden]`."""
+
+    gate_up: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """A mixture of experts."""
+
+    router: torch.Tensor
+    """[experts, hidden]"""
+    gate_up: torch.Tensor
+    """[experts, 2 * intermediate, hidden]"""
+    down: torch.Tensor
+    """[experts, hidden, intermediate]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +53,7 @@ class LayerWeights:
     output: torch.Tensor
     output_bias: torch.Tensor | None
     post_norm: torch.Tensor
-    gate_up: torch.Tensor
-    gate_up_bias: torch.Tensor | None
-    down: torch.Tensor
-    down_bias: torch.Tensor | None
+    feed_forward: GatedWeights | ExpertWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +64,25 @@ class ModelWeights:
     head: torch.Tensor
 
 
-def load_weights(folder: Path, spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> ModelWeights:
+def load_weights(
+    folder: Path,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    cut: Callable[[LayerWeights], LayerWeights] | None = None,
+    head: bool = True,
+) -> ModelWeights:
     """Reads the safetensors files of `folder` as `dtype` onto `device`.
 
+    `cut` is what is kept of each layer, so that no more than one is ever held whole; without `head` the output
+    projection is left out (the embedding stands there).
     Raises ValueError, naming the file or the tensor, where one is missing, damaged, unexpected or of another shape.
     """
     with ExitStack() as stack:
         shards = _Shards(weight_files(folder), dtype, device, stack)
-        weights = _read_model(shards, spec)
-        shards.refuse_unread(ignored=("lm_head.weight",) if spec.tied else ())
+        own_head = head and not spec.tied
+        weights = _read_model(shards, spec, cut or (lambda layer: layer), own_head)
+        shards.refuse_unread(ignored=() if own_head else ("lm_head.weight",))
     return weights
 
 
@@ -83,6 +113,9 @@ class _Shards:
         self._read.add(name)
         return shard.get_tensor(name).to(device=self._device, dtype=self._dtype)
 
+    def has(self, name: str) -> bool:
+        return name in self._sources
+
     def refuse_unread(self, ignored: tuple[str, ...]) -> None:
         unread = self._sources.keys() - self._read - set(ignored)
         unexpected = sorted(name for name in unread if not name.endswith(_IGNORED_SUFFIXES))
@@ -92,18 +125,22 @@ class _Shards:
             raise ValueError(f"{file}: unexpected tensor {unexpected[0]}{more}")
 
 
-def _read_model(shards: _Shards, spec: ModelSpec) -> ModelWeights:
+def _read_model(
+    shards: _Shards, spec: ModelSpec, cut: Callable[[LayerWeights], LayerWeights], own_head: bool
+) -> ModelWeights:
     embedding = shards.read("model.embed_tokens.weight", spec.vocab, spec.hidden)
     return ModelWeights(
         embedding=embedding,
-        layers=tuple(_read_layer(shards, spec, f"model.layers.{index}") for index in range(spec.layers)),
+        layers=tuple(cut(_read_layer(shards, spec, index)) for index in range(spec.layers)),
         norm=shards.read("model.norm.weight", spec.hidden),
-        head=embedding if spec.tied else shards.read("lm_head.weight", spec.vocab, spec.hidden),
+        head=shards.read("lm_head.weight", spec.vocab, spec.hidden) if own_head else embedding,
     )
 
 
-def _read_layer(shards: _Shards, spec: ModelSpec, prefix: str) -> LayerWeights:
-    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+def _read_layer(shards: _Shards, spec: ModelSpec, index: int) -> LayerWeights:
+    prefix = f"model.layers.{index}"
+    attention = f"{prefix}.self_attn"
+    mixture = spec.mixture if spec.mixture and spec.mixture.layers[index] else None
     heads_out = spec.heads * spec.head_dim
     return LayerWeights(
         input_norm=shards.read(f"{prefix}.input_layernorm.weight", spec.hidden),
@@ -113,10 +150,9 @@ def _read_layer(shards: _Shards, spec: ModelSpec, prefix: str) -> LayerWeights:
         output=shards.read(f"{attention}.o_proj.weight", spec.hidden, heads_out),
         output_bias=shards.read(f"{attention}.o_proj.bias", spec.hidden) if spec.output_bias else None,
         post_norm=shards.read(f"{prefix}.post_attention_layernorm.weight", spec.hidden),
-        gate_up=_read_gate_up(shards, spec, mlp, "weight", spec.hidden),
-        gate_up_bias=_read_gate_up(shards, spec, mlp, "bias") if spec.mlp_bias else None,
-        down=shards.read(f"{mlp}.down_proj.weight", spec.hidden, spec.intermediate),
-        down_bias=shards.read(f"{mlp}.down_proj.bias", spec.hidden) if spec.mlp_bias else None,
+        feed_forward=_read_experts(shards, spec, mixture, prefix)
+        if mixture
+        else _read_gated(shards, spec, f"{prefix}.mlp"),
     )
 
 
@@ -136,9 +172,48 @@ def _read_qk_norm(shards: _Shards, spec: ModelSpec, prefix: str) -> torch.Tensor
     return torch.cat([q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1)])
 
 
-def _read_gate_up(shards: _Shards, spec: ModelSpec, prefix: str, part: str, *columns: int) -> torch.Tensor:
-    gate = shards.read(f"{prefix}.gate_proj.{part}", spec.intermediate, *columns)
-    return torch.cat([gate, shards.read(f"{prefix}.up_proj.{part}", spec.intermediate, *columns)])
+def _read_gated(shards: _Shards, spec: ModelSpec, prefix: str) -> GatedWeights:
+    def gate_up(part: str, *columns: int) -> torch.Tensor:
+        names = (f"{prefix}.{name}_proj.{part}" for name in ("gate", "up"))
+        return torch.cat([shards.read(name, spec.intermediate, *columns) for name in names])
+
+    return GatedWeights(
+        gate_up=gate_up("weight", spec.hidden),
+        gate_up_bias=gate_up("bias") if spec.mlp_bias else None,
+        down=shards.read(f"{prefix}.down_proj.weight", spec.hidden, spec.intermediate),
+        down_bias=shards.read(f"{prefix}.down_proj.bias", spec.hidden) if spec.mlp_bias else None,
+    )
+
+
+def _read_experts(shards: _Shards, spec: ModelSpec, mixture: Mixture, layer: str) -> ExpertWeights:
+    """Published checkpoints hold each expert by itself; those saved as `transformers` holds them, all in one."""
+    prefix, (gate, up, down) = _expert_names(spec.family, layer)
+    experts, inner, hidden = mixture.experts, mixture.intermediate, spec.hidden
+    fused = f"{layer}.mlp.experts"
+    if shards.has(f"{fused}.gate_up_proj"):
+        return ExpertWeights(
+            router=shards.read(f"{layer}.mlp.gate.weight", experts, hidden),
+            gate_up=shards.read(f"{fused}.gate_up_proj", experts, 2 * inner, hidden),
+            down=shards.read(f"{fused}.down_proj", experts, hidden, inner),
+        )
+
+    def each(name: str, *shape: int) -> torch.Tensor:
+        return torch.stack(
+            [shards.read(f"{prefix}.experts.{e}.{name}.weight", *shape) for e in range(experts)]
+        )
+
+    return ExpertWeights(
+        router=shards.read(f"{prefix}.gate.weight", experts, hidden),
+        gate_up=torch.cat([each(gate, inner, hidden), each(up, inner, hidden)], dim=1),
+        down=each(down, hidden, inner),
+    )
+
+
+def _expert_names(family: str, layer: str) -> tuple[str, tuple[str, str, str]]:
+    """Where a layer's experts stand in published checkpoints, and what their gate, up and down are called."""
+    if family == "mixtral":
+        return f"{layer}.block_sparse_moe", ("w1", "w3", "w2")
+    return f"{layer}.mlp", ("gate_proj", "up_proj", "down_proj")
 
 
 def _interleave(rows: torch.Tensor, head_dim: int) -> torch.Tensor:

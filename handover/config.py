@@ -36,6 +36,10 @@ class HandoverConfig:
     grace_s: float = 30.0
     """How long marks are kept, and how long an instance keeps the sequences of a silent router."""
 
+    copy_share: float = 0.5
+    """Most of the time that copies of running sequences take from an instance that steps; what a paused sequence waits
+    for, the final stage above all, is copied at once."""
+
     stage_blocks: int = 64
     """Most blocks in one message."""
 
@@ -46,5 +50,7 @@ class HandoverConfig:
         for field in fields(self):
             if getattr(self, field.name) <= 0:
                 raise ValueError(f"handover.{field.name} must be above 0, not {getattr(self, field.name)}.")
+        if self.copy_share > 1:
+            raise ValueError(f"handover.copy_share must be at most 1, not {self.copy_share}.")
         if self.final_blocks > self.stage_blocks:
             raise ValueError("handover.final_blocks must not exceed handover.stage_blocks.")

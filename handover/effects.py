@@ -219,7 +219,10 @@ class Receive:
 
 @dataclass(frozen=True, slots=True)
 class CloseReceive:
-    """Tear down one's own end of the pair that a receive under this lease waits on; `Received` follows."""
+    """Tear down one's own end of the pair that a receive under this lease waits on.
+
+    `Received` follows when nothing more is written, within the transport's limit; until then the blocks are kept.
+    """
 
     lease: LeaseKey
 

@@ -6,7 +6,7 @@ at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from . import rules
 from .config import HandoverConfig
@@ -35,6 +35,7 @@ from .effects import (
     ToRouter,
     Written,
 )
+from .replaced import replace
 from .source import Source
 from .source import State as SourceState
 from .values import (
@@ -110,9 +111,12 @@ class Holding:
 
     def trimmed(self, source: Source | None) -> Holding:
         """Without the records that neither the router nor a destination will ask for again."""
-        needed = self.seen if source is None else min(self.seen, source.reserved_at)
-        first = max(self.first, needed)
-        return replace(self, first=first, records=self.since(first))
+        first = self.needed(source)
+        return self if first == self.first else replace(self, first=first, records=self.since(first))
+
+    def needed(self, source: Source | None) -> int:
+        """The first token that the router or a destination may still ask for, of those that are here."""
+        return max(self.first, self.seen if source is None else min(self.seen, source.reserved_at))
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,26 +288,28 @@ class Seat:
         if not rules.believes_seen(holding.router, holding.epoch.attempt, router, attempt):
             return self, []
         seen = max(holding.seen, min(next_index, holding.made))
-        seat = replace(self, holding=replace(holding, seen=seen).trimmed(self.source))
         if holding.ended and rules.may_forget(seen, holding.made):
-            return replace(seat, holding=None), []
-        return seat, []
+            return replace(self, holding=None), []
+        return replace(self, holding=replace(holding, seen=seen).trimmed(self.source)), []
 
     # ---- steps
 
     def _stepped(self, step: Stepped, house: House) -> tuple[Seat, list[InstanceEffect]]:
-        holding, seat = self.holding, replace(self, launched=None)
+        holding = self.holding
         if holding is None or holding.epoch != self.launched:
-            return seat, []  # launched for a sequence that has gone since
+            return replace(self, launched=None), []  # launched for a sequence that has gone since
         effects: list[InstanceEffect] = []
         ended = bool(step.records) and step.records[-1].end is not None
         now = Progress(step.full, step.blocks, step.computed, step.ready)
-        holding = replace(holding, records=holding.records + step.records, ended=ended, progress=now)
+        records, told = holding.records + step.records, holding.told
         if step.records:
-            news = News(self.session, holding.epoch, holding.told, holding.since(holding.told))
-            effects.append(ToRouter(holding.router, news))
-            holding = replace(holding, told=holding.made)
-        seat = replace(seat, holding=holding.trimmed(self.source))
+            untold = rules.unseen(records, holding.first, told)
+            effects.append(ToRouter(holding.router, News(self.session, holding.epoch, told, untold)))
+            told = holding.first + len(records)
+        first = holding.needed(self.source)
+        kept = rules.unseen(records, holding.first, first)
+        holding = replace(holding, first=first, records=kept, told=told, ended=ended, progress=now)
+        seat = replace(self, launched=None, holding=holding)
         if ended:
             return seat._finish(effects)
         seat, effects = seat._reserve_if_begun(effects)

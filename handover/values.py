@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+GRAMMAR_LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "max_lexer_states": 10_000,
+}
+"""What compiling a grammar and finding its next tokens may take, in llguidance's units; the same at every party."""
 
 FOREVER = 2**31 - 1
 """The n of a bound that voids a whole attempt."""
@@ -49,16 +56,33 @@ class MoveMode(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural logarithms of the model's own probabilities at one place, before any parameter changes them."""
+
+    own: float
+    """Of the token that is there."""
+    top: tuple[tuple[int, float], ...] = ()
+    """Pairs (token, its log-probability) of the likeliest, in falling order."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenRecord:
     """One generated token; `end` is set on the last one of a sequence."""
 
     id: int
     end: End | None = None
+    logprobs: Logprobs | None = None
+    """Where they were asked for."""
+    prompt: tuple[Logprobs, ...] = ()
+    """On the first token, where they were asked for: of the prompt from its second token on.
+
+    They ride with a token, so that what brings each token exactly once does so with them.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the tokens of one choice are drawn.
+    """How the tokens of one choice are drawn; the defaults of what shapes the logits change nothing.
 
     `temperature` 0 is greedy; otherwise the draw is keyed by (seed, choice, position).
     """
@@ -68,6 +92,30 @@ class SamplingParams:
     choice: int = 0
     max_tokens: int = 1
     ignore_eos: bool = False
+    top_p: float = 1.0
+    """Of the most likely tokens, the fewest that have this much probability together."""
+    top_k: int = 0
+    """Of the most likely tokens, so many; 0 means all."""
+    min_p: float = 0.0
+    """Tokens at least this likely, as a share of the likeliest one's probability."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of each token that was generated before."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of each token for every time that it was generated before."""
+    repetition_penalty: float = 1.0
+    """Divides a positive logit, and multiplies a negative one, of each token of the prompt and the output so far."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs (token, what is added to its logit), in order of tokens."""
+    min_tokens: int = 0
+    """No token may end the output before it has so many."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the output beside the model's own; `ignore_eos` is not about them."""
+    logprobs: int | None = None
+    """How many alternatives are told beside each token's log-probability; None tells neither."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt."""
+    grammar: str = ""
+    """What the output is held to, in llguidance's form; empty where it is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +161,8 @@ class Window:
     size_bytes: int
     blocks: int
     name: str = ""
+    ranks: int = 1
+    """The caches of so many ranks lie in it one after the other."""
 
 
 # ---- router to instance

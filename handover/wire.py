@@ -42,6 +42,7 @@ from .values import (
     Incarnation,
     Layout,
     LeaseKey,
+    Logprobs,
     Move,
     MoveMode,
     News,
@@ -62,6 +63,7 @@ from .values import (
 )
 
 LOAD_FIELDS = tuple(field.name for field in fields(LoadView))
+DEFAULTS = {field.name: field.default for field in fields(SamplingParams)}
 
 
 # ---- the six ways
@@ -178,19 +180,41 @@ def _address(address: Address) -> pb.PeerAddress:
 
 
 def _context(context: Context) -> pb.Context:
-    params = pb.SamplingParams(**asdict(context.params))
     return pb.Context(
         prompt=context.prompt,
         emitted=context.emitted,
-        params=params,
+        params=_params(context.params),
         salt=context.salt,
         application=context.application,
         cache_ttl_s=context.cache_ttl_s,
     )
 
 
+def _params(params: SamplingParams) -> pb.SamplingParams:
+    """What is at its default is left out."""
+    told: dict[str, Any] = {
+        name: value for name, default in DEFAULTS.items() if (value := getattr(params, name)) != default
+    }
+    told["logit_bias"] = dict(params.logit_bias)
+    return pb.SamplingParams(**told)
+
+
 def _records(records: Iterable[TokenRecord]) -> list[pb.TokenRecord]:
-    return [pb.TokenRecord(id=record.id, end=_enum(record.end or 0)) for record in records]
+    return [_record(record) for record in records]
+
+
+def _record(record: TokenRecord) -> pb.TokenRecord:
+    made = pb.TokenRecord(id=record.id, end=_enum(record.end or 0))
+    if record.logprobs is not None:
+        made.logprobs.CopyFrom(_logprobs(record.logprobs))
+    if record.prompt:
+        made.prompt.extend(map(_logprobs, record.prompt))
+    return made
+
+
+def _logprobs(logprobs: Logprobs) -> pb.Logprobs:
+    ids, top = zip(*logprobs.top, strict=True) if logprobs.top else ((), ())
+    return pb.Logprobs(own=logprobs.own, top_ids=ids, top=top)
 
 
 def _start(start: Start) -> pb.Start:
@@ -332,26 +356,48 @@ def _read_address(frame: Any, name: str = "destination") -> Address:
 
 def _read_context(frame: Any) -> Context:
     context = _field(frame, "context")
-    params = _field(context, "params")
-    if not (math.isfinite(params.temperature) and params.temperature >= 0):
-        raise ValueError(f"A temperature of {params.temperature}.")
     if not (math.isfinite(context.cache_ttl_s) and context.cache_ttl_s >= 0):
         raise ValueError(f"A cache_ttl of {context.cache_ttl_s} s.")
     return Context(
         tuple(context.prompt),
         tuple(context.emitted),
-        SamplingParams(params.temperature, params.seed, params.choice, params.max_tokens, params.ignore_eos),
+        _read_params(_field(context, "params")),
         context.salt,
         context.application,
         context.cache_ttl_s,
     )
 
 
+def _read_params(frame: pb.SamplingParams) -> SamplingParams:
+    told: dict[str, Any] = {field.name: value for field, value in frame.ListFields()}
+    told["logit_bias"] = tuple(sorted(frame.logit_bias.items()))
+    told["stop_token_ids"] = tuple(frame.stop_token_ids)
+    numbers = [(name, value) for name, value in told.items() if isinstance(value, float)]
+    for name, value in (*numbers, *told["logit_bias"]):
+        if not math.isfinite(value):
+            raise ValueError(f"A sampling parameter is no number: {name} is {value}.")
+    params = SamplingParams(**told)
+    if params.temperature < 0:
+        raise ValueError(f"A temperature of {params.temperature}.")
+    return params
+
+
 def _read_records(frame: Any) -> tuple[TokenRecord, ...]:
     return tuple(
-        TokenRecord(record.id, _one_of(End, record.end, "End") if record.end else None)
+        TokenRecord(
+            record.id,
+            _one_of(End, record.end, "End") if record.end else None,
+            _read_logprobs(record.logprobs) if record.HasField("logprobs") else None,
+            tuple(map(_read_logprobs, record.prompt)),
+        )
         for record in frame.records
     )
+
+
+def _read_logprobs(frame: pb.Logprobs) -> Logprobs:
+    if len(frame.top_ids) != len(frame.top):
+        raise ValueError(f"{len(frame.top_ids)} tokens with {len(frame.top)} log-probabilities.")
+    return Logprobs(frame.own, tuple(zip(frame.top_ids, frame.top, strict=True)))
 
 
 def _read_start(frame: pb.Start) -> Start:
@@ -435,7 +481,7 @@ def _read_grant(frame: pb.Grant) -> Grant:
     window = None
     if frame.HasField("window"):
         at = frame.window
-        window = Window(at.host, at.pid, at.fd, at.size_bytes, at.blocks, at.name)
+        window = Window(at.host, at.pid, at.fd, at.size_bytes, at.blocks, at.name, at.ranks)
     if not frame.lease_s > 0:
         raise ValueError(f"A lease of {frame.lease_s} s.")
     return Grant(*_read_parties(frame), frame.lease_s, frame.have, tuple(frame.block_ids), window)

@@ -1,11 +1,14 @@
 """Attention over a paged cache without copying it: parts are read in place and merged by their log-sum-exp."""
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
 
+from .device import on_gpu
 from .paged import PagedBatch, Reads, Tile
+from .segments import Segment, merge_segments
 
 
 class _Tokens:
@@ -30,12 +33,55 @@ def paged_decode_attention(q: torch.Tensor, kv: torch.Tensor, batch: PagedBatch)
 
     `q` [n, H, D], `kv` a layer's cache; returns [n, H, D].
     """
+    if batch.shared:
+        segments = shared_prefix_segment(q, kv, batch), decode_segment(q, kv, batch)
+        return merge_segments(segments).out.to(q.dtype)
+    if on_gpu(q):
+        from . import attention_triton
+
+        return attention_triton.decode(q, kv, batch)
     n, heads, dim = q.shape
     tokens, kv_heads = _Tokens(kv), kv.shape[3]
     # The query heads that share a key head become rows, so no key is repeated.
     rows = q.view(n, 1, kv_heads, heads // kv_heads, dim).unbind(0)
     outs = [_attend_parts(row, tokens.parts(reads)) for row, reads in zip(rows, batch.contexts, strict=True)]
     return torch.cat(outs).view(n, heads, dim)
+
+
+def decode_segment(q: torch.Tensor, kv: torch.Tensor, batch: PagedBatch) -> Segment:
+    """`paged_decode_attention` over each sequence's tokens behind its shared prefix."""
+    if on_gpu(q):
+        from . import attention_triton
+
+        return attention_triton.decode_segment(q, kv, batch)
+    n, heads, dim = q.shape
+    tokens, kv_heads = _Tokens(kv), kv.shape[3]
+    rows = q.view(n, 1, kv_heads, heads // kv_heads, dim).unbind(0)
+    pairs = [_flash_parts(row, tokens.parts(reads)) for row, reads in zip(rows, batch.contexts, strict=True)]
+    outs, lses = zip(*pairs, strict=True)
+    return Segment(torch.cat(outs).view(n, heads, dim).float(), torch.cat(lses).view(n, heads))
+
+
+def shared_prefix_segment(q: torch.Tensor, kv: torch.Tensor, batch: PagedBatch) -> Segment:
+    """All sequences of a group of `batch.shared` over its prefix, whose keys are read once for all of them
+    (Hydragen, https://arxiv.org/abs/2402.05099). Sequences of no group have seen no key.
+    """
+    if on_gpu(q):
+        from . import attention_triton
+
+        return attention_triton.shared_prefix_segment(q, kv, batch)
+    n, heads, dim = q.shape
+    tokens, kv_heads = _Tokens(kv), kv.shape[3]
+    by_head = q.view(n, kv_heads, heads // kv_heads, dim).transpose(0, 1)
+    out = torch.zeros((n, heads, dim))
+    lse = torch.full((n, heads), float("-inf"))
+    for (first, count, _), reads in zip(batch.shared, batch.shared_prefixes, strict=True):
+        members = slice(first, first + count)
+        rows = by_head[:, members].reshape(1, kv_heads, -1, dim)
+        group_out, group_lse = _flash_parts(rows, tokens.parts(reads))
+        out[members] = group_out.view(kv_heads, count, -1, dim).transpose(0, 1).reshape(count, heads, dim)
+        lse[members] = group_lse.view(kv_heads, count, -1).transpose(0, 1).reshape(count, heads)
+    return Segment(out, lse)
 
 
 def paged_prefill_attention(
@@ -46,6 +92,10 @@ def paged_prefill_attention(
     `q` [n, H, D]; `k`, `v` [n, K, D] the chunks' own, already in the cache too; `kv` a layer's cache; returns
     [n, H, D]. Scores are never held for more than a tile of keys and queries.
     """
+    if on_gpu(q):
+        from . import attention_triton
+
+        return attention_triton.prefill(q, kv, batch)
     tokens, outs, row = _Tokens(kv), [], 0
     for index, count in enumerate(batch.counts):
         rows = slice(row, row + count)
@@ -80,10 +130,14 @@ def _attend_parts(q: torch.Tensor, parts: Iterable[tuple[torch.Tensor, torch.Ten
     parts = list(parts)
     if len(parts) == 1:
         return F.scaled_dot_product_attention(q, *parts[0])
-    out, lse = _flash(q, *parts[0])
-    for keys, values in parts[1:]:
-        out, lse = _merge(out, lse, *_flash(q, keys, values))
-    return out
+    return _flash_parts(q, parts)[0]
+
+
+def _flash_parts(
+    q: torch.Tensor, parts: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    segments = (_flash(q, keys, values) for keys, values in parts)
+    return reduce(lambda seen, segment: _merge(*seen, *segment), segments)
 
 
 def _flash(

@@ -5,10 +5,10 @@ head's dimension, `B` blocks, `S` tokens a block. A layer's cache is `[2, B, S, 
 token's place in it, `block * S + offset`, so that consecutive blocks are consecutive slots.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,15 @@ class Tile(NamedTuple):
     """[rows, keys], true where the key is visible; keys are in the order of positions."""
 
 
+class SharedPrefix(NamedTuple):
+    """Neighbouring sequences of a batch whose first tokens are the same cached ones."""
+
+    first: int
+    """Row of the first sequence; the prefix lies in the first blocks of its table, and of the others'."""
+    count: int
+    tokens: int
+
+
 @dataclass(frozen=True)
 class PagedBatch:
     """Sequences of one step and their block tables, shared by all layers that have the same window.
@@ -52,13 +61,40 @@ class PagedBatch:
     block_size: int
     window: int | None
     device: torch.device
+    shared: tuple[SharedPrefix, ...] = ()
+    """Disjoint groups of decoding sequences whose shared prefix is read once for the group. Every sequence has tokens
+    of its own behind it, and sees all of it."""
+    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made when a layer first asks for it."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    @cached_property
+    def firsts(self) -> list[int]:
+        """For each sequence the first position that its last token sees, behind its shared prefix."""
+        firsts = [self._first_visible(start + count - 1) for _, start, count in self._sequences()]
+        for first, count, tokens in self.shared:
+            for row in range(first, first + count):
+                assert firsts[row] == 0 and tokens <= self.starts[row]
+                firsts[row] = tokens
+        return firsts
 
     @cached_property
     def contexts(self) -> list[Reads]:
-        """For each sequence all that its last token sees, itself included: what a decode step reads."""
+        """For each sequence what its last token sees from `firsts` on, itself included: what a decode step reads."""
         return [
-            self._locate(table, self._first_visible(start + count - 1), start + count, in_place=self._on_cpu)
-            for table, start, count in self._sequences()
+            self._locate(table, first, start + count, in_place=True)
+            for first, (table, start, count) in zip(self.firsts, self._sequences(), strict=True)
+        ]
+
+    @cached_property
+    def shared_prefixes(self) -> list[Reads]:
+        """For each group of `shared` its prefix."""
+        return [
+            self._locate(self.tables[first], 0, tokens, in_place=True) for first, _, tokens in self.shared
         ]
 
     @cached_property
@@ -74,15 +110,11 @@ class PagedBatch:
         """For each sequence its queries in tiles of bounded size."""
         return [list(self._tiles_of(*sequence)) for sequence in self._sequences()]
 
-    @property
-    def _on_cpu(self) -> bool:
-        return self.device.type == "cpu"
-
     def _sequences(self) -> Iterator[tuple[np.ndarray, int, int]]:
         return zip(self.tables, self.starts, self.counts, strict=True)
 
     def _sees_all(self, end: int) -> bool:
-        return self._on_cpu and (self.window is None or end <= self.window)
+        return self.window is None or end <= self.window
 
     def _first_visible(self, position: int) -> int:
         return 0 if self.window is None else max(0, position - self.window + 1)

@@ -126,7 +126,7 @@ def _queued(view: InstanceView, memory: Memory) -> int:
 
 def _decode_load(view: InstanceView, memory: Memory) -> tuple[int, ...]:
     claims = memory.of(view)
-    full = view.load.running + len(claims) >= view.load.decode_slots
+    full = view.load.free_slots <= len(claims)
     return int(full), -_free_blocks(view, claims), view.load.running
 
 

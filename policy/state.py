@@ -40,6 +40,11 @@ class LoadView:
     preemptions: int = 0
     """How often a sequence had to give its memory back."""
 
+    @property
+    def free_slots(self) -> int:
+        """Decode slots that nothing here has or waits for; below 0 where recovered requests wait for one."""
+        return self.decode_slots - self.running - self.waiting
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceView:

@@ -50,18 +50,49 @@ class PeerAddress(_message.Message):
     def __init__(self, incarnation: _Optional[_Union[Incarnation, _Mapping]] = ..., address: _Optional[str] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
-    __slots__ = ("temperature", "seed", "choice", "max_tokens", "ignore_eos")
+    __slots__ = ("temperature", "seed", "choice", "max_tokens", "ignore_eos", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "min_tokens", "stop_token_ids", "logprobs", "prompt_logprobs", "grammar")
+    class LogitBiasEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     seed: int
     choice: int
     max_tokens: int
     ignore_eos: bool
-    def __init__(self, temperature: _Optional[float] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ..., max_tokens: _Optional[int] = ..., ignore_eos: _Optional[bool] = ...) -> None: ...
+    top_p: float
+    top_k: int
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    logit_bias: _containers.ScalarMap[int, float]
+    min_tokens: int
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: int
+    prompt_logprobs: int
+    grammar: str
+    def __init__(self, temperature: _Optional[float] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ..., max_tokens: _Optional[int] = ..., ignore_eos: _Optional[bool] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., grammar: _Optional[str] = ...) -> None: ...
 
 class Context(_message.Message):
     __slots__ = ("prompt", "emitted", "params", "salt", "application", "cache_ttl_s")
@@ -80,12 +111,26 @@ class Context(_message.Message):
     def __init__(self, prompt: _Optional[_Iterable[int]] = ..., emitted: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., salt: _Optional[str] = ..., application: _Optional[str] = ..., cache_ttl_s: _Optional[float] = ...) -> None: ...
 
 class TokenRecord(_message.Message):
-    __slots__ = ("id", "end")
+    __slots__ = ("id", "end", "logprobs", "prompt")
     ID_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
     id: int
     end: End
-    def __init__(self, id: _Optional[int] = ..., end: _Optional[_Union[End, str]] = ...) -> None: ...
+    logprobs: Logprobs
+    prompt: _containers.RepeatedCompositeFieldContainer[Logprobs]
+    def __init__(self, id: _Optional[int] = ..., end: _Optional[_Union[End, str]] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., prompt: _Optional[_Iterable[_Union[Logprobs, _Mapping]]] = ...) -> None: ...
+
+class Logprobs(_message.Message):
+    __slots__ = ("own", "top_ids", "top")
+    OWN_FIELD_NUMBER: _ClassVar[int]
+    TOP_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    own: float
+    top_ids: _containers.RepeatedScalarFieldContainer[int]
+    top: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, own: _Optional[float] = ..., top_ids: _Optional[_Iterable[int]] = ..., top: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class LinkRequest(_message.Message):
     __slots__ = ("hello", "start", "move", "resume", "revoke", "seen", "beat", "dead")
@@ -401,20 +446,22 @@ class Grant(_message.Message):
     def __init__(self, lease: _Optional[_Union[LeaseKey, _Mapping]] = ..., source: _Optional[_Union[Incarnation, _Mapping]] = ..., destination: _Optional[_Union[Incarnation, _Mapping]] = ..., lease_s: _Optional[float] = ..., have: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
 
 class Window(_message.Message):
-    __slots__ = ("host", "pid", "fd", "size_bytes", "blocks", "name")
+    __slots__ = ("host", "pid", "fd", "size_bytes", "blocks", "name", "ranks")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     FD_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     host: str
     pid: int
     fd: int
     size_bytes: int
     blocks: int
     name: str
-    def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., fd: _Optional[int] = ..., size_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
+    ranks: int
+    def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., fd: _Optional[int] = ..., size_bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., name: _Optional[str] = ..., ranks: _Optional[int] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ("lease", "source", "destination")

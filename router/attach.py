@@ -44,6 +44,9 @@ async def attach(router: Router, controller: str, address: str) -> None:
             attached = True
         except (grpc.RpcError, TimeoutError, asyncio.InvalidStateError) as error:
             reason = str(error) or type(error).__name__
+        except Exception as error:  # noqa: BLE001  without this task the router would never hear of an instance again
+            logger.exception("a defect in the stream to the controller")
+            reason = repr(error)
         if attached:
             logger.warning("detached from the controller at %s: %s", controller, reason)
         attached = False
@@ -95,19 +98,18 @@ def _listed(info: pb.InstanceInfo) -> InstanceView:
 
 
 async def _report(router: Router, call: Any) -> None:
-    """Every heartbeat, what has changed."""
+    """Every heartbeat, what has changed, or that the router lives."""
     last = None
     while True:
         held = _held(router)
-        if held != last:
-            last = held
-            await _write(router, call, pb.AttachRequest(sessions=held))
-        for request in _due(router):
-            await _write(router, call, request)
+        news = [] if held == last else [pb.AttachRequest(sessions=held)]
+        last = held
+        for request in [*news, *_due(router)] or [pb.AttachRequest()]:
+            await _write(call, request)
         await asyncio.sleep(router.handover.heartbeat_s)
 
 
-async def _write(router: Router, call: Any, request: pb.AttachRequest) -> None:
+async def _write(call: Any, request: pb.AttachRequest) -> None:
     async with asyncio.timeout(CONNECT_S):
         await call.write(request)
 

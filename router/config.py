@@ -17,16 +17,20 @@ class RouterConfig:
     """The port to listen on; 0 takes a free one."""
 
     max_sessions: int = 1024
-    """Most sessions at once; a request above it is refused with RESOURCE_EXHAUSTED."""
+    """Most sessions (choices of requests) at once; a request above it is refused with RESOURCE_EXHAUSTED."""
 
     session_queue: int = 1024
     """Most messages that wait for a slow client of one session; above it the request ends with RESOURCE_EXHAUSTED."""
+
+    client_wait_s: float = 30.0
+    """How long one message waits for a client that reads nothing; then the request ends with RESOURCE_EXHAUSTED."""
 
     link_queue: int = 4096
     """Most messages that wait for one instance; above it the stream is broken and made anew."""
 
     dispatch_wait_s: float = 15.0
-    """How long a session waits for an instance that can take it, at its start and when it is recovered."""
+    """How long a session waits for an instance that can take it: at its start, when it is recovered, and after its
+    prefill where nobody is there to decode it."""
 
     move_wait_s: float = 10.0
     """How long a move that was asked for waits for a handover that is under way."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from ..handover.values import Incarnation, RouterMessage
+from ..handover.values import End, Incarnation, Logprobs, RouterMessage
 from ..policy.dispatch import Assignment, NoInstance
 from ..policy.state import InstanceView, RequestShape
 
@@ -43,12 +43,16 @@ class MoveResult:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Tokens for the client; `last` where the output ends with them."""
+    """Tokens for the client; `end` tells why the output ends with them, where it does."""
 
     first_index: int
     token_ids: tuple[int, ...]
     instance: str
-    last: bool
+    end: End | None
+    logprobs: tuple[Logprobs, ...] = ()
+    """One for each token, where they were asked for."""
+    prompt_logprobs: tuple[Logprobs, ...] = ()
+    """With the first token, where they were asked for."""
 
 
 class Fleet(Protocol):

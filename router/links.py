@@ -71,6 +71,8 @@ class Link:
         self._seen: dict[str, Seen] = {}
         self._wake = asyncio.Event()
         self._sent = asyncio.Event()
+        self._overrun = asyncio.Event()
+        """More waits than may: the stream is to be broken."""
         self._task = asyncio.create_task(self._run(), name=f"link to {listed.name}")
 
     @property
@@ -82,14 +84,21 @@ class Link:
 
     def tell(self, message: RouterMessage) -> None:
         """Send soon, or never where the stream is broken: no party may depend on one message."""
-        if not self._linked:
+        if not self._linked or self._overrun.is_set():
             return
         if isinstance(message, Seen):
             self._seen[message.session] = message
         else:
             self._out.append(message)
+        if self.waiting > self._queue:
+            self._overrun.set()
         self._sent.clear()
         self._wake.set()
+
+    @property
+    def waiting(self) -> int:
+        """Messages that were told and are not on their way yet; at most one more than `queue`."""
+        return len(self._out) + len(self._seen)
 
     async def close(self) -> None:
         """Send what was told already, and end the stream."""
@@ -117,6 +126,9 @@ class Link:
                 asyncio.InvalidStateError,
             ) as error:
                 reason = _reason(error)
+            except Exception as error:  # noqa: BLE001  the link must outlive it, or the instance is never used again
+                logger.exception("a defect in the link to %s", self.incarnation)
+                reason = repr(error)
             else:
                 reason = "the stream ended"
             was_linked, self._linked = self._linked, False
@@ -138,11 +150,11 @@ class Link:
     async def _stream(self) -> None:
         self._out.clear()
         self._seen.clear()
+        self._overrun.clear()
         async with grpc.aio.insecure_channel(self.listed.address, options=CHANNEL) as channel:
             call = WorkerServiceStub(channel).Link()
-            ends = [
-                asyncio.create_task(work) for work in (self._read(call), self._write(call), self._watch())
-            ]
+            works = (self._read(call), self._write(call), self._watch(), self._watch_queue())
+            ends = [asyncio.create_task(work) for work in works]
             try:
                 done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 done.pop().result()
@@ -169,6 +181,10 @@ class Link:
             missed = 0 if self._heard else missed + 1
         raise TimeoutError
 
+    async def _watch_queue(self) -> None:
+        await self._overrun.wait()
+        raise StreamBroken(f"the instance does not drain its stream: {self._queue} messages wait")
+
     def _take(self, frame: Any) -> None:
         if not self._linked and not isinstance(frame, Welcome):
             raise StreamBroken("the instance spoke before its welcome")
@@ -189,7 +205,7 @@ class Link:
 
     async def _write(self, call: Any) -> None:
         """What was told since the last write, all seen of a step in one message; a beat where that is nothing."""
-        await call.write(wire.to_link_request(Hello(self._router, self.incarnation)))
+        await self._put(call, Hello(self._router, self.incarnation))
         while True:
             try:
                 async with asyncio.timeout(self._cfg.heartbeat_s):
@@ -200,11 +216,17 @@ class Link:
             if self._seen:
                 self._out.append(SeenBatch(tuple(self._seen.values())))
                 self._seen.clear()
-            if len(self._out) > self._queue:
-                raise StreamBroken("the instance does not drain its stream")
             while self._out:
-                await call.write(wire.to_link_request(self._out.popleft()))
+                await self._put(call, self._out.popleft())
             self._sent.set()
+
+    async def _put(self, call: Any, frame: RouterFrame) -> None:
+        """An instance may be alive and read nothing: that breaks the stream, and does not make it lost."""
+        try:
+            async with asyncio.timeout(self._cfg.hung_after_s):
+                await call.write(wire.to_link_request(frame))
+        except TimeoutError:
+            raise StreamBroken("the instance does not drain its stream") from None
 
 
 HUNG = "nothing was heard in time"

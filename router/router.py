@@ -62,17 +62,18 @@ class Router:
 
     # ---- sessions
 
-    def open(self, call: Call) -> LiveSession:
-        """A session for this call, started unless the client has all tokens. Raises `Refused`; close it in the end."""
-        self._check_attempt(call)
-        if len(self.sessions) >= self.config.max_sessions:
-            message = f"{len(self.sessions)} requests are open, and no more are taken."
+    def open(self, calls: Sequence[Call]) -> list[LiveSession]:
+        """A session, started, for each of these choices of one request. Raises `Refused`; close them in the end."""
+        self._check_attempt(calls[0])
+        if len(self.sessions) + len(calls) > self.config.max_sessions:
+            message = f"{len(self.sessions)} sessions are open, and no {len(calls)} more are taken."
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
-        session = self.session_class(call, self, self.config, self.handover)
-        self.sessions[session.key] = session
+        sessions = [self.session_class(call, self, self.config, self.handover) for call in calls]
+        self.sessions |= {session.key: session for session in sessions}
         self._idle.clear()
-        self._guarded(session, session.start)
-        return session
+        for session in sessions:
+            self._guarded(session, session.start)
+        return sessions
 
     def close(self, session: LiveSession) -> None:
         """The client has all that it will get."""
@@ -92,16 +93,16 @@ class Router:
         attempt, ended_at = self._ended.get(call.request_id, (0, 0.0))
         if self.now() - ended_at > self.handover.grace_s:
             attempt = 0  # no instance remembers it either
-        last = held.call.attempt if held else attempt
+        last = max((session.call.attempt for session in held), default=attempt)
         if call.attempt <= last:
             message = f"Attempt {last} of request {call.request_id!r} was made already."
             raise Refused(grpc.StatusCode.ALREADY_EXISTS, message, "request_id")
-        if held:
+        for session in held:
             message = f"The request was resumed as attempt {call.attempt}."
-            held.cancel(Refused(grpc.StatusCode.ABORTED, message))
+            session.cancel(Refused(grpc.StatusCode.ABORTED, message))
 
-    def _held(self, request_id: str) -> LiveSession | None:
-        return next((held for held in self.sessions.values() if held.call.request_id == request_id), None)
+    def _held(self, request_id: str) -> list[LiveSession]:
+        return [held for held in self.sessions.values() if held.call.request_id == request_id]
 
     def want_move(self, wanted: MoveWanted) -> None:
         """Move a session; the result is appended to `moves` in the end."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -12,13 +14,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ..handover.config import HandoverConfig
-from ..handover.values import End
+from ..handover.values import End, Logprobs
 from ..policy.state import InstanceView
 from ..proto import control_pb2, control_pb2_grpc, inference_pb2, inference_pb2_grpc
 from .attach import attach
 from .config import ModelInfo, RouterConfig
-from .fleet import Delta
+from .constraints import Constraints
 from .links import CHANNEL
+from .malformed import RefuseMalformed
+from .output import Output, Piece
 from .refusal import DETAILS_KEY, Refused
 from .router import Router
 from .session import LiveSession
@@ -30,6 +34,9 @@ logger = logging.getLogger(__name__)
 CONTROL_S = 60.0
 """Limit of a forwarded control call whose caller set none."""
 
+OTHER_CALLS = 256
+"""Calls at once beside those of open sessions: being read, of operators, about health."""
+
 LAST_WORDS_S = 1.0
 """For streams that are ended by a stop to say so."""
 
@@ -38,39 +45,47 @@ SERVICES = ("penstock.inference.v1.InferenceService", "penstock.control.v1.Contr
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """Streams of tokens. A call that ends for whatever reason, the client's leave included, frees its session."""
+    """Streams of tokens. A call that ends for whatever reason, the client's leave included, frees its sessions."""
 
-    def __init__(self, router: Router, tokenizer: Tokenizer | None):
+    def __init__(self, router: Router, tokenizer: Tokenizer | None, constraints: Constraints | None):
         self._router = router
         self._tokenizer = tokenizer
+        self._constraints = constraints
 
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:
         try:
-            call = await read_request(request, self._router.model, self._tokenizer)
-            end = call.ended(self._router.model.end_tokens)
-            if end is None:
-                await self._stream(call, context)
-            else:  # resumed with all its tokens: nothing is left to do
-                await context.write(self._started(call))
-                await context.write(_finished(call, end, len(call.received)))
+            calls = await read_request(request, self._router.model, self._tokenizer, self._constraints)
+            ends = self._router.model.end_tokens
+            outputs = [Output(call, ends, self._tokenizer) for call in calls]
+            await self._answer(outputs, Writer(context, self._router.config.client_wait_s))
         except Refused as refused:
             logger.info("refused: %s: %s", refused.code.name, refused.message)
             await refused.abort(context)
 
-    async def _stream(self, call: Call, context: Any) -> None:
-        session = self._router.open(call)
+    async def _answer(self, outputs: Sequence[Output], writer: Writer) -> None:
+        """All choices, interleaved; one that was resumed with all its tokens has nothing left to do."""
+        running = [output for output in outputs if output.end is None]
+        sessions = self._router.open([output.call for output in running]) if running else []
         try:
-            await context.write(self._started(call))
-            text = self._tokenizer.stream(call.received) if self._tokenizer else None
-            async for delta in session.deltas():
-                piece = "" if text is None else text.add(delta.token_ids)
-                if text is not None and delta.last:
-                    piece += text.flush()
-                await context.write(_delta(call, delta, piece))
-            assert session.end is not None
-            await context.write(_finished(call, session.end, len(session.emitted), session))
+            await writer.write(self._started(outputs[0].call))
+            for output in outputs:
+                if output.end is not None:
+                    await writer.write(_finished(output, None))
+            pairs = zip(running, sessions, strict=True)
+            await _together([self._follow(output, session, writer) for output, session in pairs])
         finally:
-            self._router.close(session)
+            for session in sessions:
+                self._router.close(session)
+
+    async def _follow(self, output: Output, session: LiveSession, writer: Writer) -> None:
+        """One choice to its end. A stop string closes the session, which tells the owner."""
+        async with aclosing(session.deltas()) as deltas:
+            async for delta in deltas:
+                await writer.write(_delta(output.call, output.take(delta)))
+                if output.end is not None:
+                    break
+        self._router.close(session)
+        await writer.write(_finished(output, session))
 
     async def ListModels(
         self, request: inference_pb2.ListModelsRequest, context: Any
@@ -92,27 +107,80 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return inference_pb2.GenerateResponse(started=started)
 
 
-def _delta(call: Call, delta: Delta, text: str) -> inference_pb2.GenerateResponse:
+class Writer:
+    """A call's stream for several that write to it: one message at a time.
+
+    A client that reads nothing is not waited for without end: its sessions keep their places until `write` returns.
+    """
+
+    def __init__(self, context: Any, limit_s: float):
+        self._context = context
+        self._limit_s = limit_s
+        self._turn = asyncio.Lock()
+
+    async def write(self, response: inference_pb2.GenerateResponse) -> None:
+        """`Refused` where the client takes nothing for the limit."""
+        async with self._turn:
+            try:
+                async with asyncio.timeout(self._limit_s):
+                    await self._context.write(response)
+            except TimeoutError:
+                message = f"The client read nothing for {self._limit_s:g} s."
+                raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message) from None
+
+
+async def _together(works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run them all; the first error ends the others and is raised."""
+    if len(works) == 1:
+        await works[0]
+        return
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _delta(call: Call, piece: Piece) -> inference_pb2.GenerateResponse:
     made = inference_pb2.Delta(
         choice=call.params.choice,
-        first_index=delta.first_index,
-        token_ids=delta.token_ids,
-        text=text,
-        instance=delta.instance,
+        first_index=piece.first_index,
+        token_ids=piece.token_ids,
+        text=piece.text,
+        instance=piece.instance,
+        logprobs=map(_logprobs, piece.logprobs),
     )
+    if piece.prompt_logprobs is not None:
+        made.prompt.CopyFrom(_prompt(call, piece.prompt_logprobs))
     return inference_pb2.GenerateResponse(delta=made)
 
 
-def _finished(
-    call: Call, end: End, completion_tokens: int, session: LiveSession | None = None
-) -> inference_pb2.GenerateResponse:
+def _prompt(call: Call, logprobs: tuple[Logprobs, ...]) -> inference_pb2.Prompt:
+    told = inference_pb2.Prompt(logprobs=map(_logprobs, logprobs))
+    if call.echo:
+        told.token_ids.extend(call.prompt)
+        told.text = call.prompt_text
+    return told
+
+
+def _logprobs(logprobs: Logprobs) -> inference_pb2.Logprobs:
+    top = (inference_pb2.Alternative(token_id=token, logprob=logprob) for token, logprob in logprobs.top)
+    return inference_pb2.Logprobs(logprob=logprobs.own, top=top)
+
+
+def _finished(output: Output, session: LiveSession | None) -> inference_pb2.GenerateResponse:
+    assert output.end is not None
     usage = inference_pb2.Usage(
-        prompt_tokens=len(call.prompt),
-        completion_tokens=completion_tokens,
+        prompt_tokens=len(output.call.prompt),
+        completion_tokens=output.tokens,
         handovers=session.handovers if session else 0,
         recoveries=session.recoveries if session else 0,
     )
-    finished = inference_pb2.Finished(choice=call.params.choice, reason=REASONS[end], usage=usage)
+    finished = inference_pb2.Finished(
+        choice=output.call.params.choice, reason=REASONS[output.end], usage=usage
+    )
     return inference_pb2.GenerateResponse(finished=finished)
 
 
@@ -176,20 +244,26 @@ class RouterServer:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> str:
-        """Listen, attach, and return the address. Raises `ValueError` where the port is taken."""
+        """Listen, attach, and return the address. Raises `ValueError` where the port is taken; then it may be tried
+        again, for nothing has begun."""
         tokenizer = Tokenizer(self.model.tokenizer) if self.model.tokenizer else None
+        self._server = grpc.aio.server(
+            interceptors=(RefuseMalformed(),),
+            options=(("grpc.so_reuseport", 0),),
+            maximum_concurrent_rpcs=self.config.max_sessions + OTHER_CALLS,
+        )
+        self.address = f"{self.config.host}:{self._bind()}"
         self.router = Router(self.name, self.config, self._handover, self.model)
-        self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         self._control = ControlServicer(self._controller)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        inference = InferenceServicer(self.router, tokenizer)
+        self._constraints = Constraints(self.model, self.model.tokenizer) if self.model.tokenizer else None
+        inference = InferenceServicer(self.router, tokenizer, self._constraints)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, self._server)
         control_pb2_grpc.add_ControlServiceServicer_to_server(self._control, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
-        self.address = f"{self.config.host}:{self._bind()}"
         await self._set_health(False)
         await self._server.start()
         self._tasks.append(asyncio.create_task(self._watch_health(), name="health"))
@@ -214,6 +288,8 @@ class RouterServer:
         await self.router.stop()
         await stopping
         await self._control.close()
+        if self._constraints is not None:
+            await self._constraints.close()
 
     def _bind(self) -> int:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 
 import grpc
@@ -89,6 +89,8 @@ class LiveSession:
         """Since when no instance could be found."""
         self._destination_due: float | None = None
         """When to look again for a destination."""
+        self._destination_since: float | None = None
+        """Since when none could be found and no token came."""
         self._move: _Move | None = None
 
     # ---- the client's side
@@ -97,7 +99,7 @@ class LiveSession:
         """Send the session to an instance."""
         self._dispatch("")
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Each token once, in order. Raises `Refused` where the session ends in an error."""
         while True:
             while self._pending:
@@ -207,13 +209,17 @@ class LiveSession:
         ids = tuple(record.id for record in deliver.records)
         assert deliver.first_index == len(self.emitted)
         self.emitted.extend(ids)
+        self._destination_since = None
         self._landed(deliver.maker)
-        last = deliver.records[-1].end is not None
-        if len(self._pending) >= self._cfg.session_queue and not last:
+        end = deliver.records[-1].end
+        if len(self._pending) >= self._cfg.session_queue and end is None:
             message = f"The client left {len(self._pending)} messages unread."
             self.cancel(Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message))
             return
-        self._pending.append(Delta(deliver.first_index, ids, deliver.maker.instance, last))
+        logprobs = tuple(record.logprobs for record in deliver.records if record.logprobs is not None)
+        prompt = deliver.records[0].prompt
+        made = Delta(deliver.first_index, ids, deliver.maker.instance, end, logprobs, prompt)
+        self._pending.append(made)
         self._news.set()
 
     def _close(self, end: End | None) -> None:
@@ -227,7 +233,7 @@ class LiveSession:
     def _recover(self, reason: str) -> None:
         self.recoveries += 1
         logger.info("%s: re-prefilling %d tokens: %s", self.key, self._shape().prompt_tokens, reason)
-        self._destination_due = None
+        self._destination_due = self._destination_since = None
         if self.recoveries > self._cfg.max_recoveries:
             message = f"The request was recovered {self._cfg.max_recoveries} times, last after: {reason}."
             self.cancel(Refused(grpc.StatusCode.UNAVAILABLE, message))
@@ -251,6 +257,7 @@ class LiveSession:
             (found.decode or found.prefill).name,
         )
         self._feed(Dispatched(_address(found.prefill), decode))
+        self._sent(decode or _address(found.prefill))
 
     def _wait_for_instance(self, none: NoInstance, now: float) -> None:
         if not none.ever:
@@ -273,11 +280,21 @@ class LiveSession:
         avoid = refused | ({owner} if owner else set())
         found = self._fleet.redirect(self._shape(), avoid, "")
         if isinstance(found, NoInstance):
-            self._destination_due = self._fleet.now() + RETRY_S
+            self._wait_for_destination(found)
             return
-        self._destination_due = None
+        self._destination_due = self._destination_since = None
         self._nudged_at = self._fleet.now()
         self._feed(MoveAsked(_address(found), first=True))
+
+    def _wait_for_destination(self, none: NoInstance) -> None:
+        """Its owner may decode it meanwhile; where nobody does, the client is not held for ever."""
+        now = self._fleet.now()
+        self._destination_due = now + RETRY_S
+        if self._destination_since is None:
+            self._destination_since = now
+        elif now - self._destination_since > self._cfg.dispatch_wait_s:
+            message = f"The request cannot be served now: {none.reason}."
+            self.cancel(Refused(grpc.StatusCode.UNAVAILABLE, message))
 
     # ---- moves that were asked for
 
@@ -320,6 +337,12 @@ class LiveSession:
             self._move.landed = True
         else:
             self._move_over(False, ended.reason)
+
+    def _sent(self, to: Address) -> None:
+        """A move that has begun fails where the session is dispatched anew, and not to where it was to go."""
+        move = self._move
+        if move is not None and move.to not in (None, to.incarnation):
+            self._move_over(False, f"it was prefilled again, for {to.incarnation.instance}")
 
     def _landed(self, maker: Incarnation) -> None:
         """A token has come from `maker`: a move to it is done."""

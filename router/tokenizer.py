@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer as Encoder
+
+from .chat import ChatTemplate, read_chat_template
 
 LONG_TEXT = 4096
 """Characters from which on a prompt is encoded in a thread, so that streams do not wait for it."""
@@ -17,7 +20,10 @@ LONGEST_HELD = 64
 
 
 class Tokenizer:
-    """A checkpoint's `tokenizer.json`, special tokens added as it says."""
+    """A checkpoint's `tokenizer.json`, special tokens added as it says, and what lies beside it."""
+
+    chat: ChatTemplate | None
+    """How a chat becomes a text, where the model is made for chats."""
 
     def __init__(self, path: Path):
         try:
@@ -26,15 +32,20 @@ class Tokenizer:
             raise ValueError(f"{path} is no tokenizer: {error}") from None
         self._encoder.no_padding()
         self._encoder.no_truncation()
+        self.chat = read_chat_template(path.parent)
 
-    async def encode(self, text: str) -> list[int]:
-        if len(text) < LONG_TEXT:
-            return self._encoder.encode(text).ids
-        return (await asyncio.to_thread(self._encoder.encode, text)).ids
+    async def encode(self, text: str, special_tokens: bool = True) -> list[int]:
+        """`special_tokens` adds those that a prompt begins or ends with; a chat's text has its own."""
+        encode = partial(self._encoder.encode, text, add_special_tokens=special_tokens)
+        return encode().ids if len(text) < LONG_TEXT else (await asyncio.to_thread(encode)).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Special tokens are left out."""
         return self._encoder.decode(ids, skip_special_tokens=True)
+
+    async def read(self, ids: Sequence[int]) -> str:
+        """`decode`, of as many as may be."""
+        return await asyncio.to_thread(self.decode, ids)
 
     def stream(self, received: Sequence[int] = ()) -> TextStream:
         """The text of an output as it grows; what belongs to `received` was sent before."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
+import asyncio
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
 from ..handover.values import End, SamplingParams
 from ..proto import inference_pb2 as pb
+from .chat import BrokenTemplate
 from .config import ModelInfo
+from .constraints import Constraints
 from .refusal import Refused, invalid, unimplemented
+from .sampling import check_ids, read_choices, read_sampling, read_stop, refuse_unknown
 from .tokenizer import Tokenizer
 
 LONGEST_ID = 128
@@ -20,34 +23,21 @@ LONGEST_ID = 128
 
 LONGEST_TTL_S = 3600.0
 
-NEUTRAL = {
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "min_tokens": 0,
-    "n": 1,
-    "echo": False,
-}
-"""Fields that do not work yet, and the value at which they would change nothing."""
-
-UNWORKED = ("logprobs", "prompt_logprobs", "structured")
-"""Fields that do not work yet at any value."""
-
-UNWORKED_LISTS = ("logit_bias", "stop", "stop_token_ids")
-
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One valid request. `received` is what the client has already, from an earlier attempt."""
+    """One choice of a valid request. `received` is what the client has of it already, from an earlier attempt."""
 
     request_id: str
     attempt: int
     prompt: tuple[int, ...]
     params: SamplingParams
     received: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    """Strings that end the output; the router alone knows of them."""
+    echo: bool = False
+    """Give back the prompt, and its text `prompt_text`."""
+    prompt_text: str = ""
     tenant: str = ""
     application: str = ""
     cache_ttl_s: float = 0.0
@@ -58,14 +48,20 @@ class Call:
         return f"{self.request_id}#{self.params.choice}#{self.params.seed:x}"
 
     def ended(self, end_tokens: Sequence[int]) -> End | None:
-        """Why the output is complete with what was received, if it is."""
-        if self.received and self.received[-1] in end_tokens and not self.params.ignore_eos:
+        """Why the output is complete with the tokens that were received, if it is."""
+        ends = self.params.stop_token_ids + (() if self.params.ignore_eos else tuple(end_tokens))
+        if self.received and self.received[-1] in ends:
             return End.STOP
         return End.LENGTH if len(self.received) >= self.params.max_tokens else None
 
 
-async def read_request(request: pb.GenerateRequest, model: ModelInfo, tokenizer: Tokenizer | None) -> Call:
-    """The request as a value, defaults filled in and a seed drawn. Raises `Refused`, naming the field."""
+async def read_request(
+    request: pb.GenerateRequest,
+    model: ModelInfo,
+    tokenizer: Tokenizer | None,
+    constraints: Constraints | None = None,
+) -> tuple[Call, ...]:
+    """The request's choices as values, defaults filled in and a seed drawn. Raises `Refused`, naming the field."""
     if request.model not in ("", model.name):
         message = f"There is no model {request.model!r} here; {model.name!r} is served."
         raise Refused(grpc.StatusCode.NOT_FOUND, message, "model")
@@ -73,33 +69,58 @@ async def read_request(request: pb.GenerateRequest, model: ModelInfo, tokenizer:
         if len(getattr(request, name)) > LONGEST_ID:
             raise invalid(name, f"`{name}` has at most {LONGEST_ID} characters.")
     _refuse_unworked(request)
+    choices, stop = read_choices(request.sampling), _stop(request, model, tokenizer)
     prompt = await _prompt(request, model, tokenizer)
-    params = _params(request, model, len(prompt))
-    return Call(
+    params = read_sampling(request.sampling, _seed(request), model.context_tokens - len(prompt), model)
+    params = replace(params, grammar=await _grammar(request.sampling, model, constraints))
+    echo = request.sampling.echo
+    received = _received(request, model, choices, params.max_tokens)
+    whole = Call(
         request_id=request.request_id or secrets.token_hex(8),
         attempt=_attempt(request),
         prompt=prompt,
         params=params,
-        received=_received(request, model, params),
+        stop=stop,
+        echo=echo,
+        prompt_text=await tokenizer.read(prompt) if echo and tokenizer else "",
         tenant=request.tenant,
         application=request.application,
         cache_ttl_s=_cache_ttl_s(request),
     )
+    return tuple(_choice(whole, choice, ids) for choice, ids in enumerate(received))
+
+
+def _choice(whole: Call, choice: int, received: tuple[int, ...]) -> Call:
+    """What concerns the prompt is told with choice 0."""
+    if choice == 0:
+        return replace(whole, received=received)
+    params = replace(whole.params, choice=choice, prompt_logprobs=None)
+    return replace(whole, params=params, received=received, echo=False)
+
+
+def _stop(request: pb.GenerateRequest, model: ModelInfo, tokenizer: Tokenizer | None) -> tuple[str, ...]:
+    stop = read_stop(request.sampling)
+    if stop and tokenizer is None:
+        message = f"Model {model.name!r} has no tokenizer, so there is no text to find a stop string in."
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, "sampling.stop")
+    return stop
+
+
+async def _grammar(sampling: pb.SamplingParams, model: ModelInfo, constraints: Constraints | None) -> str:
+    if not sampling.HasField("structured"):
+        return ""
+    for name in ("ignore_eos", "min_tokens"):
+        if getattr(sampling, name):
+            message = f"`sampling.{name}` may ask for more where `sampling.structured` allows no more."
+            raise invalid(f"sampling.{name}", message)
+    if constraints is None:
+        message = f"Model {model.name!r} has no tokenizer, so its output cannot be held to a text's form."
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, "sampling.structured")
+    return await constraints.grammar(sampling.structured)
 
 
 def _refuse_unworked(request: pb.GenerateRequest) -> None:
-    sampling = request.sampling
-    if sampling.HasField("n") and sampling.n == 0:
-        raise invalid("sampling.n", "`sampling.n` must be at least 1.")
-    for name, neutral in NEUTRAL.items():
-        if sampling.HasField(name) and getattr(sampling, name) != neutral:
-            raise unimplemented(f"sampling.{name}")
-    for name in UNWORKED:
-        if sampling.HasField(name):
-            raise unimplemented(f"sampling.{name}")
-    for name in UNWORKED_LISTS:
-        if getattr(sampling, name):
-            raise unimplemented(f"sampling.{name}")
+    refuse_unknown(request, "request")
     if request.priority not in pb.Priority.values():
         raise invalid("priority", f"There is no priority {request.priority}.")
     if request.priority == pb.PRIORITY_HIGH:
@@ -120,13 +141,15 @@ async def _prompt(
     """The ids of the prompt, checked."""
     field = request.WhichOneof("prompt")
     if field is None:
-        raise invalid("prompt", "The prompt is missing: give `text` or `token_ids`.")
+        raise invalid("prompt", "The prompt is missing: give `text`, `token_ids` or `chat`.")
     if field == "token_ids":
         ids = tuple(request.token_ids.ids)
-        _check_ids(ids, model, "token_ids")
+        check_ids(ids, model, "token_ids")
     elif tokenizer is None:
         message = f"Model {model.name!r} has no tokenizer; give the prompt as `token_ids`."
-        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, "text")
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, field)
+    elif field == "chat":
+        ids = tuple(await _chat(request.chat, model, tokenizer))
     else:
         ids = tuple(await tokenizer.encode(request.text)) if request.text else ()
     if not ids:
@@ -140,28 +163,24 @@ async def _prompt(
     return ids
 
 
-def _check_ids(ids: Sequence[int], model: ModelInfo, field: str) -> None:
-    beyond = max(ids, default=0)
-    if beyond >= model.vocabulary:
-        raise invalid(field, f"Token id {beyond} is not below the vocabulary's {model.vocabulary}.")
-
-
-def _params(request: pb.GenerateRequest, model: ModelInfo, prompt_tokens: int) -> SamplingParams:
-    sampling = request.sampling
-    temperature = sampling.temperature if sampling.HasField("temperature") else 1.0
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise invalid("sampling.temperature", f"A temperature is 0 or above, not {temperature}.")
-    room = model.context_tokens - prompt_tokens
-    max_tokens = sampling.max_tokens if sampling.HasField("max_tokens") else room
-    if max_tokens <= 0:
-        raise invalid("sampling.max_tokens", f"`sampling.max_tokens` must be at least 1, not {max_tokens}.")
-    return SamplingParams(
-        temperature=float(f"{temperature:.7g}"),  # the decimal that was meant: 0.8, not 0.800000011920929
-        seed=_seed(request),
-        choice=0,
-        max_tokens=min(max_tokens, room),
-        ignore_eos=sampling.ignore_eos,
-    )
+async def _chat(chat: pb.Chat, model: ModelInfo, tokenizer: Tokenizer) -> list[int]:
+    """The ids of a chat as the model's own template lays it out."""
+    if tokenizer.chat is None:
+        message = f"Model {model.name!r} has no chat template; give the prompt as `text` or `token_ids`."
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, "chat")
+    if not chat.messages:
+        raise invalid("chat.messages", "A chat has at least one message.")
+    messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+    if "" in (message["role"] for message in messages):
+        raise invalid("chat.messages", "Each message of a chat names its `role`.")
+    try:
+        text = await asyncio.to_thread(tokenizer.chat.render, messages)
+    except BrokenTemplate as error:
+        message = f"The chat template of model {model.name!r} is broken: {error}"
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, "chat") from None
+    except ValueError as error:
+        raise invalid("chat.messages", f"The model's chat template refuses these messages: {error}") from None
+    return await tokenizer.encode(text, special_tokens=False)
 
 
 def _seed(request: pb.GenerateRequest) -> int:
@@ -183,13 +202,18 @@ def _attempt(request: pb.GenerateRequest) -> int:
     return request.resume.attempt
 
 
-def _received(request: pb.GenerateRequest, model: ModelInfo, params: SamplingParams) -> tuple[int, ...]:
-    if len(request.resume.received) > 1 or any(entry.choice for entry in request.resume.received):
-        raise invalid("resume.received", "Choice 0 alone was asked for.")
-    ids = tuple(id for entry in request.resume.received for id in entry.token_ids)
-    _check_ids(ids, model, "resume.received")
-    if len(ids) > params.max_tokens:
-        raise invalid(
-            "resume.received", f"{len(ids)} tokens were received, but only {params.max_tokens} asked for."
-        )
-    return ids
+def _received(
+    request: pb.GenerateRequest, model: ModelInfo, choices: int, most: int
+) -> list[tuple[int, ...]]:
+    """What the client has of each choice."""
+    received: dict[int, tuple[int, ...]] = {}
+    for entry in request.resume.received:
+        if entry.choice >= choices or entry.choice in received:
+            message = f"Choice {entry.choice} is named twice, or is not below the {choices} asked for."
+            raise invalid("resume.received", message)
+        received[entry.choice] = ids = tuple(entry.token_ids)
+        check_ids(ids, model, "resume.received")
+        if len(ids) > most:
+            message = f"{len(ids)} tokens were received, but only {most} asked for."
+            raise invalid("resume.received", message)
+    return [received.get(choice, ()) for choice in range(choices)]

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 OUTER_HOME = os.environ.get("HOME", "/")
@@ -39,3 +40,8 @@ for _name in (
 def outer_home() -> str:
     """The owner's home, for tools such as pip that need the owner's settings and cache."""
     return OUTER_HOME
+
+
+# How long an example takes says nothing about the code on a machine with other work.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")

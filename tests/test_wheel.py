@@ -57,7 +57,11 @@ def test_the_wheel_holds_every_package_and_its_data_and_no_tests(wheel):
         for path in (ROOT / folder).glob("*.py*")
         if path.is_file()
     }
-    data = {str(path.relative_to(ROOT)) for path in (ROOT / "engine" / "embedded").glob("*")}
+    data = {
+        str(path.relative_to(ROOT))
+        for folder in ("benchmarks/data", "cluster/profiles", "engine/embedded")
+        for path in (ROOT / folder).glob("*")
+    }
     missing = {f"penstock/{name}" for name in {"__init__.py", "py.typed"} | code | data} - names
     assert not missing
     assert {name.split("/")[0].split("-")[0] for name in names} == {"penstock"}

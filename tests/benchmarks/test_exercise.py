@@ -9,18 +9,23 @@ import pytest
 
 from penstock.benchmarks.exercise import Stream, exercise
 from penstock.benchmarks.trials import Trial
+from penstock.handover.values import Logprobs, SamplingParams
 from penstock.proto import control_pb2, inference_pb2
 from penstock.proto.control_pb2_grpc import ControlServiceServicer, add_ControlServiceServicer_to_server
 from penstock.proto.inference_pb2_grpc import InferenceServiceServicer, add_InferenceServiceServicer_to_server
 
 
-def trial(max_tokens=10, moves=(), cancel_after=None) -> Trial:
-    return Trial("r", (1, 2, 3), max_tokens, 0.0, 9, tuple(moves), cancel_after)
+def trial(max_tokens=10, moves=(), cancel_after=None, **more) -> Trial:
+    return Trial("r", (1, 2, 3), max_tokens, 0.0, 9, tuple(moves), cancel_after, **more)
 
 
-def delta(first: int, *ids: int, maker="decode-0") -> inference_pb2.GenerateResponse:
-    made = inference_pb2.Delta(first_index=first, token_ids=ids, instance=maker)
+def delta(first: int, *ids: int, maker="decode-0", choice=0) -> inference_pb2.GenerateResponse:
+    made = inference_pb2.Delta(first_index=first, token_ids=ids, instance=maker, choice=choice)
     return inference_pb2.GenerateResponse(delta=made)
+
+
+def finished(reason, choice=0) -> inference_pb2.GenerateResponse:
+    return inference_pb2.GenerateResponse(finished=inference_pb2.Finished(choice=choice, reason=reason))
 
 
 class ScriptedRouter(InferenceServiceServicer, ControlServiceServicer):
@@ -30,6 +35,7 @@ class ScriptedRouter(InferenceServiceServicer, ControlServiceServicer):
         self.script = script
         self.answer = answer
         self.moved: list[str] = []
+        self.choices: list[int] = []
         self.asked = asyncio.Semaphore(0)
         self.left = asyncio.Event()
 
@@ -47,11 +53,17 @@ class ScriptedRouter(InferenceServiceServicer, ControlServiceServicer):
 
     async def MigrateRequest(self, request, context):
         self.moved.append(request.destination)
+        self.choices.append(request.choice)
         self.asked.release()
         return control_pb2.MigrateRequestResponse(moves=[self.answer(request)])
 
 
 def run(script, one: Trial, done=True) -> tuple[Stream, ScriptedRouter]:
+    (stream,), router = run_all(script, one, done)
+    return stream, router
+
+
+def run_all(script, one: Trial, done=True) -> tuple[list[Stream], ScriptedRouter]:
     async def main():
         router = ScriptedRouter(script, lambda request: control_pb2.Move(done=done, reason="no room"))
         server = grpc.aio.server()
@@ -60,10 +72,10 @@ def run(script, one: Trial, done=True) -> tuple[Stream, ScriptedRouter]:
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         try:
-            (stream,) = await exercise(f"127.0.0.1:{port}", [one], ["decode-0", "decode-1"], 4)
+            streams = await exercise(f"127.0.0.1:{port}", [one], ["decode-0", "decode-1"], 4)
         finally:
             await server.stop(0)
-        return stream, router
+        return streams, router
 
     return asyncio.run(asyncio.wait_for(main(), 20))
 
@@ -125,3 +137,37 @@ def test_a_move_that_is_refused_or_comes_too_late_is_aborted():
     stream, _ = run([delta(0, 5), until_moved, delta(1, 6)], trial(2, moves=(0, 1)), done=False)
     assert (stream.moves_done, stream.moves_aborted) == (0, 2)
     assert stream.troubles[0] == "not moved to decode-1: no room"
+
+
+def test_each_choice_is_heard_and_moved_by_itself():
+    script = [
+        delta(0, 5),
+        until_moved,
+        delta(0, 6, choice=1),
+        delta(1, 8, choice=1),
+        until_moved,
+        delta(1, 7),
+    ]
+    (first, second), router = run_all(script, trial(2, moves=(0, 1), choices=2))
+    assert (first.tokens, second.tokens) == ([5, 7], [6, 8])
+    assert router.choices == [0, 1] and first.moves_done == second.moves_done == 1
+    assert first.missing == second.missing == 0
+
+
+def test_a_stop_token_ends_a_choice_early_and_an_early_end_without_one_lacks_the_rest():
+    shape = SamplingParams(stop_token_ids=(6,))
+    stop = inference_pb2.FINISH_REASON_STOP
+    stream, _ = run([delta(0, 5, 6), finished(stop)], trial(10, moves=(8,), shape=shape))
+    assert (stream.missing, stream.moves_aborted) == (0, 0)
+    stream, _ = run([delta(0, 5, 7), finished(stop)], trial(10, shape=shape))
+    assert stream.missing == 8
+
+
+def test_log_probabilities_are_kept_beside_their_tokens_and_the_prompts_each_time():
+    said = delta(0, 5, 6)
+    said.delta.logprobs.add(logprob=-1.0).top.add(token_id=9, logprob=-0.5)
+    said.delta.logprobs.add(logprob=-2.0)
+    said.delta.prompt.logprobs.add(logprob=-3.0)
+    stream, _ = run([said, said], trial(2))
+    assert stream.logprobs == [Logprobs(-1.0, ((9, -0.5),)), Logprobs(-2.0)]
+    assert stream.prompts == [(Logprobs(-3.0),)] * 2

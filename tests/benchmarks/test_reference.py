@@ -54,7 +54,7 @@ def test_one_pass_over_a_damaged_cache_departs_where_free_running_does(reference
 
 
 def free_run(reference: Reference, generated: list[int], at: int, block: int) -> list[int]:
-    """Greedy tokens from `at` on, one pass each, from a cache whose block was negated."""
+    """Greedy tokens from `at` on, one pass each, from a cache whose block was zeroed."""
     seen = [*PROMPT, *generated[:at]]
     tokens = []
     with torch.inference_mode():
@@ -62,8 +62,8 @@ def free_run(reference: Reference, generated: list[int], at: int, block: int) ->
         for layer in cache.layers:
             blocks = -(-layer.keys.shape[-2] // BLOCK_SIZE)
             hurt = slice(block % blocks * BLOCK_SIZE, (block % blocks + 1) * BLOCK_SIZE)
-            layer.keys[:, :, hurt] *= -1
-            layer.values[:, :, hurt] *= -1
+            layer.keys[:, :, hurt] = 0
+            layer.values[:, :, hurt] = 0
         last = seen[-1]
         while len(tokens) < TOKENS - at:
             out = reference.model(torch.tensor([[last]]), past_key_values=cache)

@@ -3,6 +3,7 @@
 import pytest
 
 from penstock.benchmarks.trials import LONGEST_PROMPT, MOVED_WITHIN, OUTPUT_TOKENS, draw_trials
+from penstock.handover.values import SamplingParams
 
 
 def drawn(seed=1, count=200, moves=3, vocabulary=100, context_tokens=4096, sampled_share=0.5):
@@ -44,6 +45,25 @@ def test_every_kind_of_trial_is_drawn():
     assert {len(trial.moves) for trial in trials} == {0, 1, 2, 3}
     assert {trial.temperature > 0 for trial in trials} == {True, False}
     assert {trial.cancel_after is None for trial in trials} == {True, False}
+    assert {trial.choices for trial in trials} == {1, 2, 3}
+    assert {trial.shape == SamplingParams() for trial in trials} == {True, False}
+
+
+def test_a_share_is_held_to_constraints_where_there_is_text():
+    held = [
+        trial
+        for trial in draw_trials(200, 2, 1, vocabulary=100, context_tokens=4096, text=True)
+        if trial.held
+    ]
+    assert {trial.held.kind for trial in held} == {"regex", "json_schema", "choices", "grammar"}
+    assert not any(trial.shape.min_tokens or trial.params().ignore_eos for trial in held)
+    assert not any(trial.held for trial in drawn())
+
+
+def test_choices_share_the_moves_of_a_trial():
+    for trial in drawn():
+        shared = [index for choice in range(trial.choices) for index in trial.moves_of(choice)]
+        assert sorted(shared) == sorted(trial.moves)
 
 
 def test_a_context_too_short_for_any_output_is_refused():

@@ -16,6 +16,9 @@ from toy_instance import FAST, output
 from penstock.cli.generate import command
 from penstock.client import AsyncClient, Client, Delta, Finished, InvalidRequest, PenstockError, Started
 from penstock.client import address as addresses
+from penstock.client.events import from_response
+from penstock.client.request import Attempts, build
+from penstock.proto import inference_pb2
 from penstock.router.config import RouterConfig
 from penstock.router.server import RouterServer
 
@@ -95,8 +98,8 @@ def test_leaving_a_stream_frees_the_request(cluster):
         ({"prompt": PROMPT, "temperature": -1.0}, "INVALID_ARGUMENT", "sampling.temperature"),
         ({"prompt": PROMPT, "temperature": float("nan")}, "INVALID_ARGUMENT", "sampling.temperature"),
         ({"prompt": PROMPT, "model": "other"}, "NOT_FOUND", "model"),
-        ({"prompt": PROMPT, "n": 2}, "UNIMPLEMENTED", "sampling.n"),
-        ({"prompt": PROMPT, "stop": ["x"]}, "UNIMPLEMENTED", "sampling.stop"),
+        ({"prompt": PROMPT, "n": 0}, "INVALID_ARGUMENT", "sampling.n"),
+        ({"prompt": PROMPT, "stop": "x"}, "FAILED_PRECONDITION", "sampling.stop"),
     ],
 )
 def test_a_wrong_argument_is_refused_with_code_and_field(cluster, arguments, code, field):
@@ -116,7 +119,13 @@ def test_a_wrong_argument_is_refused_with_code_and_field(cluster, arguments, cod
         ({"prompt": PROMPT, "seed": -1}, "seed"),
         ({"prompt": PROMPT, "max_tokens": 2**70}, "max_tokens"),
         ({"prompt": PROMPT, "max_token": 5}, "max_token"),
-        ({"prompt": "\udcff"}, "prompt"),
+        ({"prompt": "\udcff"}, "prompt is no text: .* not UTF-8"),
+        ({"prompt": PROMPT, "request_id": "\udcff"}, "request_id is no text"),
+        ({"prompt": PROMPT, "model": "\udcff"}, "model is no text"),
+        ({}, "`prompt` or `messages`"),
+        ({"prompt": PROMPT, "messages": [{"role": "user", "content": "hi"}]}, "`prompt` or `messages`"),
+        ({"messages": [{"role": "user", "contents": "hi"}]}, "messages"),
+        ({"messages": ["hi"]}, "messages"),
     ],
 )
 def test_what_no_request_can_hold_is_a_value_error_before_any_call(arguments, says):
@@ -274,6 +283,8 @@ def test_the_command_tells_ids_where_there_is_no_text(cluster):
         (["hi", "--seed", "-1"], "seed"),
         (["--token-ids", "1", "--max-tokens", "0"], "at least 1"),
         (["hi", "--address", "nowhere"], "no address"),
+        (["--chat", "--token-ids", "1"], "laid out already"),
+        (["--chat", "hi"], "has no tokenizer"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_told(cluster, arguments, says):
@@ -285,3 +296,94 @@ def test_a_mistake_on_the_command_line_is_told(cluster, arguments, says):
 def test_standard_input_that_is_no_utf8_is_refused(cluster):
     result = generate("--address", cluster.fleet.address, input=b"\xff\xfe")
     assert result.exit_code != 0 and "UTF-8" in result.output
+
+
+def test_every_option_of_the_command_reaches_the_instance(cluster):
+    shaping = {"top_p": 0.9, "top_k": 40, "min_p": 0.05, "presence_penalty": -0.5, "frequency_penalty": 0.25}
+    shaping |= {"repetition_penalty": 1.1, "min_tokens": 2, "logprobs": 3, "prompt_logprobs": 1}
+    options = [word for name, value in shaping.items() for word in (f"--{name.replace('_', '-')}", value)]
+    more = ["--logit-bias", "9=-1.5", "--logit-bias", "4=2", "--stop-token-ids", "8,6", "--echo"]
+    asked = ["--token-ids", "1,2,3", "--max-tokens", 4, "--ignore-eos", *options, *more]
+    result = generate(*asked, "--json", "--address", cluster.fleet.address)
+    assert result.exit_code == 0, result.output
+    params = cluster.fleet.instances["a"].starts[-1].context.params
+    assert {name: getattr(params, name) for name in shaping} == shaping
+    assert params.logit_bias == ((4, 2.0), (9, -1.5)) and params.stop_token_ids == (6, 8)
+    assert json.loads(result.stdout)["prompt"]["token_ids"] == [1, 2, 3]
+
+
+def test_the_command_reports_each_choice(cluster):
+    asked = ["--token-ids", "1,2,3", "--max-tokens", 20, "--seed", 0, "--ignore-eos", "--n", 2]
+    said = json.loads(generate(*asked, "--json", "--address", cluster.fleet.address).stdout)
+    for choice, whole in enumerate(said["choices"]):
+        assert (whole["choice"], whole["token_ids"]) == (choice, output(PROMPT, 20, choice=choice))
+    assert "--- choice 1" in generate(*asked, "--address", cluster.fleet.address).stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--logit-bias", "5"], "ID=BIAS"),
+        (["--stop-token-ids", "1,x"], "numbers"),
+        (["--regex", "a", "--grammar", "b"], "already"),
+        (["--top-p", "1.5"], "above 0 and at most 1"),
+        (["--json-schema", "@nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_a_wrong_parameter_on_the_command_line_is_told(cluster, arguments, says):
+    result = generate("--token-ids", "1", *arguments, "--address", cluster.fleet.address)
+    assert result.exit_code != 0 and says in result.output + str(result.exception)
+
+
+# ---- several choices
+
+
+def test_all_choices_are_whole_and_in_order(cluster):
+    with Client(cluster.fleet.address) as client:
+        wholes = client.complete_all(PROMPT, max_tokens=20, n=3, **GREEDY)
+        assert [whole.choice for whole in wholes] == [0, 1, 2]
+        assert [list(whole.token_ids) for whole in wholes] == [output(PROMPT, 20, choice=n) for n in range(3)]
+        with pytest.raises(ValueError, match="3 choices"):
+            client.complete(PROMPT, max_tokens=2, n=3, **GREEDY)
+
+
+def test_choices_outlive_their_router_and_end_once_each():
+    def event(**fields):
+        return from_response(inference_pb2.GenerateResponse(**fields))
+
+    def finished(choice):
+        return event(
+            finished=inference_pb2.Finished(choice=choice, reason=inference_pb2.FINISH_REASON_LENGTH)
+        )
+
+    def delta(choice, first, *ids):
+        return event(delta=inference_pb2.Delta(choice=choice, first_index=first, token_ids=ids))
+
+    attempts = Attempts(build(PROMPT, "r", None, {"n": 2, "max_tokens": 3}))
+    started = event(started=inference_pb2.Started(request_id="r", seed=5, attempt=1))
+    first = [started, delta(0, 0, 1, 2, 3), finished(0), delta(1, 0, 7)]
+    assert [attempts.take(one) for one in first] == first
+    attempts.retry_after_s(PenstockError(grpc.StatusCode.UNAVAILABLE, "gone"))
+    resume = attempts.request().resume
+    assert (resume.attempt, resume.seed) == (2, 5)
+    assert {entry.choice: list(entry.token_ids) for entry in resume.received} == {0: [1, 2, 3], 1: [7]}
+    assert [attempts.take(one) for one in (started, finished(0), delta(1, 1, 8, 9), finished(1))] == [
+        None,
+        None,
+        delta(1, 1, 8, 9),
+        finished(1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "constraint, told",
+    [
+        ({"json_schema": {"type": "integer"}}, {"json_schema": '{"type": "integer"}'}),
+        ({"regex": "a+"}, {"regex": "a+"}),
+        ({"choices": ["a", "b"]}, {"choices": {"values": ["a", "b"]}}),
+        ({"grammar": 'start: "a"'}, {"grammar": 'start: "a"'}),
+    ],
+)
+def test_a_constraint_is_a_field_like_any_other(constraint, told):
+    request = build(PROMPT, None, None, constraint)
+    assert request.sampling.structured == inference_pb2.StructuredOutput(**told)

@@ -9,6 +9,7 @@ from typing import get_type_hints
 import pytest
 
 from penstock.cluster.config import Config, InstanceSettings, build, default, load, parse
+from penstock.cluster.preparation import model_info
 
 
 def parts() -> list[type]:
@@ -35,19 +36,26 @@ def test_what_is_written_is_what_runs(tmp_path):
         ({"clutser": {}}, "no key `clutser`; did you mean `cluster`?"),
         ({"cluster": {"prefil": 1}}, "no key `cluster.prefil`; did you mean `prefill`?"),
         ({"engine": {"block-size": 16}}, "no key `engine.block-size`; did you mean `block_size`?"),
-        ({"router": {"zzz": 1}}, "no key `router.zzz`; there are dispatch_wait_s, host,"),
+        ({"router": {"zzz": 1}}, "no key `router.zzz`; there are client_wait_s, dispatch_wait_s, host,"),
         ({"cluster": {"prefill": "two"}}, "cluster.prefill must be a whole number, got 'two'"),
         ({"cluster": {"prefill": 1.5}}, "cluster.prefill must be a whole number, got 1.5"),
         ({"cluster": {"prefill": True}}, "cluster.prefill must be a whole number, got True"),
         ({"cluster": {"prefill": None}}, "cluster.prefill must be a whole number, got None"),
         ({"cluster": {"log_json": 1}}, "cluster.log_json must be true or false, got 1"),
-        ({"handover": {"lease_s": "3s"}}, "handover.lease_s must be a number, got '3s'"),
+        ({"handover": {"lease_s": "3 GB"}}, "handover.lease_s must be a time such as `5.4 ms`"),
         ({"handover": {"lease_s": float("nan")}}, "handover.lease_s must be a finite number, got nan"),
         ({"engine": {"model": 7}}, "engine.model must be text, got 7"),
         ({"engine": 3}, "engine must be a mapping of keys to values, got 3"),
         ([], "the configuration must be a mapping of keys to values, got []"),
         ({"cluster": {"prefill": 0}}, "cluster.prefill must be at least 1, got 0"),
-        ({"cluster": {"tensor_parallel": 2}}, "cluster.tensor_parallel: only 1 works yet, got 2"),
+        (
+            {"cluster": {"decode_tensor_parallel": -1}},
+            "cluster.decode_tensor_parallel must be 0 or above, got -1",
+        ),
+        (
+            {"engine": {"tensor_parallel": 0}},
+            "engine.tensor_parallel must be an integer of at least 1, got 0",
+        ),
         ({"cluster": {"name": "My Cluster"}}, "cluster.name must be up to 40 lower-case letters"),
         ({"cluster": {"temp_dir": "/" + "x" * 60}}, "cluster.temp_dir must have at most 28 characters"),
         ({"cluster": {"controller_port": 70000}}, "cluster.controller_port must be a port or 0, got 70000"),
@@ -66,11 +74,24 @@ def test_what_is_wrong_is_said_in_one_sentence(tree, sentence):
     assert "\n" not in str(raised.value)
 
 
+def test_a_quantity_may_bring_its_own_unit():
+    config = parse({"engine": {"kv_bytes": "2 GiB"}, "handover": {"lease_s": "2500 ms"}})
+    assert config.engine.kv_bytes == 2 << 30 and isinstance(config.engine.kv_bytes, int)
+    assert config.handover.lease_s == 2.5
+
+
 @pytest.mark.parametrize("text", ["a: [", "a: b: c", "cluster: {prefil: 1}"])
 def test_a_file_that_cannot_be_used_is_named(tmp_path, text):
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match="c.yaml"):
+        load(path)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"cluster: \xff")
+    with pytest.raises(ValueError, match=r"c.yaml is not UTF-8 text: invalid start byte at byte 9"):
         load(path)
 
 
@@ -97,3 +118,16 @@ def test_every_key_says_what_it_is(kind):
         if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr)
     }
     assert told == {field.name for field in fields(kind)}
+
+
+def test_each_pool_may_have_a_tensor_parallelism_of_its_own():
+    config = parse({"engine": {"tensor_parallel": 2}, "cluster": {"decode_tensor_parallel": 1}})
+    assert [config.engine_of(pool).tensor_parallel for pool in ("prefill", "decode")] == [2, 1]
+
+
+def test_a_model_that_ranks_cannot_share_is_refused_before_anything_starts():
+    config = parse({"cluster": {"decode_tensor_parallel": 4}})
+    with pytest.raises(
+        ValueError, match="engine.tensor_parallel: 4 does not divide the model's num_attention"
+    ):
+        model_info(config)

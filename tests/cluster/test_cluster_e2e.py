@@ -2,7 +2,10 @@
 
 import os
 import signal
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,6 +154,58 @@ def test_a_router_that_dies_comes_back_at_its_address_and_clients_resume(cluster
     check(reference, stream(client, lambda delta: os.kill(router.pid, signal.SIGKILL)))
     wait_until(lambda: [found.pid for found in client.cluster().routers] not in ([], [router.pid]))
     assert client.cluster().routers[0].address == cluster.address
+
+
+def test_a_router_whose_port_is_taken_when_it_comes_back_tries_until_it_has_it(cluster, client, reference):
+    (router,) = client.cluster().routers
+    host, port = cluster.address.split(":")
+    os.kill(router.pid, signal.SIGKILL)
+    with taken(host, int(port)):
+        wait_until(lambda: [pid for pid in actors(cluster, "RouterActor") if pid != router.pid])
+        time.sleep(2.0)  # it has tried
+    wait_until(lambda: attached(client))
+    check(reference, stream(client))
+
+
+def attached(client: Client) -> list[int]:
+    """Processes of the routers, if one answers."""
+    try:
+        return [router.pid for router in client.cluster().routers]
+    except PenstockError:
+        return []
+
+
+@contextmanager
+def taken(host: str, port: int) -> Iterator[None]:
+    """Somebody else listens there."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        wait_until(lambda: bound(other, host, port))
+        other.listen()
+        yield
+
+
+def bound(other: socket.socket, host: str, port: int) -> bool:
+    try:
+        other.bind((host, port))
+    except OSError:
+        return False
+    return True
+
+
+def test_an_instance_that_is_slow_when_its_controller_comes_back_is_kept(cluster, client):
+    before = lives(cluster)
+    pid = pid_of(cluster, "decode-0")
+    (controller,) = actors(cluster, "Controller")
+    os.kill(pid, signal.SIGSTOP)
+    os.kill(controller, signal.SIGKILL)
+    wait_until(lambda: actors(cluster, "Controller") not in ([], [controller]))
+    time.sleep(
+        1.5 * cluster.config.handover.hung_after_s
+    )  # longer than an instance that is watched may be silent
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: answers(cluster) and all(one.state == "serving" for one in cluster.instances()))
+    assert lives(cluster) == before
 
 
 def test_what_cannot_be_moved_is_said_through_the_router(client):

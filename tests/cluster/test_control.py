@@ -8,6 +8,7 @@ import grpc.aio
 import pytest
 from waiting import until
 
+from penstock.cluster import routers
 from penstock.cluster.config import ClusterConfig
 from penstock.cluster.control import Control
 from penstock.cluster.registry import Running, specs
@@ -185,6 +186,45 @@ def test_a_router_that_goes_away_ends_its_moves():
         (move,) = (await call).moves
         assert (move.done, move.reason) == (False, "its router went away")
         assert not party.routers.attached
+
+    play(scenario)
+
+
+def test_a_router_that_says_nothing_any_more_is_attached_no_more_and_may_come_back(monkeypatch):
+    monkeypatch.setattr(routers, "SILENT_S", 0.3)
+
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        call = asyncio.ensure_future(stub.MigrateRequest(asked()))
+        await until(lambda: bool(party.router.asked))
+        (move,) = (await call).moves
+        assert (move.done, move.reason) == (False, "its router went away")
+        assert not (await stub.GetCluster(control.GetClusterRequest())).routers
+
+    play(scenario)
+
+
+def test_a_router_that_beats_stays_attached(monkeypatch):
+    monkeypatch.setattr(routers, "SILENT_S", 0.3)
+
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        for _ in range(10):
+            party.router.say(pb.AttachRequest())
+            await asyncio.sleep(0.1)
+        assert party.routers.holding("r")
+
+    play(scenario)
+
+
+def test_moves_under_way_are_bounded(monkeypatch):
+    monkeypatch.setattr(routers, "MOST_ASKS", 2)
+
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        calls = [asyncio.ensure_future(stub.MigrateRequest(asked())) for _ in range(5)]
+        done, waiting = await asyncio.wait(calls, timeout=MOVE_S / 2)
+        assert len(waiting) == 2
+        assert {call.result().moves[0].reason for call in done} == {"2 moves are under way already"}
+        for call in waiting:
+            await call
 
     play(scenario)
 

@@ -93,8 +93,8 @@ def test_the_next_life_is_above_the_last_even_if_the_clock_goes_back(before, now
 def test_the_freest_serves_decodes_and_is_another():
     registry = serving(*NAMES)
     loads = {
-        "decode-0": LoadView(free_blocks=10, cached_blocks=5),
-        "decode-1": LoadView(free_blocks=12),
+        "decode-0": LoadView(free_blocks=10, cached_blocks=5, decode_slots=64),
+        "decode-1": LoadView(free_blocks=12, decode_slots=64),
         "prefill-0": LoadView(free_blocks=99),
     }
     assert picked(registry, loads, but="prefill-0") == "decode-0"
@@ -103,7 +103,10 @@ def test_the_freest_serves_decodes_and_is_another():
 
 
 def test_an_instance_without_a_free_slot_comes_last():
-    loads = {"decode-0": LoadView(free_blocks=99, running=64), "decode-1": LoadView(free_blocks=1)}
+    loads = {
+        "decode-0": LoadView(free_blocks=99, running=60, waiting=4, decode_slots=64),
+        "decode-1": LoadView(free_blocks=1, decode_slots=64),
+    }
     assert picked(serving(*NAMES), loads, but="") == "decode-1"
 
 

@@ -1,5 +1,7 @@
 """A start that cannot succeed ends soon, says why in one sentence, and leaves nothing."""
 
+import asyncio
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import pytest
 
 from penstock.cluster import config as cluster_config
 from penstock.cluster import processes, state
-from penstock.cluster.launcher import Cluster
+from penstock.cluster.launcher import Cluster, tried_again
+from penstock.router.config import ModelInfo, RouterConfig
+from penstock.router.server import RouterServer
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +54,28 @@ def test_an_instance_that_does_not_start_ends_the_start(kind, start_s, error, wo
     assert not Path(marks[0].temp_dir).exists() and state.records() == []
 
 
-def test_a_ray_cluster_that_does_not_answer_is_one_sentence():
-    with pytest.raises(ValueError, match="no Ray cluster can be joined at 127.0.0.1:1"):
-        Cluster.start(config(ray_address="127.0.0.1:1"))
+def test_a_router_that_does_not_come_back_is_tried_until_it_does():
+    async def main():
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            config = RouterConfig(port=taken.getsockname()[1], stop_s=0.5)
+            server = RouterServer(config, ModelInfo(name="m", context_tokens=8, vocabulary=9), None)
+            first = asyncio.create_task(server.start())
+            with pytest.raises(ValueError, match="in use"):
+                await first
+            trying = asyncio.create_task(tried_again(first, server, pauses_s=(0.01,)))
+            await asyncio.sleep(0.1)
+            assert not trying.done()
+        assert await trying == f"127.0.0.1:{config.port}"
+        await server.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "address, why",
+    [("127.0.0.1:1", "Connection refused"), ("nonsense", "is HOST:PORT"), ("ray://there", "is HOST:PORT")],
+)
+def test_a_ray_cluster_that_does_not_answer_is_one_sentence(address, why):
+    with pytest.raises(ValueError, match=f"no Ray cluster can be joined at {address}: .*{why}"):
+        Cluster.start(config(ray_address=address))
     assert state.records() == []

@@ -2,16 +2,27 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.exceptions import (
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    RayActorError,
+    RuntimeEnvSetupError,
+)
 from stub_instance import StubInstance
 from waiting import until
 
 from penstock.cluster.config import ClusterConfig, InstanceSettings
+from penstock.cluster.controller import described, plain_errors
+from penstock.cluster.link import Deaths
 from penstock.cluster.registry import Running, Spec, State, specs
-from penstock.cluster.supervisor import Supervisor
+from penstock.cluster.supervisor import Found, Supervisor
 from penstock.handover.config import HandoverConfig
 from penstock.handover.values import Incarnation
 
@@ -30,11 +41,17 @@ class FakeHost:
         self.killed: list[Incarnation] = []
         self.failures = 0
         """How many starts are to fail from now on."""
+        self.slow_deaths = 0
+        """How many kills are to end before the process does."""
+        self.found: dict[Incarnation, Found] = {}
+        """What `find` says instead of the truth."""
 
-    async def find(self) -> dict[Incarnation, Running]:
-        return {who: self.running[who] for who in self.living}
+    async def find(self) -> dict[Incarnation, Found]:
+        return {who: Found(self.running[who]) for who in self.living} | self.found
 
     async def start(self, spec: Spec, life: int) -> Running:
+        if Incarnation(spec.name, life) in self.living:
+            return self.running[Incarnation(spec.name, life)]
         if self.failures:
             self.failures -= 1
             raise ValueError("no such model")
@@ -57,6 +74,9 @@ class FakeHost:
 
     async def kill(self, who: Incarnation) -> None:
         self.killed.append(who)
+        if self.slow_deaths:
+            self.slow_deaths -= 1
+            raise TimeoutError
         await self.die(who)
 
     async def die(self, who: Incarnation) -> None:
@@ -204,6 +224,138 @@ def test_a_new_controller_takes_over_what_runs_and_ends_what_is_older():
             await cancelled(task)
 
     play(scenario)
+
+
+@asynccontextmanager
+async def succeeded(host: FakeHost) -> AsyncIterator[tuple[Supervisor, list[list[str]]]]:
+    """A second controller after one that died; what its routers were told, each time."""
+    async with supervised(host):
+        pass
+    told: list[list[str]] = []
+    second = Supervisor(
+        host,
+        SPECS,
+        HANDOVER,
+        "controller:test",
+        lambda: told.append([record.spec.name for record in second.registry.usable()]),
+    )
+    task = asyncio.create_task(second.run())
+    try:
+        await until(lambda: serving(second) == NAMES)
+        yield second, told
+        assert not task.done()
+    finally:
+        await cancelled(task)
+
+
+def test_a_new_controller_tells_routers_of_all_that_it_found_at_once():
+    async def scenario(host: FakeHost) -> None:
+        async with succeeded(host) as (second, told):
+            assert told == [NAMES] and host.killed == []
+            assert all(not record.restarts for record in second.registry.records.values())
+
+    play(scenario)
+
+
+def test_a_new_controller_goes_on_with_a_life_that_is_starting():
+    async def scenario(host: FakeHost) -> None:
+        spec = SPECS[0]
+        who = Incarnation(spec.name, 5)
+        await host.start(spec, who.life)
+        host.found[who] = Found()
+        async with supervised(host) as supervisor:
+            assert supervisor.registry[spec.name].incarnation == who and host.killed == []
+
+    play(scenario)
+
+
+def test_a_new_controller_replaces_what_does_not_answer_it():
+    async def scenario(host: FakeHost) -> None:
+        spec = SPECS[0]
+        who = Incarnation(spec.name, 5)
+        await host.start(spec, who.life)
+        host.found[who] = Found(hung=True)
+        async with supervised(host) as supervisor:
+            assert supervisor.registry[spec.name].life > who.life and host.killed == [who]
+
+    play(scenario)
+
+
+def test_a_process_that_does_not_end_yet_is_killed_again_before_its_next_life_begins():
+    async def scenario(host: FakeHost) -> None:
+        async with supervised(host) as supervisor:
+            who = supervisor.registry["decode-0"].incarnation
+            host.slow_deaths = 2
+            host.living[who].hung = True
+            await replaced(supervisor, who)
+            assert host.killed == [who] * 3
+
+    play(scenario)
+
+
+@given(st.lists(st.integers(0, 30)), st.lists(st.integers(0, 30)), st.integers(1, 8))
+def test_each_listener_hears_of_the_latest_deaths_once(first, then, kept):
+    deaths, heard, told = Deaths(), [], 0
+    deaths._lives = deque(maxlen=kept)
+    for batch in (first, then):
+        for life in batch:
+            deaths.add(Incarnation("a", life))
+        news, told = deaths.since(told)
+        assert len(news) <= kept and list(news) == list(deaths._lives)[len(deaths._lives) - len(news) :]
+        heard += news
+        assert not batch or set(deaths._lives) <= set(heard)
+        assert deaths.since(told) == ((), told)
+    assert deaths.since(0)[0] == tuple(deaths._lives), "a new one hears of all that are kept"
+
+
+class Handle:
+    """An actor that answers `describe` with each of these in turn: an error, a pause in seconds, a result."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.describe = self
+
+    async def remote(self):
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, float):
+            await asyncio.sleep(answer)
+            return await self.remote()
+        return answer
+
+
+HERE = Running("here:1", 1, "node")
+AWAY = ActorUnavailableError("busy", None)
+
+
+@pytest.mark.parametrize("answers", [[HERE], [2 * HANDOVER.hung_after_s, HERE], [AWAY, AWAY, HERE]])
+def test_an_instance_that_is_slow_to_answer_a_new_controller_is_found(answers):
+    assert asyncio.run(described(Handle(*answers), 20.0, 0.001)) == HERE
+
+
+def test_an_instance_that_never_answers_or_died_is_told_apart():
+    with pytest.raises(TimeoutError):
+        asyncio.run(described(Handle(60.0), 0.05, 0.001))
+    with pytest.raises(RayActorError):
+        asyncio.run(described(Handle(AWAY, RayActorError()), 20.0, 0.001))
+
+
+@pytest.mark.parametrize(
+    "error, kind, text",
+    [
+        (RayActorError(), ConnectionError, "its process died while it started"),
+        (RuntimeEnvSetupError("no such image"), ConnectionError, "Ray does not start it: .*no such image"),
+        (ActorUnschedulableError("too large"), ConnectionError, "Ray does not start it: .*too large"),
+    ],
+)
+def test_whatever_ray_says_of_a_start_is_that_instances_failure_alone(error, kind, text):
+    async def main():
+        async with plain_errors():
+            raise error
+
+    with pytest.raises(kind, match=text):
+        asyncio.run(main())
 
 
 def test_a_controller_that_stood_still_blames_nobody():

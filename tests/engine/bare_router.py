@@ -21,6 +21,7 @@ from penstock.handover.values import (
     MoveMode,
     News,
     Seen,
+    TokenRecord,
     Unmoved,
 )
 from penstock.handover.wire import from_link_response, to_link_request
@@ -47,10 +48,14 @@ class Stream:
     context: Context
     session: Session
     decode: Address | None = None
-    ids: list[int] = field(default_factory=list)
+    records: list[TokenRecord] = field(default_factory=list)
     makers: list[str] = field(default_factory=list)
     """Who made each token."""
     moves: list[bool] = field(default_factory=list)
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.context.emitted, *(record.id for record in self.records)]
 
 
 class BareRouter:
@@ -73,7 +78,8 @@ class BareRouter:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def start(self, key: str, context: Context, prefill: Address, decode: Address | None = None) -> Stream:
-        stream = self.streams[key] = Stream(context, Session(key, 1), decode)
+        session = Session(key, 1, next_index=len(context.emitted))
+        stream = self.streams[key] = Stream(context, session, decode)
         self._tell(stream, fx.Dispatched(prefill, decode))
         return stream
 
@@ -131,7 +137,7 @@ class BareRouter:
                 self.send(instance, message)
             case fx.Deliver(first, records, maker):
                 assert first == len(stream.ids), "a token came twice, or one is missing"
-                stream.ids += [record.id for record in records]
+                stream.records += records
                 stream.makers += [maker.instance] * len(records)
             case fx.MoveEnded(_, done, reason):
                 logger.info("%s: %s", stream.session.key, "moved" if done else reason)

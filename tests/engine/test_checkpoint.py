@@ -1,4 +1,4 @@
-"""config.json of four families in either spelling, and one clear sentence for what cannot be served."""
+"""config.json of every family in either spelling, and one clear sentence for what cannot be served."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ import pytest
 from penstock.benchmarks.checkpoints import make_checkpoint
 from penstock.engine.checkpoint import ModelSpec, read_checkpoint
 from penstock.engine.config import EngineConfig
+from penstock.engine.families import FAMILIES, read_architecture, with_defaults
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,51 @@ def test_a_silent_config_means_what_it_means_to_transformers(folder: Path) -> No
     assert (spec.windows, spec.kv_heads, spec.max_positions) == ((4096, 4096), 8, 131072)
 
 
+SILENT = (
+    {"num_attention_heads": 32, "hidden_size": 512, "num_hidden_layers": 30},
+    {"num_attention_heads": 32, "hidden_size": 512, "num_hidden_layers": 30, "use_sliding_window": True},
+)
+
+
+@pytest.mark.parametrize("given", SILENT, ids=("plain", "windowed"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_config_leaves_out_means_what_transformers_takes_it_to_mean(
+    family: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    from transformers import AutoConfig
+
+    config = {"model_type": family, "vocab_size": 512, "intermediate_size": 64, **given}
+    meant = AutoConfig.for_model(**config)
+    found = read_architecture(with_defaults(config))
+    head_dim = getattr(meant, "head_dim", None) or 16
+    assert (found["kv_heads"], found["head_dim"]) == (meant.num_key_value_heads, head_dim)
+    assert (found["norm_eps"], found["max_positions"]) == (meant.rms_norm_eps, meant.max_position_embeddings)
+    assert (found["rope"].theta, found["rope"].kind) == (meant.rope_parameters["rope_theta"], "default")
+    assert (found["tied"], found["output_bias"]) == (False, False)
+    window = getattr(meant, "sliding_window", None)
+    kinds = getattr(meant, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * 30
+    assert found["windows"] == tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    mixture = found["mixture"]
+    assert (mixture is None) == (not hasattr(meant, "num_experts"))
+    if mixture is not None:
+        assert (mixture.experts, mixture.per_token) == (meant.num_experts, meant.num_experts_per_tok)
+        assert mixture.intermediate == getattr(meant, "moe_intermediate_size", meant.intermediate_size)
+        assert mixture.normalised == getattr(meant, "norm_topk_prob", True)
+        assert mixture.layers == (True,) * 30
+
+
+def test_which_layers_of_a_mixture_are_dense() -> None:
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_attention_heads": 4, "intermediate_size": 9}
+
+    def sparse(**changed: Any) -> tuple[bool, ...]:
+        config = with_defaults({"model_type": "qwen3_moe", "num_hidden_layers": 4, **sizes, **changed})
+        return read_architecture(config)["mixture"].layers
+
+    assert sparse(mlp_only_layers=[0, 2]) == (False, True, False, True)
+    assert sparse(decoder_sparse_step=2) == (False, True, False, True)
+    assert sparse(decoder_sparse_step=2, mlp_only_layers=[3]) == (False, True, False, False)
+
+
 def test_fingerprints_tell_models_apart(folder: Path, llama: Path, tmp_path: Path) -> None:
     print_ = read_checkpoint(llama).fingerprint
     assert read_checkpoint(folder).fingerprint == print_
@@ -101,7 +147,10 @@ def test_fingerprints_tell_models_apart(folder: Path, llama: Path, tmp_path: Pat
 
 
 BAD_CONFIGS = {
-    "family": ({"model_type": "gpt2"}, r"family 'gpt2' is not supported; supported: llama, mistral, qwen2"),
+    "family": (
+        {"model_type": "gpt2"},
+        r"family 'gpt2' is not supported; supported: llama, mistral, qwen2, qwen3, mixtral, qwen3_moe$",
+    ),
     "no_family": ({"model_type": None}, "family None is not supported"),
     "rope": (
         {"rope_parameters": {"rope_type": "longrope"}},
@@ -122,6 +171,39 @@ BAD_CONFIGS = {
     "layer_types": (
         {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["full_attention"]},
         "layer_types must name",
+    ),
+    "layer_types_unwindowed": (
+        {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]},
+        "layer_types names sliding_attention, but use_sliding_window",
+    ),
+    "layer_types_ignored": (
+        {
+            "model_type": "mistral",
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+        "layer_types of mistral are not supported unless all are sliding_attention",
+    ),
+    "rope_nested": (
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        "rope parameters of their own for full_attention are not supported",
+    ),
+    "eps": ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number above 0, got 'small'"),
+    "too_few_experts": (
+        {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 5},
+        "num_experts_per_tok is 5, but there are 4 experts only",
+    ),
+    "no_experts": (
+        {"model_type": "qwen3_moe", "num_experts": 0},
+        "num_experts must be a positive integer, got 0",
+    ),
+    "sparse_step": (
+        {"model_type": "qwen3_moe", "decoder_sparse_step": 0},
+        "decoder_sparse_step must be a positive",
+    ),
+    "dense_layers": (
+        {"model_type": "qwen3_moe", "mlp_only_layers": "all"},
+        "mlp_only_layers must be a list of layers, got 'all'",
     ),
     "eos": ({"eos_token_id": ["</s>"]}, "eos_token_id must be a token id"),
 }

@@ -1,6 +1,5 @@
 """The embedded checkpoint: small, loadable by anyone, and English enough to read."""
 
-import hashlib
 import string
 
 import pytest
@@ -34,7 +33,7 @@ def model() -> LlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
-    """The modules at the top of the standard library, a sixth of the text that the checkpoint was trained on."""
+    """The modules at the top of the standard library, a quarter of the text that the checkpoint was trained on."""
     return read_corpus(lambda name: "/" not in name)
 
 
@@ -70,17 +69,11 @@ def test_tokenizers_alone_gives_the_ids_of_transformers(tokenizer, text):
     assert Tokenizer.from_file(str(EMBEDDED / "tokenizer.json")).encode(text).ids == tokenizer(text).input_ids
 
 
-def test_held_out_loss_is_low_at_early_and_late_positions(tokenizer, model):
-    """On modules that these weights never saw (README); a loose bound, for Pythons differ in their text."""
-    unseen = read_corpus(_unseen)
-    losses = held_out_losses(model, encode(tokenizer, unseen.training + unseen.held_out)[: 40 * 512])
-    assert losses.mean() < 4.6
-    assert losses[128:].mean() < 4.6
-
-
-def _unseen(module: str) -> bool:
-    """The modules held out from the committed weights: one in twenty by the hash of its name."""
-    return int.from_bytes(hashlib.blake2b(module.encode(), digest_size=4).digest(), "big") % 20 == 0
+def test_held_out_loss_is_below_4_at_early_and_late_positions(tokenizer, model, corpus):
+    """3.75 on this part of the text that was held out. Other Pythons have other text, and hold out the same of it."""
+    losses = held_out_losses(model, encode(tokenizer, corpus.held_out))
+    assert losses.mean() < 4.0
+    assert losses[128:].mean() < 4.0
 
 
 def test_sampled_text_is_mostly_words(tokenizer, model, corpus):

@@ -7,11 +7,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_model import VOCABULARY, answer
-from toy_world import BLOCK, CONTEXT, Clock, World
+from toy_world import BLOCK, CONTEXT, ROUTER, Clock, World
 
 from penstock.engine import engine as engine_module
+from penstock.engine.engine import Engine
 from penstock.handover.config import HandoverConfig
-from penstock.handover.values import Context, MoveMode, SamplingParams
+from penstock.handover.effects import FromRouter, PeerLost
+from penstock.handover.seat import Seat
+from penstock.handover.values import Context, Epoch, Incarnation, MoveMode, Revoke, SamplingParams, Start
 from penstock.policy.admission import RULES
 from penstock.policy.batching import Budget
 
@@ -280,6 +283,63 @@ def test_a_prompt_that_fits_no_memory_waits_and_harms_nobody(clock):
     assert now.sessions["s"].session.closed and not stuck.got
     now.cancel("stuck")
     settled(now, CONFIG.lease_s)
+
+
+def test_blocks_that_a_receive_may_still_write_are_kept_after_their_lease(clock):
+    now = World(1, {"prefill": Budget(16, 0), "decode": Budget(0, 8)}, CONFIG, clock, in_place=False)
+    now.start("s", context(random.Random(1), 30, max_tokens=30))
+    until(now, lambda: now.receives)
+    decode = now.instances["decode"]
+    before = decode.pool.counts().leased
+    now.cancel("s")
+    arrive(now)
+    clock.now += 2 * CONFIG.lease_s
+    arrive(now)
+    assert decode.pool.counts().leased == before > 0, "the receive has not ended"
+    while now.receives:
+        now.receive()
+    settled(now, CONFIG.lease_s)
+
+
+def remembering(clock, sessions: int) -> Engine:
+    """An engine that remembers the marks of as many sessions that it never held, or holds no more."""
+    engine = World(1, MIXED, CONFIG, clock).instances["a"].engine
+    for number in range(sessions):
+        engine.post(f"s{number}", FromRouter(ROUTER, Revoke(f"s{number}", Epoch(1, 5))))
+    engine.round(wait=False)
+    return engine
+
+
+@pytest.mark.parametrize("sessions", [0, 500])
+def test_what_is_only_remembered_costs_a_round_nothing(clock, monkeypatch, sessions):
+    engine = remembering(clock, sessions)
+    engine.post("live", FromRouter(ROUTER, Start("live", Epoch(1, 1), context(random.Random(1), 8))))
+    engine.round(wait=False)
+    fed, on = [], Seat.on
+    monkeypatch.setattr(Seat, "on", lambda seat, *event: (fed.append(seat.session), on(seat, *event))[1])
+    clock.now += 2 * CONFIG.heartbeat_s
+    engine.post_all(PeerLost(Incarnation("b", 9)))
+    for _ in range(3):
+        engine.round(wait=False)
+    assert set(fed) == {"live"} == set(engine._seats)
+    assert [news.session for _, news in engine.sessions] == ["live"]
+
+
+def test_a_mark_is_heeded_for_the_grace_time_and_then_forgotten(clock):
+    engine = remembering(clock, 1)
+    late = FromRouter(ROUTER, Start("s0", Epoch(1, 5), context(random.Random(1), 8)))
+    for wait_s, begun in (
+        (0.9 * CONFIG.grace_s, False),
+        (0.9 * CONFIG.grace_s, False),
+        (CONFIG.grace_s, True),
+    ):
+        clock.now += wait_s
+        engine.round(wait=False)
+        clock.now += CONFIG.heartbeat_s
+        engine.round(wait=False)
+        engine.post("s0", late)
+        engine.round(wait=False)
+        assert bool(engine.sessions) is begun, "each word of the session keeps its mark"
 
 
 def test_an_engine_that_fails_says_so(clock, monkeypatch):

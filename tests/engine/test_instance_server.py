@@ -22,12 +22,22 @@ import pytest
 from bare_router import BareRouter, Stream, until
 
 from penstock.decode_worker.phase import DecodePhase
+from penstock.engine import server as server_module
 from penstock.engine.config import EngineConfig
 from penstock.engine.server import InstanceServer
 from penstock.handover.config import HandoverConfig
-from penstock.handover.frames import Dead, Hello
-from penstock.handover.values import Address, Context, Incarnation, MoveMode, SamplingParams
-from penstock.handover.wire import to_link_request
+from penstock.handover.frames import Dead, Hello, PeerHello
+from penstock.handover.values import (
+    Address,
+    Context,
+    Epoch,
+    Incarnation,
+    LeaseKey,
+    MoveMode,
+    Reserve,
+    SamplingParams,
+)
+from penstock.handover.wire import to_link_request, to_peer_request
 from penstock.prefill_worker.phase import PrefillPhase
 from penstock.proto import worker_pb2 as pb
 from penstock.proto.worker_pb2_grpc import WorkerServiceStub
@@ -107,6 +117,46 @@ def test_migrated_stream_equals_unmoved_stream(transport):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_streams_move_unchanged_between_instances_of_unequal_tensor_parallelism(transport):
+    async def main():
+        prefill = server("prefill", transport, slots=0, tensor_parallel=2)
+        left, right = server("left", transport), server("right", transport, tensor_parallel=2)
+        async with running(prefill, left, right) as router:
+            contexts = {f"s{n}": prompt(length, n, max_tokens=80) for n, length in enumerate((1, 300))}
+            for key, context in contexts.items():
+                router.start(f"still-{key}", context, at(left))
+                router.start(key, context, at(prefill), at(left))
+            moving = [router.streams[key] for key in contexts]
+            for least in (5, 30):
+                await until(lambda: all(settled(stream) > least for stream in moving), 60)  # noqa: B023
+                for stream in moving:
+                    to = right if stream.session.owner == left.me else left
+                    router.move(stream.session.key, at(to))
+            await until(lambda: all(stream.session.closed for stream in router.streams.values()), 60)
+            for key in contexts:
+                stream = router.streams[key]
+                assert stream.ids == router.streams[f"still-{key}"].ids and len(stream.ids) == 80
+                assert set(stream.makers) == {"prefill", "left", "right"}
+
+    asyncio.run(main())
+
+
+def test_an_instance_ends_when_a_rank_of_it_does(tmp_path):
+    async def main():
+        one = Process(tmp_path, "one", "local", tensor_parallel=2)
+        try:
+            await one.address()
+            (rank,) = children(one.process.pid)
+            os.kill(rank, signal.SIGKILL)
+            await until(lambda: one.process.poll() is not None, HANDOVER.hung_after_s + 10)
+            assert one.process.returncode == 70
+        finally:
+            one.end()
+
+    asyncio.run(main())
+
+
 def test_a_ring_of_instances_that_send_to_each_other_at_once_does_not_lock():
     async def main():
         ring = [server(name, "gloo") for name in "abc"]
@@ -131,9 +181,9 @@ def test_a_ring_of_instances_that_send_to_each_other_at_once_does_not_lock():
 class Process:
     """An instance in a process of its own, to be killed or stopped."""
 
-    def __init__(self, folder: Path, name: str, transport: str):
+    def __init__(self, folder: Path, name: str, transport: str, **engine):
         self.file = folder / name
-        config = EngineConfig(kv_bytes=32 << 20, transport=transport)
+        config = EngineConfig(kv_bytes=32 << 20, transport=transport, **engine)
         settings = {
             "name": name,
             "life": 1,
@@ -196,6 +246,11 @@ async def move_and_strike(
     router.cancel(how.name)
 
 
+def children(pid: int) -> list[int]:
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in lists for child in path.read_text().split()]
+
+
 def sources(one: InstanceServer, session: str):
     seat = one._engine._seats.get(session)
     return seat.sources if seat else ()
@@ -246,6 +301,57 @@ def test_only_the_right_life_is_spoken_to():
                     async for _ in stub.Link(iter([first])):
                         pass
                 assert caught.value.code() is code
+
+    asyncio.run(main())
+
+
+GHOST = Incarnation("ghost", 1)
+
+
+def reserve(one: InstanceServer) -> Reserve:
+    """What a writer says that died, or was held dead, before its words arrived."""
+    house = one._engine._house
+    return Reserve(
+        LeaseKey("s", Epoch(1, 2)),
+        *(GHOST, one.me, house.fingerprint, house.layout, 2, prompt(20), "bare"),
+        one_sided=True,
+    )
+
+
+@pytest.mark.parametrize("stream_is_older", [True, False])
+def test_late_words_of_a_dead_incarnation_get_no_lease(stream_is_older):
+    async def main():
+        one = server("one")
+        async with running(one) as router, grpc.aio.insecure_channel(one.address) as channel:
+
+            def bury() -> None:
+                router.send(one.me, Dead((GHOST,)))
+
+            bury() if not stream_is_older else None
+            await until(lambda: stream_is_older or one._dead)
+            call = WorkerServiceStub(channel).Peer()
+            await call.write(to_peer_request(PeerHello(Address(GHOST, "127.0.0.1:1"), one.me)))
+            if stream_is_older:
+                await asyncio.sleep(0.1)
+                bury()
+                await until(lambda: one._dead)
+            await call.write(to_peer_request(reserve(one)))
+            assert await call.code() is grpc.StatusCode.FAILED_PRECONDITION
+            await asyncio.sleep(2 * HANDOVER.heartbeat_s)
+            assert free(one) and not one._engine._seats
+
+    asyncio.run(main())
+
+
+def test_the_dead_are_remembered_within_a_bound(monkeypatch):
+    monkeypatch.setattr(server_module, "DEAD_KEPT", 3)
+
+    async def main():
+        one = server("one")
+        async with running(one) as router:
+            router.send(one.me, Dead(tuple(Incarnation("ghost", life) for life in range(9))))
+            await until(lambda: Incarnation("ghost", 8) in one._dead)
+            assert list(one._dead) == [Incarnation("ghost", life) for life in (6, 7, 8)]
 
     asyncio.run(main())
 

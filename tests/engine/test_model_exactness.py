@@ -30,6 +30,7 @@ YARN_TUNED = {
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+UNTIED = {"tie_word_embeddings": False}
 MIXED_LAYERS = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
 
 VARIANTS = {
@@ -58,6 +59,21 @@ VARIANTS = {
     "qwen3": ("qwen3", {}),
     "qwen3_biases_untied": ("qwen3", {"attention_bias": True, "tie_word_embeddings": False}),
     "qwen3_mixed_windows": ("qwen3", MIXED_LAYERS),
+    "qwen3_layer_types": ("qwen3", {**MIXED_LAYERS, "layer_types": ["sliding_attention", "full_attention"]}),
+    "llama_swish": ("llama", {"hidden_act": "swish"}),
+    "mixtral": ("mixtral", {}),
+    "mixtral_window": ("mixtral", {"sliding_window": 24, "tie_word_embeddings": False}),
+    "mixtral_one_expert_of_five": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 1}),
+    "mixtral_every_expert": ("mixtral", {"num_experts_per_tok": 4}),
+    "mixtral_sharded": ("mixtral", {"shard_size": "700KB", "head_dim": 48}),
+    "mixtral_fused_experts": ("mixtral", {"fused_experts": True}),
+    "qwen3_moe": ("qwen3_moe", UNTIED),
+    "qwen3_moe_normalised": ("qwen3_moe", {"norm_topk_prob": True}),
+    "qwen3_moe_published": ("qwen3_moe", {**UNTIED, "published_spelling": True}),
+    "qwen3_moe_every_second": ("qwen3_moe", {**UNTIED, "decoder_sparse_step": 2, "num_hidden_layers": 3}),
+    "qwen3_moe_first_dense": ("qwen3_moe", {"mlp_only_layers": [0], "attention_bias": True}),
+    "qwen3_moe_window": ("qwen3_moe", {**UNTIED, "use_sliding_window": True, "sliding_window": 24}),
+    "qwen3_moe_fused_experts": ("qwen3_moe", {**UNTIED, "fused_experts": True}),
 }
 
 

@@ -7,9 +7,9 @@ import torch
 
 from penstock.benchmarks.checkpoints import make_checkpoint
 from penstock.engine.config import EngineConfig
-from penstock.engine.draw import uniform
+from penstock.engine.memory import SharedMemory
 from penstock.engine.runner import Runner, SampleSpec, StepItem
-from penstock.engine.sampler import sample_from_logits
+from penstock.engine.sampler import sample
 
 GREEDY = SampleSpec(0.0, 0, 0, 0)
 
@@ -93,18 +93,18 @@ def test_sampling_equals_the_reference_with_the_same_draws(folder: Path) -> None
         tokens.append(token)
     with torch.inference_mode():
         logits = model(torch.tensor([tokens[:-1]])).logits[0, prompt - 1 :]
-    expected = [sample_from_logits(row, 0.8, uniform(1234, 2, i)) for i, row in enumerate(logits)]
-    assert tokens[prompt:] == expected
+    assert tokens[prompt:] == sample(logits, [SampleSpec(0.8, 1234, 2, position) for position in range(40)])
 
 
 def test_the_cache_may_be_memory_of_the_caller(folder: Path) -> None:
     plain = make(folder)
-    buffer = bytearray(plain.layout.total_bytes)
+    memory = SharedMemory.create(plain.layout.total_bytes)
     config = EngineConfig(model=str(folder), device="cpu", kv_blocks=32)
-    shared = Runner(config, buffer=memoryview(buffer))
+    shared = Runner(config, memory=memory)
     item = StepItem(range(30), 0, [7, 3], GREEDY)
     assert shared.step([item]) == plain.step([item])
-    assert any(buffer)
+    assert any(memory.buffer)
+    memory.close()
 
 
 def test_kv_blocks_follow_the_memory_given(folder: Path) -> None:

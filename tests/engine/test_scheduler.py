@@ -12,15 +12,22 @@ from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import Sequence
 from penstock.handover.values import Commit, Context, Epoch, LeaseKey, SamplingParams, TokenRecord
 from penstock.policy.admission import RULES
-from penstock.policy.batching import Budget
+from penstock.policy.batching import Budget, Target
+from penstock.policy.cost import Law, Piece, StepCost
 from penstock.prefill_worker.phase import PrefillPhase
 
 BLOCK, TOTAL, CONTEXT = 4, 30, 80
-NO_ENDS: frozenset[int] = frozenset()
 
 
-def scheduler(role: Budget, total: int = TOTAL, caches: bool = True, rule: str = "predicted") -> Scheduler:
-    return Scheduler(BlockPool(total, caches), BLOCK, role, PrefillPhase(), DecodePhase(), "model", rule)
+def scheduler(
+    role: Budget,
+    total: int = TOTAL,
+    caches: bool = True,
+    target: Target | None = None,
+    rule: str = "predicted",
+) -> Scheduler:
+    pool = BlockPool(total, caches)
+    return Scheduler(pool, BLOCK, role, PrefillPhase(), DecodePhase(), "model", target, rule)
 
 
 def sequence(number: int, prompt: int, max_tokens: int, like: int | None = None, **context) -> Sequence:
@@ -42,7 +49,7 @@ def step(now: Scheduler) -> list[tuple[Sequence, int]]:
         assert len(item.block_table) * BLOCK >= end > (len(item.block_table) - 1) * BLOCK
         now.ran(one, tokens)
         assert one.computed == end
-        if item.sample and one.append(1, NO_ENDS).end is not None:
+        if item.sample and one.append(1).end is not None:
             now.ended(one)
             now.remove(one.key, 0.0)
     return batch
@@ -99,7 +106,7 @@ class Laws(RuleBasedStateMachine):
         held, more = self.asked.pop(key)
         context = Context(tuple(range(held)), (), SamplingParams(max_tokens=more + 1))
         commit = Commit(0, (TokenRecord(5),), held)
-        self.now.adopt(Sequence.adopt(key, context, commit, CONTEXT + 1, []))
+        self.now.adopt(Sequence.adopt(key, context, commit, CONTEXT + 1))
 
     @precondition(lambda self: self.asked)
     @rule(writer_lives=st.booleans())
@@ -215,6 +222,53 @@ def test_a_lease_needs_a_free_slot():
     )
 
 
+def decoded(now: Scheduler) -> list[str]:
+    """Run a step; whom it brought one token further past its prompt."""
+    was = {one.session: one.decoding for one in now}
+    return [one.session for one, _ in step(now) if was[one.session]]
+
+
+def test_a_request_that_is_recovered_here_takes_a_slot_or_waits_for_one_in_its_turn():
+    now = scheduler(Budget(20, 2), total=100)
+    for number, tokens in enumerate((4, 9, 6, 6)):
+        now.add(sequence(number, 4, tokens))
+    ran = []
+    while list(now):
+        ran.append(decoded(now))
+        assert len(ran[-1]) <= 2
+        assert (now.lease(LeaseKey("new", Epoch(1, 2)), 1, Size(2, 4), Context((1, 1)), []) == 0) is (
+            len(list(now)) < 2
+        )
+        now.release(LeaseKey("new", Epoch(1, 2)))
+    alone = [session for number, session in enumerate(sum(ran, [])) if session not in sum(ran, [])[:number]]
+    assert alone == ["s0", "s1", "s2", "s3"], "in order of arrival"
+
+
+def test_what_is_prefilled_to_stay_counts_before_it_decodes_and_what_leaves_does_not():
+    key = LeaseKey("new", Epoch(1, 2))
+    for leaves in (True, False):
+        now = scheduler(Budget(2, 1))
+        now.add(sequence(0, 8, 8), leaves)
+        step(now)
+        assert (now.lease(key, 1, Size(2, 4), Context((1, 1)), []) == 0) is leaves
+
+
+def test_what_can_never_fit_takes_no_slot():
+    now = scheduler(Budget(8, 1), total=4)
+    now.add(sequence(0, 60, 20))
+    step(now)
+    assert now.lease(LeaseKey("new", Epoch(1, 2)), 1, Size(2, 4), Context((1, 1)), []) == 0
+
+
+def test_a_sequence_under_a_new_epoch_keeps_its_turn():
+    now = scheduler(Budget(20, 1), total=100)
+    for number in range(2):
+        now.add(sequence(number, 4, 8))
+    step(now)
+    now.rename(next(iter(now)), Epoch(1, 9))
+    assert decoded(now) == ["s0"]
+
+
 def test_a_paused_sequence_keeps_its_blocks_and_runs_in_no_step():
     now = scheduler(Budget(8, 4))
     now.add(sequence(0, 4, 8))
@@ -312,7 +366,7 @@ def test_a_sequence_that_arrives_is_told_which_blocks_are_here_and_shares_them()
     now.release(key)
     assert now.pool.counts().cached == 10
     assert now.lease(key, 12, Size(41, 49), context, names) == 10
-    now.adopt(Sequence.adopt(key, context, Commit(1, (), 40), CONTEXT, names))
+    now.adopt(Sequence.adopt(key, context, Commit(1, (), 40), CONTEXT, names=names))
     assert now.pool.counts().held == 12
 
 
@@ -328,3 +382,19 @@ def test_a_next_turn_finds_what_was_asked_to_be_kept():
     assert len(now.pool.find(now.names(Context(tuple(range(17)))))) == 4
     now.pool.expire(5.0)
     assert now.pool.counts().pinned == 0
+
+
+def test_a_target_cuts_prompts_beside_decodes_alone_and_starves_none():
+    free = Piece(base_s=0.0, per_token_s=0.001, per_chunk_work_s=0.0, per_context_token_s=0.0)
+    law = Law(split_tokens=1, below=free, above=free)
+    target = Target(StepCost(prefill=law, decode=law), itl_s=0.0095)
+    now = scheduler(Budget(20, 4), total=100, target=target)
+    now.add(sequence(0, 20, 40))
+    assert [tokens for _, tokens in step(now)] == [20], "nothing decodes yet"
+    now.add(sequence(1, 24, 4))
+    assert [tokens for _, tokens in step(now)] == [1, 8], "nine tokens take 9 ms, ten 10"
+    slow = scheduler(Budget(20, 4), total=100, target=Target(target.cost, itl_s=0.0001))
+    slow.add(sequence(0, 20, 40))
+    slow.add(sequence(1, 24, 4))
+    assert [tokens for _, tokens in step(slow)] == [20]
+    assert [tokens for _, tokens in step(slow)] == [1, BLOCK]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 import time
 from collections import defaultdict
 from contextlib import asynccontextmanager
 
 import pytest
 import torch
+from bare_router import until
 
 from penstock.engine.cache import KVCache
 from penstock.engine.layout import CacheLayout
@@ -35,11 +37,19 @@ class End:
         self.cache = KVCache(LAYOUT, torch.device("cpu"), self.memory.buffer)
         for layer in self.cache.layers:
             layer.fill_(ord(name[0]))
-        self.transfers = Transfers(self.me, self.cache, config, "127.0.0.1", self._tell, self._post)
+        self.transfers = Transfers(
+            *(self.me, self.cache, config, "127.0.0.1", self._tell, self._post), stepping=lambda: False
+        )
         self.posted: dict[str, asyncio.Future] = defaultdict(asyncio.get_running_loop().create_future)
         self.loop = asyncio.get_running_loop()
         self.declines = False
         self.deaf = False
+
+    def write(self, to: End, session: str, count: int, urgent: bool) -> asyncio.Future:
+        """Write blocks 0 and on in place; the future is `Written`."""
+        stage = Stage(LeaseKey(session, Epoch(1, 1)), self.me, to.me, 0, count)
+        self.transfers.write_in_place(stage, window(to), range(count), range(count), urgent)
+        return self.posted[f"written {session}"]
 
     def _tell(self, peer: Incarnation, frame) -> None:
         self.net.carry(self.me, peer, frame)
@@ -62,10 +72,10 @@ class End:
         else:
             self.transfers.receive_blocks(frame, range(32, 32 + frame.count))
 
-    def send(self, to: End, session: str, count: int = 8) -> asyncio.Future:
+    def send(self, to: End, session: str, count: int = 8, urgent: bool = False) -> asyncio.Future:
         """Send blocks 0 and on; the future is `Written`."""
         stage = Stage(LeaseKey(session, Epoch(1, 1)), self.me, to.me, 0, count)
-        self.transfers.send_blocks(stage, range(count))
+        self.transfers.send_blocks(stage, range(count), urgent)
         return self.posted[f"written {session}"]
 
 
@@ -89,7 +99,7 @@ async def ends(*names: str, config: HandoverConfig = CONFIG):
     try:
         yield net, found
         for end in found:
-            assert not end.transfers._answers and end.transfers._turn.try_take(), "the turn is given back"
+            await until(lambda end=end: not end.transfers._answers and end.transfers._turn.try_take())
     finally:
         await asyncio.gather(*(end.transfers.close() for end in found))
         for end in found:
@@ -209,6 +219,35 @@ def test_a_grant_that_comes_too_late_is_given_back_and_the_pair_kept():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_receive_that_is_closed_is_answered_once_and_costs_its_pair(begun):
+    async def main():
+        config = HandoverConfig(transport_s=0.7, heartbeat_s=0.1)
+        async with ends("a", "b", config=config) as (_, (a, b)):
+            assert await ok(a.send(b, "first")) and await ok(b.posted["received first"])
+            pair = a.transfers._out[b.me][1]
+            pair.send = lambda *_: None  # the header is all that comes
+            busy = threading.Event()
+            if not begun:
+                b.transfers._thread.submit(busy.wait, 20.0)
+            sending = a.send(b, "s")
+            lease = LeaseKey("s", Epoch(1, 1))
+            async with asyncio.timeout(20.0):
+                await asyncio.shield(sending)
+                while lease not in b.transfers._receives:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+            b.transfers.close_receive(lease)
+            if not begun:
+                assert not await ok(b.posted["received s"]), "though the thread is held up"
+                busy.set()
+            assert not await ok(b.posted["received s"])
+            assert not b.transfers._receives and not b.transfers._in
+            del pair.send
+            await until_ok(a, b)
+
+    asyncio.run(main())
+
+
 def test_what_a_dead_peer_left_is_closed():
     async def main():
         async with ends("a", "b") as (_, (a, b)):
@@ -230,7 +269,7 @@ def test_a_write_in_place_lands_and_is_answered():
     async def main():
         async with ends("a", "b") as (_, (a, b)):
             stage = Stage(LeaseKey("s", Epoch(1, 1)), a.me, b.me, 0, 3)
-            a.transfers.write_in_place(stage, window(b), [0, 5, 6], [9, 1, 2])
+            a.transfers.write_in_place(stage, window(b), [0, 5, 6], [9, 1, 2], False)
             assert await ok(a.posted["written s"])
             for layer in b.cache.layers:
                 assert (layer[:, [9, 1, 2]] == ord("a")).all() and (layer[:, 3:9] == ord("b")).all()
@@ -249,11 +288,56 @@ def test_memory_that_is_out_of_reach_fails_the_write_and_is_not_tried_again(wron
                 "size": Window(at.host, at.pid, at.fd, at.size_bytes + 1, at.blocks, at.name),
             }[wrong]
             assert a.transfers.reachable(b.me)
-            a.transfers.write_in_place(Stage(LeaseKey("s", Epoch(1, 1)), a.me, b.me, 0, 1), bad, [0], [0])
+            a.transfers.write_in_place(
+                Stage(LeaseKey("s", Epoch(1, 1)), a.me, b.me, 0, 1), bad, [0], [0], True
+            )
             assert not await ok(a.posted["written s"])
             assert not a.transfers.reachable(b.me)
             assert await ok(a.send(b, "t")), "there is another way"
             await b.posted["received t"]
+
+    asyncio.run(main())
+
+
+class Resting:
+    """A pace that rests until it is told otherwise."""
+
+    def __init__(self):
+        self.left_s = 0.01
+        self.counted = 0
+
+    def took(self, duration_s: float) -> None:
+        self.counted += 1
+
+
+@pytest.mark.parametrize("way", [End.send, End.write])
+def test_what_is_urgent_overtakes_what_rests(way):
+    async def main():
+        async with ends("a", "b") as (_, (a, b)):
+            pace = a.transfers._pace = Resting()
+            resting = [way(a, b, f"resting{n}", 4, False) for n in range(3)]
+            for n in range(3):
+                assert await ok(way(a, b, f"urgent{n}", 4, True))
+            assert not any(answer.done() for answer in resting)
+            await until(lambda: pace.counted == 3)
+            pace.left_s = 0.0
+            assert all([await ok(answer) for answer in resting])
+            await until(lambda: pace.counted == 6)
+            for n in range(3 if way is End.send else 0):
+                assert await ok(b.posted[f"received resting{n}"])
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", [End.send, End.write])
+def test_closing_answers_what_rests(way):
+    async def main():
+        async with ends("a", "b") as (_, (a, b)):
+            a.transfers._pace = Resting()
+            resting = way(a, b, "s", 4, False)
+            await asyncio.sleep(0.05)
+            await a.transfers.close()
+            assert not await ok(resting)
 
     asyncio.run(main())
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from penstock.benchmarks.checkpoints import make_checkpoint
 from penstock.engine.checkpoint import read_checkpoint
-from penstock.engine.weights import ModelWeights, load_weights
+from penstock.engine.weights import ExpertWeights, ModelWeights, load_weights
 
 CPU = torch.device("cpu")
 GATE = "model.layers.1.mlp.gate_proj.weight"
@@ -37,7 +37,7 @@ def test_shards_hold_the_same_weights_as_one_file(tmp_path: Path, folder: Path) 
     one, many = load(folder), load(sharded)
     assert torch.equal(one.embedding, many.embedding)
     assert all(
-        torch.equal(a.qkv, b.qkv) and torch.equal(a.down, b.down)
+        torch.equal(a.qkv, b.qkv) and torch.equal(a.output, b.output)
         for a, b in zip(one.layers, many.layers, strict=True)
     )
 
@@ -83,6 +83,28 @@ def test_an_unexpected_tensor_is_refused(folder: Path) -> None:
 def test_buffers_of_old_checkpoints_are_passed_over(folder: Path) -> None:
     rewrite(folder, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(16)})
     load(folder)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_are_the_same_by_themselves_and_in_one_tensor(family: str, tmp_path: Path) -> None:
+    each = load(make_checkpoint(tmp_path / "each", family, seed=1))
+    fused = load(make_checkpoint(tmp_path / "fused", family, seed=1, fused_experts=True))
+    for a, b in zip(each.layers, fused.layers, strict=True):
+        assert isinstance(a.feed_forward, ExpertWeights) and isinstance(b.feed_forward, ExpertWeights)
+        assert torch.equal(a.feed_forward.router, b.feed_forward.router)
+        assert torch.equal(a.feed_forward.gate_up, b.feed_forward.gate_up)
+        assert torch.equal(a.feed_forward.down, b.feed_forward.down)
+
+
+def test_a_missing_expert_is_named(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "mixtral", seed=1)
+    expert = "model.layers.1.block_sparse_moe.experts.3.w3.weight"
+    rewrite(folder, {expert: None})
+    with pytest.raises(ValueError, match=f"lacks tensor {expert}"):
+        load(folder)
+    rewrite(folder, {expert: torch.zeros(256, 128), expert.replace("3.w3", "4.w1"): torch.zeros(256, 128)})
+    with pytest.raises(ValueError, match=r"unexpected tensor model.layers.1.block_sparse_moe.experts.4.w1"):
+        load(folder)
 
 
 def test_a_file_whose_header_lies_is_refused(folder: Path) -> None:

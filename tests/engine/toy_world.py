@@ -87,7 +87,7 @@ class Instance:
         self.model = ToyModel(self.blocks, BLOCK)
         self.pool = BlockPool(self.blocks)
         self.scheduler = Scheduler(
-            self.pool, BLOCK, self.role, PrefillPhase(), DecodePhase(), "toy", self.world.rule
+            self.pool, BLOCK, self.role, PrefillPhase(), DecodePhase(), "toy", rule=self.world.rule
         )
         instance = House(self.me, "toy", LAYOUT, self.world.config)
         window = Window("here", 1, 1, self.blocks, self.blocks) if self.shares_memory else None
@@ -108,8 +108,14 @@ class Instance:
         self.world.condemned.add(writer)
 
     def write_in_place(
-        self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
+        self,
+        stage: Stage,
+        window: Window | None,
+        source_ids: Sequence[int],
+        destination_ids: Sequence[int],
+        urgent: bool,
     ) -> None:
+        assert urgent or stage.commit is None, "a commit waits for nothing"
         if window is None:
             self.world.unreachable.add(stage.destination)
             self.engine.post(stage.lease.session, fx.Written(stage.lease, False))
@@ -117,7 +123,8 @@ class Instance:
         assert len(source_ids) == len(destination_ids) == stage.count
         self.world.copies.append(Copy(self, stage, tuple(source_ids), tuple(destination_ids)))
 
-    def send_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
+    def send_blocks(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
+        assert urgent or stage.commit is None, "a commit waits for nothing"
         assert len(ids) == stage.count
         self.world.copies.append(Copy(self, stage, tuple(ids)))
 
@@ -247,13 +254,6 @@ class World:
             if not stream.session.closed and self.clock.now - stream.heard_at > self.config.silence_s:
                 stream.heard_at = self.clock.now
                 self.tell(stream, fx.Silent())
-            elif self._stranded(stream.session):
-                self.tell(stream, fx.MoveAsked(self.address(self.draw.choice(self.decoders)), first=True))
-
-    def _stranded(self, session: Session) -> bool:
-        """Its prompt is done where nothing decodes, and no move is under way."""
-        here = session.owner and self._at(session.owner)
-        return bool(here and not here.role.decode_slots and not session.pending and not session.closed)
 
     def deliver(self) -> None:
         """The first message of some stream arrives, or all that the stream holds is lost."""

@@ -9,9 +9,12 @@ from multiprocessing import get_context
 
 import pytest
 from explorer import instance
-from explorer.scenarios import LIMIT, QUICK, SLOW, STAGED
+from explorer.scenarios import LIMIT, QUICK, SLOW, SPLIT, STAGED
 from explorer.search import Found, explore
 from explorer.world import Scenario
+
+from penstock.handover.effects import NeedDestination
+from penstock.handover.session import Session
 
 QUICK_STATES, SLOW_STATES = 300_000, 5_000_000
 
@@ -41,6 +44,18 @@ def test_a_hung_writer_keeps_its_blocks_from_others_unless_somebody_ends_it(
     monkeypatch.setattr(instance._Run, "_condemn", lambda self, effect: None)
     shape = replace(STAGED, one_sided=True)
     found = explore(Scenario("no controller", shape, {"hang": 1}))
+    assert found.breach is not None and found.breach.startswith("no way out")
+
+
+def test_a_session_that_is_left_where_nothing_decodes_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = Session._asked
+
+    def asked(self: Session, *message) -> tuple[Session, list]:
+        session, effects = shipped(self, *message)
+        return session, [effect for effect in effects if not isinstance(effect, NeedDestination)]
+
+    monkeypatch.setattr(Session, "_asked", asked)
+    found = explore(Scenario("stranded", SPLIT, {"lose": 1}))
     assert found.breach is not None and found.breach.startswith("no way out")
 
 

@@ -22,6 +22,12 @@ def test_the_final_stage_fits_in_a_message() -> None:
     HandoverConfig(final_blocks=64, stage_blocks=64)
 
 
+def test_copies_have_no_more_than_all_of_the_time() -> None:
+    with pytest.raises(ValueError, match="copy_share must be at most 1, not 1.5"):
+        HandoverConfig(copy_share=1.5)
+    HandoverConfig(copy_share=1.0)
+
+
 def test_settings_are_named() -> None:
     with pytest.raises(TypeError):
         HandoverConfig(1.0)  # type: ignore[misc]

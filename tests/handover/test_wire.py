@@ -19,6 +19,11 @@ SIZES = {
     "n": st.integers(0, values.FOREVER),
     "lease_s": st.floats(0.001, 1e6),
     "port": st.integers(1, 65535),
+    "own": st.floats(-1e9, 0, width=32),
+    "top": st.lists(st.tuples(U32, st.floats(-1e9, 0, width=32)), max_size=4).map(tuple),
+    "logit_bias": st.dictionaries(U32, st.floats(-100, 100), max_size=4).map(
+        lambda d: tuple(sorted(d.items()))
+    ),
 }
 WIDE = {"life", "seed", "size_bytes", "sequence", "steps"}
 MAY_BE_EMPTY = {"fingerprint", "dtype", "reason", "emitted"}
@@ -26,6 +31,8 @@ MAY_BE_EMPTY = {"fingerprint", "dtype", "reason", "emitted"}
 
 def of(kind, name=""):
     """Any value of a type, by its annotations."""
+    if name in SIZES:
+        return SIZES[name]
     if typing.get_origin(kind) is tuple:
         return st.lists(of(typing.get_args(kind)[0]), max_size=4).map(tuple)
     if isinstance(kind, type) and issubclass(kind, IntEnum):
@@ -36,8 +43,6 @@ def of(kind, name=""):
         return st.one_of(
             [st.none() if option is type(None) else of(option) for option in typing.get_args(kind)]
         )
-    if name in SIZES:
-        return SIZES[name]
     scalars = {
         int: st.integers(0, 2**64 - 1) if name in WIDE else U32,
         bool: st.booleans(),

@@ -1,11 +1,13 @@
 """Paged attention equals plain attention over the same tokens, wherever the blocks lie."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from penstock.kernels import attention, paged
-from penstock.kernels.paged import PagedBatch, locate
+from penstock.kernels.paged import PagedBatch, SharedPrefix, locate
 from penstock.kernels.store_kv import store_kv
 
 CPU = torch.device("cpu")
@@ -75,16 +77,20 @@ def test_prefill_equals_plain_attention(
     torch.testing.assert_close(out, case.expected, atol=2e-6, rtol=1e-5)
 
 
-def test_tiles_alone_equal_plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs where there is no log-sum-exp of a CPU: every chunk in masked tiles, every decode in one part."""
-    monkeypatch.setattr(PagedBatch, "_on_cpu", False)
-    chunks = Paged([0, 3, 600, 1000], [40, 33, 20, 300], None)
-    out = attention.paged_prefill_attention(chunks.q, chunks.k, chunks.v, chunks.kv, chunks.batch)
-    torch.testing.assert_close(out, chunks.expected, atol=2e-6, rtol=1e-5)
-    decodes = Paged([0, 5, 600, 1040], [1] * 4, None)
-    assert all(len(reads.spans) + (reads.slots is not None) == 1 for reads in decodes.batch.contexts)
-    out = attention.paged_decode_attention(decodes.q, decodes.kv, decodes.batch)
-    torch.testing.assert_close(out, decodes.expected, atol=2e-6, rtol=1e-5)
+@pytest.mark.parametrize("shared", [16, 160, 600])
+def test_merged_segments_equal_attention_over_all(shared: int) -> None:
+    """A group of several sequences, one of a single sequence, and a sequence of none."""
+    case = Paged([600, 600, 600, 321, 9], [1] * 5, None)
+    common = shared // BLOCK
+    tables = case.batch.tables
+    for row in (1, 2):  # copies of the first sequence's prefix, in its own blocks
+        tables[row][:common] = tables[0][:common]
+    groups = (SharedPrefix(0, 3, common * BLOCK), SharedPrefix(3, 1, 320))
+    apart = PagedBatch(tables, [600, 600, 600, 321, 9], [1] * 5, BLOCK, None, CPU)
+    grouped = replace(apart, shared=groups)
+    expected = attention.paged_decode_attention(case.q, case.kv, apart)
+    out = attention.paged_decode_attention(case.q, case.kv, grouped)
+    torch.testing.assert_close(out, expected, atol=2e-6, rtol=1e-5)
 
 
 def test_one_run_is_read_in_place() -> None:

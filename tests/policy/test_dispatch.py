@@ -9,7 +9,7 @@ from penstock.policy.dispatch import SETTLE_S, Assignment, Memory, NoInstance, d
 from penstock.policy.state import InstanceView, LoadView, RequestShape, blocks_for
 
 
-def view(name, prefill=0, decode=0, queued=0, free=100, running=0, **more):
+def view(name, prefill=0, decode=0, queued=0, free=100, running=0, waiting=0, **more):
     load = LoadView(
         total_blocks=100,
         free_blocks=free,
@@ -17,6 +17,7 @@ def view(name, prefill=0, decode=0, queued=0, free=100, running=0, **more):
         decode_slots=decode,
         queued_tokens=queued,
         running=running,
+        waiting=waiting,
         block_size=16,
         step_s=0.01,
     )
@@ -163,3 +164,11 @@ def test_a_wanted_instance_decodes_and_prefills_if_it_may():
 @given(st.integers(0, 10**6), st.integers(1, 128))
 def test_blocks_hold_their_tokens_and_not_a_block_more(tokens, size):
     assert (blocks_for(tokens, size) - 1) * size < tokens <= blocks_for(tokens, size) * size or tokens == 0
+
+
+def test_what_waits_for_its_prefill_where_it_is_to_decode_takes_a_slot():
+    """Recovered requests are prefilled where they decode."""
+    views = [view("a", 512, 4, running=1, waiting=3), view("b", 512, 4, running=3, free=10)]
+    for seed in range(8):
+        found, _ = redirect(RequestShape(prompt_tokens=10), views, frozenset(), 0.0, seed, Memory())
+        assert found.name == "b"

@@ -118,7 +118,7 @@ def test_tokens_are_read_once_and_in_order_however_often_they_are_told():
     deltas = read(live)
     assert [id for delta in deltas for id in delta.token_ids] == [5, 6, 7, 8]
     assert [delta.first_index for delta in deltas] == [0, 1, 2]
-    assert live.end is End.STOP and deltas[-1].last
+    assert live.end is End.STOP and deltas[-1].end is End.STOP
     assert [seen.next_index for _, seen in desk.of(Seen)] == [1, 2, 2, 2, 4]
 
 
@@ -221,6 +221,23 @@ def test_an_unmoved_first_handover_finds_another_destination_or_tries_again():
     assert desk.of(Move)[-1][1].next_epoch == (1, 4)
 
 
+@pytest.mark.parametrize("owner_decodes", [True, False])
+def test_without_anybody_to_decode_it_a_session_is_given_up_in_time(owner_decodes):
+    desk, live = started(dispatch_wait_s=1.0)
+    live.heard(A, news(1, 0, 5))
+    desk.destination = NoInstance("no other instance decodes")
+    live.heard(A, Unmoved("r#0#0", Epoch(1, 1), Epoch(1, 2), "no room"))
+    for index in range(1, 20):
+        desk.time += 0.2
+        live.heard(A, news(1, index, 5) if owner_decodes else news(1, 1))
+        live.tick()
+    assert live.closed is not owner_decodes
+    if live.closed:
+        with pytest.raises(Refused) as refused:
+            read(live)
+        assert refused.value.code is grpc.StatusCode.UNAVAILABLE and "decodes" in refused.value.message
+
+
 def test_a_move_that_goes_unanswered_is_told_again():
     desk, live = started()
     live.heard(B, news(2, 0, 5))
@@ -266,6 +283,55 @@ def test_a_move_that_waits_too_long_for_a_handover_is_answered():
         live.tick()
     (result,) = desk.results
     assert not result.done and "under way" in result.reason
+
+
+def recomputing(to: str = "c"):
+    """A session that runs on b and is to be prefilled again on `to`."""
+    desk, live = started()
+    live.heard(B, news(2, 0, 5))
+    desk.destination = VIEWS[to]
+    return desk, live, MoveWanted(6, live.key, to, Mode.RECOMPUTE, "test")
+
+
+def test_a_recompute_is_done_with_the_first_token_from_where_it_was_wanted():
+    desk, live, wanted = recomputing()
+    desk.assignment = Assignment(VIEWS["c"], None)
+    live.want_move(wanted)
+    assert not desk.results
+    live.heard(C, news(live.machine.n, 1, 6))
+    assert [(result.ask, result.done) for result in desk.results] == [(6, True)]
+
+
+def test_a_recompute_that_is_dispatched_elsewhere_is_answered_at_once():
+    desk, live, wanted = recomputing()
+    desk.assignment = Assignment(VIEWS["a"], VIEWS["b"])
+    live.want_move(wanted)
+    (result,) = desk.results
+    assert not result.done and "for b" in result.reason and not live.closed
+
+
+def test_a_recompute_whose_instance_went_away_is_answered_when_the_session_goes_elsewhere():
+    desk, live, wanted = recomputing()
+    desk.assignment = NoInstance("no instance named c decodes")
+    live.want_move(wanted)
+    assert not desk.results and not live.closed
+    desk.assignment = Assignment(VIEWS["a"], VIEWS["b"])
+    live.tick()
+    (result,) = desk.results
+    assert not result.done and "for b" in result.reason
+    live.want_move(MoveWanted(7, live.key, "c", Mode.LIVE, "test"))
+    assert len(desk.results) == 1, "the next move is taken"
+
+
+def test_a_move_whose_destination_dies_before_its_first_token_is_answered():
+    desk, live = started()
+    live.heard(B, news(2, 0, 5))
+    live.want_move(MoveWanted(4, live.key, "c", Mode.LIVE, "test"))
+    live.heard(C, news(3, 1))
+    assert not desk.results, "it owns the session, and has made nothing yet"
+    live.lost(C)
+    (result,) = desk.results
+    assert not result.done and live.recoveries == 1
 
 
 def test_an_ask_is_settled_for_the_source():

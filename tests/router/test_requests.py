@@ -1,6 +1,7 @@
 """A request becomes a value, or is refused with the code and the field at fault."""
 
 import asyncio
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,16 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_fleet import MODEL
 
-from penstock.handover.values import End
+from penstock.handover.values import End, SamplingParams
 from penstock.proto import inference_pb2 as pb
 from penstock.router.refusal import Refused
-from penstock.router.wire import NEUTRAL, UNWORKED, UNWORKED_LISTS, read_request
+from penstock.router.wire import read_request
 
 PROMPT = pb.TokenIds(ids=[1, 2, 3])
 
 
-def read(request, model=MODEL, tokenizer=None):
+def read_all(request, model=MODEL, tokenizer=None):
     return asyncio.run(read_request(request, model, tokenizer))
+
+
+def read(request, model=MODEL, tokenizer=None):
+    """The first choice of the request."""
+    return read_all(request, model, tokenizer)[0]
 
 
 def sampled(**fields):
@@ -54,9 +60,11 @@ def test_a_temperature_is_the_decimal_that_was_meant(temperature):
     assert read(sampled(temperature=temperature)).params.temperature == temperature
 
 
-def test_neutral_values_of_what_does_not_work_yet_are_accepted():
-    call = read(sampled(**NEUTRAL, logit_bias={}, stop=[], stop_token_ids=[], seed=3))
-    assert call.params.seed == 3
+def test_what_changes_nothing_is_accepted():
+    neutral = {"top_p": 1, "top_k": 0, "min_p": 0, "presence_penalty": 0, "frequency_penalty": 0}
+    neutral |= {"repetition_penalty": 1, "min_tokens": 0, "n": 1, "echo": False, "logit_bias": {5: 0.0}}
+    call = read(sampled(**neutral, stop=[], stop_token_ids=[], seed=3, max_tokens=5))
+    assert call.params == SamplingParams(temperature=1.0, seed=3, max_tokens=5) and call.stop == ()
     request = pb.GenerateRequest(token_ids=PROMPT, priority=pb.PRIORITY_NORMAL, tenant="t", application="a")
     request.cache_ttl.SetInParent()
     assert read(request).tenant == "t"
@@ -68,25 +76,96 @@ def test_what_decides_about_cached_kv_is_read():
     assert (call.tenant, call.application, call.cache_ttl_s) == ("t", "a", 3599.5)
 
 
-VALUES = {
-    name: False if name == "echo" else 0.5 if isinstance(neutral, float) else 3
-    for name, neutral in NEUTRAL.items()
-}
-VALUES |= {"echo": True, "logprobs": 0, "prompt_logprobs": 0, "structured": pb.StructuredOutput(regex="a")}
-VALUES |= {"logit_bias": {1: 1.0}, "stop": ["x"], "stop_token_ids": [1]}
+def test_every_parameter_arrives_as_it_was_meant():
+    shaping = {"top_p": 0.9, "min_p": 0.05, "presence_penalty": -0.3, "frequency_penalty": 1.7}
+    shaping |= {"repetition_penalty": 1.1, "top_k": 40, "min_tokens": 4, "temperature": 0.7}
+    call = read(sampled(**shaping, logit_bias={9: 0.1, 2: -100}, stop_token_ids=[7, 3, 7], max_tokens=9))
+    assert {name: getattr(call.params, name) for name in shaping} == shaping
+    assert call.params.logit_bias == ((2, -100.0), (9, 0.1)) and call.params.stop_token_ids == (3, 7)
 
 
-@pytest.mark.parametrize("name", [*NEUTRAL, *UNWORKED, *UNWORKED_LISTS])
-def test_what_does_not_work_yet_is_refused_by_name(name):
+def test_the_prompt_is_told_of_with_choice_0():
+    first, second = read_all(sampled(n=2, logprobs=0, prompt_logprobs=3, echo=True))
+    assert (first.params.logprobs, first.params.prompt_logprobs, first.echo) == (0, 3, True)
+    assert (second.params.logprobs, second.params.prompt_logprobs, second.echo) == (0, None, False)
+
+
+def test_more_of_the_prompt_than_one_message_may_hold_is_refused():
+    long = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1] * 60_000), sampling={"prompt_logprobs": 1})
     with pytest.raises(Refused) as refused:
-        read(sampled(**{name: VALUES[name]}))
-    assert (refused.value.code.name, refused.value.field) == ("UNIMPLEMENTED", f"sampling.{name}")
+        read(long, replace(MODEL, context_tokens=100_000))
+    assert refused.value.field == "sampling.prompt_logprobs"
 
 
-def test_every_sampling_field_is_either_read_or_refused():
-    read_here = {"temperature", "max_tokens", "ignore_eos", "seed"}
-    known = read_here | {*NEUTRAL, *UNWORKED, *UNWORKED_LISTS}
-    assert known == {field.name for field in pb.SamplingParams.DESCRIPTOR.fields}
+def test_top_k_of_the_whole_vocabulary_is_neutral():
+    assert read(sampled(top_k=MODEL.vocabulary)).params.top_k == 0
+
+
+def test_choices_are_calls_of_their_own_over_one_prompt():
+    calls = read_all(sampled(n=3, seed=5))
+    assert [call.params.choice for call in calls] == [0, 1, 2]
+    assert len({call.session for call in calls}) == 3
+    assert {(call.prompt, call.params.seed, call.request_id) for call in calls} == {
+        ((1, 2, 3), 5, calls[0].request_id)
+    }
+
+
+def test_each_choice_is_resumed_with_what_it_had():
+    request = resumed(choice=2, sampling=pb.SamplingParams(max_tokens=5, n=3))
+    request.resume.received.add(choice=0, token_ids=[8])
+    assert [call.received for call in read_all(request)] == [(8,), (), (4, 5)]
+
+
+WRONG = [
+    *({"temperature": value} for value in (-0.1, math.inf, math.nan)),
+    *({"top_p": value} for value in (0.0, -1.0, 1.01, math.nan)),
+    *({"min_p": value} for value in (-0.1, 1.1, math.nan)),
+    *({name: value} for name in ("presence_penalty", "frequency_penalty") for value in (-2.1, 2.1, math.nan)),
+    *({"repetition_penalty": value} for value in (0.0, -1.0, 101.0, math.inf)),
+    {"logit_bias": {1000: 1.0}},
+    {"logit_bias": {1: 101.0}},
+    {"logit_bias": {1: math.nan}},
+    {"logit_bias": dict.fromkeys(range(1025), 1.0)},
+    {"min_tokens": 2**31},
+    {"min_tokens": 6, "max_tokens": 5},
+    {"max_tokens": 0},
+    {"max_tokens": -1},
+    {"stop_token_ids": [1000]},
+    {"stop_token_ids": range(65)},
+    {"stop": [""]},
+    {"stop": ["x" * 257]},
+    {"stop": [str(number) for number in range(17)]},
+    {"logprobs": 21},
+    {"prompt_logprobs": 21},
+    {"n": 0},
+    {"n": 65},
+]
+
+
+@pytest.mark.parametrize(
+    "fields", WRONG, ids=lambda fields: " ".join(f"{k}={str(v)[:20]}" for k, v in fields.items())
+)
+def test_a_parameter_out_of_bounds_is_refused_by_name(fields):
+    with pytest.raises(Refused) as refused:
+        read(sampled(**fields))
+    named = f"sampling.{next(iter(fields))}"
+    assert (refused.value.code.name, refused.value.field) == ("INVALID_ARGUMENT", named)
+
+
+def test_stop_strings_need_a_tokenizer():
+    with pytest.raises(Refused) as refused:
+        read(sampled(stop=["x"]))
+    assert (refused.value.code.name, refused.value.field) == ("FAILED_PRECONDITION", "sampling.stop")
+
+
+@pytest.mark.parametrize("field", ["request", "sampling"])
+def test_a_field_of_a_later_version_is_refused(field):
+    later = b"\xf8\x3f\x01"  # number 1023, a varint
+    request = sampled(seed=1)
+    (request if field == "request" else request.sampling).MergeFromString(later)
+    with pytest.raises(Refused) as refused:
+        read(request)
+    assert (refused.value.code.name, refused.value.field) == ("INVALID_ARGUMENT", field)
 
 
 @pytest.mark.parametrize(
@@ -107,11 +186,6 @@ def test_every_sampling_field_is_either_read_or_refused():
         (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"nanos": -1}), "INVALID_ARGUMENT", "cache_ttl"),
         (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"seconds": 3601}), "INVALID_ARGUMENT", "cache_ttl"),
         (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"seconds": 2**62}), "INVALID_ARGUMENT", "cache_ttl"),
-        (sampled(max_tokens=0), "INVALID_ARGUMENT", "sampling.max_tokens"),
-        (sampled(max_tokens=-1), "INVALID_ARGUMENT", "sampling.max_tokens"),
-        (sampled(temperature=-0.1), "INVALID_ARGUMENT", "sampling.temperature"),
-        (sampled(temperature=float("inf")), "INVALID_ARGUMENT", "sampling.temperature"),
-        (sampled(n=0), "INVALID_ARGUMENT", "sampling.n"),
         (resumed(attempt=1), "INVALID_ARGUMENT", "resume.attempt"),
         (resumed(request_id=""), "INVALID_ARGUMENT", "request_id"),
         (resumed(choice=1), "INVALID_ARGUMENT", "resume.received"),
@@ -137,13 +211,16 @@ def test_a_resumed_request_takes_seed_and_tokens_from_the_resume():
     "ids, ignore_eos, ended",
     [
         ((4, 5), False, None),
+        ((4, 8), True, End.STOP),
         ((1, 2, 3, 4, 5), False, End.LENGTH),
         ((4, 9), False, End.STOP),
         ((4, 9), True, None),
     ],
 )
 def test_a_resume_with_all_tokens_is_ended(ids, ignore_eos, ended):
-    request = resumed(ids=ids, sampling=pb.SamplingParams(max_tokens=5, ignore_eos=ignore_eos))
+    request = resumed(
+        ids=ids, sampling=pb.SamplingParams(max_tokens=5, ignore_eos=ignore_eos, stop_token_ids=[8])
+    )
     call = read(request, replace(MODEL, end_tokens=(9,)))
     assert call.ended((9,)) is ended
 

@@ -23,7 +23,6 @@ from penstock.proto import (
     control_pb2,
     control_pb2_grpc,
     inference_pb2,
-    inference_pb2_grpc,
     router_pb2,
     router_pb2_grpc,
 )
@@ -104,17 +103,39 @@ def test_a_refusal_names_the_field_in_rich_details():
     asyncio.run(run())
 
 
-def test_invalid_utf8_is_refused_before_us():
+GENERATE = "/penstock.inference.v1.InferenceService/Generate"
+LIST_MODELS = "/penstock.inference.v1.InferenceService/ListModels"
+MIGRATE = "/penstock.control.v1.ControlService/MigrateRequest"
+TEXT = inference_pb2.GenerateRequest.DESCRIPTOR.fields_by_name["text"].number
+
+
+def field_of(number: int, value: bytes) -> bytes:
+    """A field of bytes as it is on the wire."""
+    return bytes([number << 3 | 2, len(value)]) + value
+
+
+@pytest.mark.parametrize(
+    "method, sent",
+    [
+        (GENERATE, field_of(TEXT, b"\xff\xfe\x80")),
+        (GENERATE, field_of(1, b"\xff") + field_of(TEXT, b"hi")),
+        (GENERATE, b"\xff" * 50),
+        (LIST_MODELS, b"\xff" * 50),
+        (MIGRATE, field_of(1, b"\xff\xfe")),
+    ],
+)
+def test_bytes_that_are_no_request_are_refused_in_a_sentence_and_harm_nobody(method, sent):
     async def run():
-        async with fleet({}) as here, grpc.aio.insecure_channel(here.address) as channel:
-            call = channel.unary_stream("/penstock.inference.v1.InferenceService/Generate")
-            with pytest.raises(grpc.aio.AioRpcError):
-                async for _ in call(b"\x42\x02\xff\xfe", timeout=5):
-                    pass
-            models = await inference_pb2_grpc.InferenceServiceStub(channel).ListModels(
-                inference_pb2.ListModelsRequest(), timeout=5
-            )
-            assert models.models[0].name == "toy"
+        async with fleet(ONE_AND_TWO) as here, grpc.aio.insecure_channel(here.address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                if method == GENERATE:
+                    await channel.unary_stream(method)(sent, timeout=5).read()
+                else:
+                    await channel.unary_unary(method)(sent, timeout=5)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "not UTF-8" in caught.value.details()
+            assert not here.router.sessions
+            assert (await generate(here.address, request())).ids == output((1, 2, 3), 20)
 
     asyncio.run(run())
 

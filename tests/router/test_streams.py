@@ -10,6 +10,7 @@ from toy_instance import output
 
 from penstock.proto import inference_pb2 as pb
 from penstock.proto.inference_pb2_grpc import InferenceServiceStub
+from penstock.router import server
 from penstock.router.config import RouterConfig
 from penstock.router.fleet import Mode, MoveWanted
 
@@ -237,6 +238,25 @@ def test_a_client_that_leaves_frees_everything(after):
     asyncio.run(run())
 
 
+SMALL_WINDOW = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
+
+
+def test_a_client_that_stays_and_reads_nothing_holds_no_place():
+    async def run():
+        config = RouterConfig(port=0, session_queue=8, client_wait_s=0.5, stop_s=0.5)
+        async with fleet(ONE_AND_TWO, config) as here:
+            async with grpc.aio.insecure_channel(here.address, options=SMALL_WINDOW) as channel:
+                call = InferenceServiceStub(channel).Generate(request(max_tokens=2000))
+                await call.read()
+                await here.settled()
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    while await call.read():
+                        pass
+                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    asyncio.run(run())
+
+
 def test_a_deadline_frees_everything():
     async def run():
         async with fleet(ONE_AND_TWO) as here:
@@ -317,6 +337,30 @@ def test_more_sessions_than_the_bound_are_refused():
             task.cancel()
             await here.settled()
             assert (await generate(here.address, request())).ids == output((1, 2, 3), 20)
+
+    asyncio.run(run())
+
+
+def test_calls_are_bounded_before_they_are_read(monkeypatch):
+    monkeypatch.setattr(server, "OTHER_CALLS", 1)
+    read = server.read_request
+
+    async def run():
+        gate = asyncio.Event()
+
+        async def slow(*arguments):
+            await gate.wait()
+            return await read(*arguments)
+
+        monkeypatch.setattr(server, "read_request", slow)
+        async with fleet(ONE_AND_TWO, RouterConfig(port=0, max_sessions=1, stop_s=0.5)) as here:
+            calls = [asyncio.create_task(generate(here.address, request(max_tokens=400))) for _ in range(12)]
+            await until(lambda: sum(call.done() for call in calls) == 10)
+            gate.set()
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+            errors = [end for end in ends if isinstance(end, grpc.aio.AioRpcError)]
+            assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+            assert len(errors) == 11 and sum("sessions are open" in error.details() for error in errors) == 1
 
     asyncio.run(run())
 

@@ -49,17 +49,17 @@ FAST = HandoverConfig(
 
 def token(context: Context, index: int) -> int:
     """What the toy model answers at `index`: depends on prompt and seed, and never on who computes it."""
-    mixed = (sum(context.prompt) * 31 + context.params.seed * 17 + (index * 2654435761 >> 7)) % VOCABULARY
+    drawn = context.params.seed * 17 + context.params.choice * 101
+    mixed = (sum(context.prompt) * 31 + drawn + (index * 2654435761 >> 7)) % VOCABULARY
     return mixed if mixed != EOS or not context.params.ignore_eos else EOS + 1
 
 
-def output(prompt, max_tokens, seed=0, ignore_eos=True) -> list[int]:
+def output(prompt, max_tokens, seed=0, ignore_eos=True, choice=0) -> list[int]:
     """The whole answer that a client must get."""
     from penstock.handover.values import SamplingParams
 
-    context = Context(
-        tuple(prompt), (), SamplingParams(seed=seed, max_tokens=max_tokens, ignore_eos=ignore_eos)
-    )
+    params = SamplingParams(seed=seed, choice=choice, max_tokens=max_tokens, ignore_eos=ignore_eos)
+    context = Context(tuple(prompt), (), params)
     ids = []
     for index in range(max_tokens):
         ids.append(token(context, index))

@@ -73,6 +73,8 @@ class Shape:
     chunk: int = 2
     """Most tokens in a step."""
     one_sided: bool = False
+    decodes: str = "AB"
+    """The instances that decode; another stops past its prefill, until the sequence is taken elsewhere."""
     known: int = 0
     """So many leading blocks of the prompt are cached on every instance from the start, for leases to begin with."""
     config: HandoverConfig = HandoverConfig(final_blocks=1, stage_blocks=1)
@@ -105,6 +107,8 @@ class Sequence:
     blocks: tuple[int, ...] = ()
     computed: int = 0
     paused: bool = False
+    until: int | None = None
+    """Where nothing decodes: the tokens that it came with; none is launched past them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +275,8 @@ class Driver:
         return tuple(offers)
 
     def _may_launch(self, inst: Instance, seq: Sequence) -> bool:
+        if seq.until is not None and seq.computed >= seq.until:
+            return False
         if inst.step is not None or seq.paused or len(seq.tokens) == self.shape.prompt + self.shape.output:
             return False
         return bool(seq.blocks) or inst.allot(self.shape.table, ("seq", seq.origin)) is not None
@@ -503,7 +509,8 @@ class _Run:
     def _begin(self, effect: Begin) -> None:
         start = effect.start
         tokens = (*start.context.prompt, *start.context.emitted)
-        seq = Sequence(start.epoch, start.epoch, tokens)
+        until = None if self.inst.name in self.shape.decodes else len(tokens)
+        seq = Sequence(start.epoch, start.epoch, tokens, until=until)
         self.inst = replace(self.inst, sequences=(*self.inst.sequences, seq))
 
     def _reserving(self, effect: Reserving) -> None:

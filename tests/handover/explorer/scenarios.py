@@ -18,6 +18,8 @@ LONG = Shape(prompt=1, output=3, block_size=3, pool=1)
 """Three tokens out, in the only block of a pool."""
 TIGHT = Shape(prompt=2, output=2, block_size=1, pool=4, config=HandoverConfig(final_blocks=2, stage_blocks=2))
 """Two blocks in one write, which land one by one."""
+SPLIT = replace(ONE_BLOCK, decodes="B")
+"""A prefills and nothing else: a session that stays there never ends."""
 SHARED = Shape(prompt=2, output=2, block_size=1, pool=3, known=1)
 """The first block of the prompt is cached everywhere: a handover copies the other two."""
 
@@ -74,6 +76,8 @@ QUICK = [
     *_both(
         "a blocking move, and back", ONE_BLOCK, budget={"move": 2}, handover=False, mode=MoveMode.BLOCKING
     ),
+    *_both("prefill does not decode, and a message is lost", SPLIT, budget={"lose": 1}),
+    *_both("prefill does not decode, and dies", SPLIT, budget={"crash": 1}, crashing="A"),
     *_both(
         "a block that is shared already, without faults", SHARED, recover_by_silence=False, budget={"move": 1}
     ),
@@ -104,6 +108,9 @@ LIMIT = 500_000
 SLOW = [
     *_both("a transfer breaks", STAGED, budget={"break": 1}),
     *_both("a commit is asked about early, and a destination picked anew", ONE_BLOCK, **early("settle")),
+    *_both("prefill does not decode, and a commit is asked about early", SPLIT, **early("settle")),
+    *_both("prefill does not decode, and a lease runs out early", SPLIT, **early("lease", "reserve", "stop")),
+    *_both("prefill does not decode, and a transfer breaks", SPLIT, budget={"break": 1}),
     *_both("a lease or a reservation runs out early", STAGED, **early("lease", "reserve", "stop")),
     *_both("a message is lost", STAGED, budget={"lose": 1}),
     *_both("a message comes twice", STAGED, budget={"double": 1}),

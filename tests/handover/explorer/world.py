@@ -401,8 +401,10 @@ class World:
                     label = (f"r{index}", "dispatches to", prefill, decode)
                     yield label, self._ask(state, ("dispatch", index, prefill, decode))
             if router.destination_due:
-                yield (f"r{index}", "lets it stay"), self._ask(state, ("stay", index))
-                for inc in live if self.scenario.picks_anew else ():
+                owner = router.session.owner
+                if owner is None or self._decodes(owner):
+                    yield (f"r{index}", "lets it stay"), self._ask(state, ("stay", index))
+                for inc in filter(self._decodes, live) if self.scenario.picks_anew else ():
                     yield (
                         (f"r{index}", "picks anew", inc),
                         self._ask(state, ("move", index, inc, MoveMode.LIVE, True)),
@@ -415,7 +417,12 @@ class World:
         if attempt == 0 and n == 0 and any(inc.instance == "A" for inc in live):
             live = [inc for inc in live if inc.instance == "A"] + [i for i in live if i.instance == "B"]
             return [(live[0], live[1] if self.scenario.handover and len(live) > 1 else None)]
-        return [(inc, None) for inc in live if inc.instance in self.scenario.serving]
+        there = [inc for inc in live if inc.instance in self.scenario.serving]
+        decoders = [inc for inc in live if self._decodes(inc)]
+        return [(inc, decode) for inc in there for decode in ([None] if self._decodes(inc) else decoders)]
+
+    def _decodes(self, inc: Incarnation) -> bool:
+        return inc.instance in self.scenario.shape.decodes
 
     def _alive(self, state: State) -> list[Instance]:
         insts = (self.instances.values[state[A]], self.instances.values[state[B]])

@@ -1,0 +1,155 @@
+"""One instance with nobody around it: the shipped engine's rounds, one after the other in the caller's thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..decode_worker.phase import DecodePhase
+from ..engine.blocks import BlockPool
+from ..engine.config import EngineConfig
+from ..engine.engine import Engine, Limits
+from ..engine.model import Model
+from ..engine.runner import Runner
+from ..engine.scheduler import Scheduler
+from ..handover.config import HandoverConfig
+from ..handover.effects import FromRouter
+from ..handover.frames import InstanceFrame, Step
+from ..handover.seat import House
+from ..handover.values import (
+    Address,
+    Context,
+    Epoch,
+    Incarnation,
+    Layout,
+    PeerMessage,
+    SamplingParams,
+    Seen,
+    Start,
+)
+from ..policy.batching import Budget
+from ..prefill_worker.phase import PrefillPhase
+
+ROUTER = "bench"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Greedy, and to its full length."""
+
+    prompt: tuple[int, ...]
+    tokens: int
+    """Of output."""
+
+
+@dataclass
+class Router:
+    """What the engine asks of its surroundings; answers its news at once, as a router does, and moves nothing."""
+
+    answer: Callable[[str, Seen], None]
+    outputs: dict[str, list[int]] = field(default_factory=dict)
+
+    def send(
+        self, to_routers: list[tuple[str, InstanceFrame]], to_peers: list[tuple[Incarnation, PeerMessage]]
+    ) -> None:
+        assert not to_peers
+        for _, frame in to_routers:
+            for news in frame.news if isinstance(frame, Step) else ():
+                output = self.outputs[news.session]
+                assert news.first_index <= len(output), "no token is left out"
+                output[news.first_index :] = [record.id for record in news.records]
+                if news.records:
+                    self.answer(news.session, Seen(news.session, news.epoch.attempt, len(output)))
+
+    def reaches(self, destination: Address) -> bool:
+        return False
+
+    def _unused(self, *_: Any, **__: Any) -> None:
+        raise AssertionError("nobody is there to move anything to")
+
+    condemn = write_in_place = send_blocks = receive_blocks = decline_blocks = close_receive = _unused
+
+
+class Alone:
+    """An instance to which jobs are given all at once."""
+
+    def __init__(self, config: EngineConfig, role: Budget):
+        """ValueError for a checkpoint that cannot be served."""
+        self.runner = Runner(config)
+        layout, spec = self.runner.layout, self.runner.spec
+        pool = BlockPool(layout.blocks, config.prefix_cache)
+        phases = PrefillPhase(), DecodePhase()
+        scheduler = Scheduler(pool, layout.block_size, role, *phases, spec.fingerprint)
+        shape = Layout(layout.layers, layout.kv_heads, layout.head_dim, layout.dtype, layout.block_size)
+        house = House(Incarnation("alone", 1), spec.fingerprint, shape, HandoverConfig())
+        context = min(spec.max_positions, layout.blocks * layout.block_size)
+        self._router = Router(lambda session, seen: self._engine.post(session, FromRouter(ROUTER, seen)))
+        limits = Limits(context, spec.eos, layout.block_size)
+        self._engine = Engine(self.runner, scheduler, house, limits, self._router, None)
+        self._count = 0
+
+    def begin(self, jobs: Sequence[Job]) -> list[str]:
+        """Queue the jobs; the names of their sessions."""
+        sessions = []
+        for job in jobs:
+            self._count += 1
+            session = f"{ROUTER}-{self._count}"
+            params = SamplingParams(max_tokens=job.tokens, ignore_eos=True)
+            start = Start(session, Epoch(1, 1), Context(job.prompt, params=params))
+            self._router.outputs[session] = []
+            self._engine.post(session, FromRouter(ROUTER, start))
+            sessions.append(session)
+        self.round()  # nothing runs yet: they are taken
+        return sessions
+
+    def round(self) -> bool:
+        """One step and all around it; whether there was one to run."""
+        self._engine.round(wait=False)
+        return self._engine.stepping
+
+    def run(self, jobs: Sequence[Job]) -> list[list[int]]:
+        """The outputs of the jobs, run together."""
+        sessions = self.begin(jobs)
+        while self.round():
+            pass
+        return [self.outputs(session) for session in sessions]
+
+    def outputs(self, session: str) -> list[int]:
+        return self._router.outputs[session]
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is held."""
+        load = self._engine.load
+        return load.free_blocks + load.cached_blocks == load.total_blocks and not load.running + load.waiting
+
+
+@contextmanager
+def model_seconds(clock: Callable[[], float] = time.perf_counter) -> Iterator[list[float]]:
+    """The time of each call of the model's forward pass (its logits count too) while this lasts."""
+    plain = {name: getattr(Model, name) for name in ("forward", "logits")}
+    spent: list[float] = []
+
+    def timed(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*arguments: Any) -> torch.Tensor:
+            began = clock()
+            out = function(*arguments)
+            if out.is_cuda:
+                torch.cuda.synchronize(out.device)
+            spent.append(clock() - began)
+            return out
+
+        return call
+
+    for name, function in plain.items():
+        setattr(Model, name, timed(function))
+    try:
+        yield spent
+    finally:
+        for name, function in plain.items():
+            setattr(Model, name, function)
