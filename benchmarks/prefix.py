@@ -177,6 +177,6 @@ def _step(runner: Runner, scheduler: Scheduler, served: Served, advance: Callabl
         if token is None:
             continue
         served.outputs[int(sequence.session)].append(token)
-        if sequence.append(token, frozenset()).end is not None:
+        if sequence.append(token).end is not None:
             scheduler.remove(sequence.key, 0.0)
             advance(1)
