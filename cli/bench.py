@@ -5,6 +5,7 @@ from __future__ import annotations
 from .lazy import LazyGroup
 
 COMMANDS = {
+    "admission": ("penstock.cli.bench_admission", "Preemptions and tokens/s of three rules of admission."),
     "engine": (
         "penstock.cli.bench_engine",
         "One instance beside transformers, and what a step spends around its model.",

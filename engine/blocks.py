@@ -141,6 +141,12 @@ class BlockPool:
     def holds(self, key: Hashable) -> bool:
         return key in self._tables
 
+    @property
+    def overlap(self) -> int:
+        """By how much tables together are longer than the blocks in them: those that several hold."""
+        taken = self._counts[Holder.HELD] + self._counts[Holder.LEASED] + self._counts[Holder.QUARANTINED]
+        return sum(len(table.blocks) for table in self._tables.values()) - taken
+
     def expire(self, now: float) -> None:
         """Pins that ended by `now` are gone."""
         self._index.expire(now)

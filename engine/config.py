@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..policy.admission import RULES
+
 EMBEDDED = "embedded"
 DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -34,6 +36,10 @@ class EngineConfig:
     prefix_cache: bool = True
     """Keep the KV of what was computed until its memory is needed, and share it among equal prefixes of one tenant."""
 
+    admission: str = "predicted"
+    """Who enters memory: `predicted` (while it is expected to suffice), `aggressive` (while it suffices now) or
+    `conservative` (while it suffices for the longest that sequences may become)."""
+
     threads: int = 1
     """CPU threads within one operator."""
 
@@ -47,6 +53,7 @@ class EngineConfig:
         _require_one_of("dtype", self.dtype, DTYPES)
         _require_one_of("device", self.device, DEVICES)
         _require_one_of("transport", self.transport, TRANSPORTS)
+        _require_one_of("admission", self.admission, tuple(RULES))
         for name in ("block_size", "kv_bytes", "threads", "tensor_parallel"):
             _require_at_least(name, getattr(self, name), 1)
         _require_at_least("kv_blocks", self.kv_blocks, 0)

@@ -32,6 +32,7 @@ from ..handover.effects import (
     Lease,
     Leased,
     Pause,
+    Preempted,
     Quarantine,
     Receive,
     Release,
@@ -72,6 +73,8 @@ from .step import StepItem
 
 logger = logging.getLogger(__name__)
 
+MOVING_ROOM = 128
+"""Tokens that a sequence may grow by while it moves; then it waits for the copy."""
 COMMIT_WAIT_S = 0.005
 """Most that a step is put off for the final stage of a sequence that leaves."""
 
@@ -244,6 +247,8 @@ class Engine:
     def round(self, wait: bool = True) -> None:
         """One step, and all that has arrived; where nothing is to run, `wait` for what arrives or falls due."""
         batch = self._scheduler.next_batch()
+        for sequence in self._scheduler.take_preempted():
+            self._feed(sequence.session, Preempted())
         self.stepping = bool(batch)
         if batch:
             self._step(batch)
@@ -270,6 +275,8 @@ class Engine:
             sequence.log(item.start, item.log)
             self._scheduler.ran(sequence, tokens)
             records = () if token is None else (sequence.append(token, item.log and item.log.of_drawn),)
+            if records and records[-1].end is not None:
+                self._scheduler.ended(sequence)
             self._feed(sequence.session, self._stepped(sequence, records))
 
     def _stepped(self, sequence: Running, records: tuple) -> Stepped:
@@ -333,9 +340,19 @@ class Engine:
         if seat is not None and seat.empty:
             del self._seats[session]
             self._marks[session] = time.monotonic(), seat
-        for epoch in seat.doomed if seat is not None else ():
-            self._sequence(session, epoch).paused = True  # nobody owns it: it only waits to be freed
+        elif seat is not None:
+            self._note(session, seat)
         return effects
+
+    def _note(self, session: str, seat: Seat) -> None:
+        """Tell the scheduler what the protocol allows with the session's sequences."""
+        for epoch in seat.doomed:
+            self._sequence(session, epoch).paused = True  # nobody owns it: it only waits to be freed
+        sequence = seat.holding and self._scheduler.get(session, seat.holding.epoch)
+        if sequence:
+            sequence.locked, sequence.copying = not seat.may_preempt, seat.source is not None
+            if not sequence.copying:
+                sequence.limit = None
 
     # ---- effects
 
@@ -408,6 +425,9 @@ class Engine:
 
     def _reserve(self, session: str, effect: Reserving) -> None:
         sequence = self._sequence(session, effect.epoch)
+        room = MOVING_ROOM if self._scheduler.role.decode_slots else 0
+        blocks = self._blocks(min(sequence.most, len(sequence.tokens) + room))
+        sequence.limit = blocks * self._limits.block_size
         planned = next(source for source in self._seats[session].sources if source.lease == effect.lease)
         reserve = Reserve(
             lease=effect.lease,
@@ -415,7 +435,7 @@ class Engine:
             destination=effect.destination.incarnation,
             fingerprint=self._house.fingerprint,
             layout=self._house.layout,
-            blocks=self._blocks(sequence.most),
+            blocks=blocks,
             context=sequence.context,
             router=effect.router,
             one_sided=planned.one_sided,
@@ -430,11 +450,15 @@ class Engine:
         most = len(reserve.context.prompt) + reserve.context.params.max_tokens
         size = Size(held, min(most, self._limits.context))
         in_turn = not first or not self._waiting
-        have = self._scheduler.lease(key, reserve.blocks, size, coming.names) if in_turn else None
+        have = self._try_lease(coming, size) if in_turn else None
         if have is None and first:
             self._waiting.append(key)
         if have is not None or first:
             self._feed(key.session, Leased(key, have is not None, have or 0))
+
+    def _try_lease(self, coming: _Coming, size: Size) -> int | None:
+        reserve = coming.reserve
+        return self._scheduler.lease(reserve.lease, reserve.blocks, size, reserve.context, coming.names)
 
     def _retry_leases(self) -> None:
         for key in list(self._waiting):
@@ -550,4 +574,5 @@ class Engine:
             step_s=self._step_s,
             asked_tokens=scheduler.asked_tokens,
             hit_tokens=scheduler.hit_tokens,
+            preemptions=scheduler.preemptions,
         )

@@ -1,4 +1,4 @@
-"""Which sequences an instance has, what memory it promised them, and what its next step runs."""
+"""Which sequences an instance has, which of them have memory, and what its next step runs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,26 @@ from functools import lru_cache
 
 from ..handover.values import Context, Epoch, LeaseKey
 from ..policy import prefix
-from ..policy.admission import admits, promise
+from ..policy.admission import Need
 from ..policy.batching import Budget, Candidate, Target, bounded, choose_batch
 from ..policy.state import blocks_for
+from .admission import Admission
 from .blocks import BlockPool, OutOfBlocks
 from .phase import Phase, Size
 from .sequence import Sequence
 from .step import StepItem
 
+RECOMPUTED_TOKENS = 256
+"""Of sequences that gave their memory back, in a step of an instance that prefills nothing else."""
+
 
 class Scheduler:
-    """Sequences in order of arrival. A sequence that was admitted can always run to its end."""
+    """Sequences in order of arrival.
+
+    One that needs a block takes it, where none is left, from those that came after it; so the oldest that has memory
+    always comes to its end: alone it fits, for nothing longer is admitted, and what is leased, paused or read by a
+    transfer is so for a bounded time. Who gave memory back is the first to have it again.
+    """
 
     def __init__(
         self,
@@ -28,8 +37,12 @@ class Scheduler:
         decode: Phase,
         fingerprint: str,
         target: Target | None = None,
+        rule: str = "predicted",
     ):
-        """`target` bounds what prompts add to a step that has decodes; None leaves the role's whole budget."""
+        """`rule` is one of `policy.admission.RULES`.
+
+        `target` bounds what prompts add to a step that has decodes; None leaves the role's whole budget.
+        """
         self.pool = pool
         self.block_size = block_size
         self.role = role
@@ -37,13 +50,16 @@ class Scheduler:
         """Tokens of all prompts begun."""
         self.hit_tokens = 0
         """How many of them were cached."""
+        self.preemptions = 0
         self._fingerprint = fingerprint
+        self._admission = Admission(rule, pool, block_size)
         self._target = target
         self._prefill = prefill
         self._decode = decode
         self._sequences: dict[LeaseKey, Sequence] = {}
-        self._leased: dict[LeaseKey, int] = {}
+        self._leased: dict[LeaseKey, Need] = {}
         self._quarantined: set[LeaseKey] = set()
+        self._preempted: list[Sequence] = []
 
     # ---- who is here
 
@@ -71,7 +87,8 @@ class Scheduler:
         was = sequence.key
         sequence.epoch = epoch
         self._sequences = {one.key: one for one in self}  # it keeps its place in the order of arrival
-        self.pool.rename(was, sequence.key)
+        if self.pool.holds(was):
+            self.pool.rename(was, sequence.key)
 
     # ---- leases
 
@@ -82,28 +99,33 @@ class Scheduler:
         tokens = (*context.prompt, *context.emitted)
         return prefix.chain(_secret(self._fingerprint, context.salt), tokens[:-1], self.block_size)
 
-    def lease(self, key: LeaseKey, blocks: int, size: Size, names: list[bytes]) -> int | None:
-        """Blocks for a sequence that is to arrive; None where there is no room or no slot now.
+    def lease(
+        self, key: LeaseKey, blocks: int, size: Size, context: Context, names: list[bytes]
+    ) -> int | None:
+        """`blocks` for a sequence that is to arrive; None where there is no room or no slot now.
 
         Else how many leading blocks are here already, by the `names` of its context.
         """
         coming = len(self._leased) - len(self._quarantined)
         if self.slots_taken + coming >= self.role.decode_slots:
             return None
-        needed = promise(self._decode.demand(size, self.role), self.block_size)
-        if not admits(max(needed, blocks), self.promised, self.pool.total):
+        if any(one.preempted and not one.admitted for one in self):
+            return None  # their memory is not given to others
+        demand = self._decode.demand(Size(max(size.context, blocks * self.block_size), size.most), self.role)
+        need = self._admission.need(demand, key.session, context.application, len(context.emitted))
+        if not self._admission.ever_fits(need) or not self._admission.admits(self._needs(), need):
             return None
         known = self.pool.find(names)
         try:
-            self.pool.lease(key, blocks, needed, known)
+            self.pool.lease(key, blocks, self._room(need), known)
         except OutOfBlocks:
             return None
-        self._leased[key] = max(needed, blocks)
+        self._leased[key] = need
         return len(known)
 
     def adopt(self, sequence: Sequence) -> None:
         """The leased blocks are the sequence's; it runs from the next step on."""
-        sequence.promised = self._leased.pop(sequence.key)
+        sequence.room = self._room(self._leased.pop(sequence.key))
         self.pool.adopt(sequence.key)
         self._sequences[sequence.key] = sequence
         self._publish(sequence)
@@ -111,6 +133,8 @@ class Scheduler:
     def quarantine(self, key: LeaseKey) -> None:
         self.pool.quarantine(key)
         self._quarantined.add(key)
+        held = len(self.pool.table(key)) * self.block_size
+        self._leased[key] = Need(held, 0, held)
 
     def release(self, key: LeaseKey) -> None:
         """Free a lease's blocks, if it had any."""
@@ -118,25 +142,30 @@ class Scheduler:
         if self._leased.pop(key, None) is not None:
             self.pool.free(key)
 
-    @property
-    def promised(self) -> int:
-        """Blocks set aside, for sequences and for leases."""
-        return sum(sequence.promised for sequence in self) + sum(self._leased.values())
-
     # ---- steps
 
     def next_batch(self) -> list[tuple[Sequence, int]]:
-        """The sequences to run and how many tokens of each; their blocks are there."""
+        """The sequences to run and how many tokens of each; their blocks are there. See also `take_preempted`."""
         self._admit()
         ready = self._begin([sequence for sequence in self if self._may_run(sequence)])
         candidates = [Candidate(one.pending, one.decoding, one.computed) for one in ready]
-        budget = self.role
+        budget = self._budget(ready)
         if self._target is not None:
             budget = bounded(candidates, budget, self._target, least_tokens=self.block_size)
-        batch = [(ready[place], tokens) for place, tokens in choose_batch(candidates, budget)]
-        for sequence, tokens in batch:
-            self._make_room(sequence, sequence.computed + tokens)
-        return batch
+        chosen = [(ready[place], tokens) for place, tokens in choose_batch(candidates, budget)]
+        batch = [(one, tokens) for one, tokens in chosen if one.admitted and self._make_room(one, tokens)]
+        return [(one, tokens) for one, tokens in batch if one.admitted]
+
+    def take_preempted(self) -> list[Sequence]:
+        """Those that gave their memory back since the last call, and are still here."""
+        gone, self._preempted = self._preempted, []
+        return [sequence for sequence in gone if self._sequences.get(sequence.key) is sequence]
+
+    def _budget(self, ready: list[Sequence]) -> Budget:
+        """The role's; what gave its memory back is prefilled whatever the role."""
+        if self.role.prefill_tokens or not any(sequence.preempted for sequence in ready):
+            return self.role
+        return Budget(RECOMPUTED_TOKENS, self.role.decode_slots)
 
     def item(self, sequence: Sequence, tokens: int) -> StepItem:
         """The sequence's share of a step, and a token drawn where the step reaches its end."""
@@ -149,28 +178,50 @@ class Scheduler:
     def ran(self, sequence: Sequence, tokens: int) -> None:
         """A step has computed so many more of the sequence's tokens."""
         sequence.computed += tokens
+        sequence.preempted = sequence.preempted and not sequence.decoding
         self._publish(sequence)
 
+    def ended(self, sequence: Sequence) -> None:
+        """It made its last token."""
+        self._admission.ended(sequence.application, sequence.made)
+
     def _may_run(self, sequence: Sequence) -> bool:
+        if not sequence.admitted or sequence.paused:
+            return False
+        if sequence.limit is not None and len(sequence.tokens) > sequence.limit:
+            return False
         phase = self._decode if sequence.decoding else self._prefill
-        return sequence.admitted and not sequence.paused and phase.wants_step(sequence.pending, self.role)
+        return sequence.preempted or phase.wants_step(sequence.pending, self.role)
 
     def _admit(self) -> None:
-        """Promise memory to waiting sequences, in order of arrival.
+        """Let waiting sequences have memory, in order of arrival.
 
         The first that does not fit holds back the rest, unless it never can.
         """
-        promised = self.promised
+        inside: list[Need] | None = None
         for sequence in self:
             if sequence.admitted:
                 continue
-            needed = promise(self._prefill.demand(sequence.size, self.role), self.block_size)
-            if not admits(needed, 0, self.pool.total):
+            need = self._need(sequence)
+            if not self._admission.ever_fits(need):
                 continue
-            if not admits(needed, promised, self.pool.total):
+            inside = self._needs() if inside is None else inside
+            if not self._admission.admits(inside, need):
                 return
-            sequence.admitted, sequence.promised = True, needed
-            promised += needed
+            sequence.admitted, sequence.room = True, self._room(need)
+            inside.append(need)
+
+    def _needs(self) -> list[Need]:
+        """Of all that have memory, or are promised some."""
+        return [self._need(sequence) for sequence in self if sequence.admitted] + list(self._leased.values())
+
+    def _need(self, sequence: Sequence) -> Need:
+        phase = self._decode if sequence.decoding else self._prefill
+        demand = phase.demand(sequence.size, self.role)
+        return self._admission.need(demand, sequence.session, sequence.application, sequence.made)
+
+    def _room(self, need: Need) -> int:
+        return blocks_for(need.held + need.remaining, self.block_size)
 
     def _begin(self, ready: list[Sequence]) -> list[Sequence]:
         """Let the prompts that this step has room for take what is cached of them.
@@ -182,7 +233,7 @@ class Scheduler:
             return ready
         runs: list[Sequence] = []
         coming: set[bytes] = set()
-        left = self.role.prefill_tokens
+        left = self._budget(ready).prefill_tokens
         for sequence in ready:
             if not sequence.decoding and left > 0:
                 if not self.pool.holds(sequence.key) and not self._take_prefix(sequence, coming):
@@ -197,15 +248,13 @@ class Scheduler:
 
     def _take_prefix(self, sequence: Sequence, coming: set[bytes]) -> bool:
         """Hold what is cached of a prompt that begins; False where the next of its blocks is among those `coming`."""
-        readable = (
-            0 if sequence.needs_whole_prompt else len(sequence.tokens) - 1
-        )  # the last one runs in any case
+        readable = 0 if sequence.needs_whole_prompt else len(sequence.tokens) - 1  # the last runs in any case
         names = self._names(sequence, readable)
         known = self.pool.find(names)
         if len(known) < len(names) and names[len(known)] in coming:
             return False
         if known:
-            self.pool.hold(sequence.key, len(known), sequence.promised, known)
+            self.pool.hold(sequence.key, len(known), sequence.room, known)
             sequence.computed = len(known) * self.block_size
         self.asked_tokens += len(sequence.tokens)
         self.hit_tokens += sequence.computed
@@ -226,12 +275,35 @@ class Scheduler:
             sequence.names = prefix.chain(key, sequence.tokens, self.block_size, sequence.names, blocks)
         return sequence.names[:blocks]
 
-    def _make_room(self, sequence: Sequence, tokens: int) -> None:
-        blocks = blocks_for(tokens, self.block_size)
-        if self.pool.holds(sequence.key):
-            self.pool.grow(sequence.key, blocks)
-        else:
-            self.pool.hold(sequence.key, blocks, sequence.promised)
+    def _make_room(self, sequence: Sequence, tokens: int) -> bool:
+        """Blocks for so many more tokens, taken from later ones where that is needed; False where it must wait."""
+        blocks = blocks_for(sequence.computed + tokens, self.block_size)
+        while True:
+            try:
+                if self.pool.holds(sequence.key):
+                    self.pool.grow(sequence.key, blocks)
+                else:
+                    self.pool.hold(sequence.key, blocks, sequence.room)
+                return True
+            except OutOfBlocks:
+                victim = self._victim(sequence)
+                if victim is None:
+                    return False
+                self._preempt(victim)
+
+    def _victim(self, sequence: Sequence) -> Sequence | None:
+        """Of those that came later the last to come; one that is being handed over only where there is no other."""
+        later = list(self)[list(self).index(sequence) + 1 :]
+        able = [one for one in later if not one.paused and not one.locked and self.pool.holds(one.key)]
+        return max(able, key=lambda one: (not one.copying, later.index(one)), default=None)
+
+    def _preempt(self, victim: Sequence) -> None:
+        """Take its memory; what it computed stays cached until it is needed."""
+        names = self._names(victim, victim.computed) if self.pool.caches else []
+        self.pool.free(victim.key, names)
+        victim.give_back()
+        self.preemptions += 1
+        self._preempted.append(victim)
 
     # ---- what it says of itself
 

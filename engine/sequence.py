@@ -44,10 +44,18 @@ class Sequence:
     prefill_until: int = field(init=False)
     """The tokens that were there when it came: to be prefilled as far as they have no KV."""
     computed: int = 0
-    promised: int = 0
-    """Blocks set aside for it."""
+    room: int = 0
+    """Blocks that it is expected to come to have."""
     admitted: bool = False
     paused: bool = False
+    preempted: bool = False
+    """It gave its memory back, and is prefilled again as far as it had come."""
+    limit: int | None = None
+    """Most tokens of KV while it is being handed over: the destination has no room for more."""
+    copying: bool = False
+    """A handover out is under way."""
+    locked: bool = False
+    """A transfer reads its blocks."""
     leaves: bool = False
     """It is to be handed over after its prefill: it needs no decode slot here."""
     salt: str = ""
@@ -152,6 +160,13 @@ class Sequence:
     def decoding(self) -> bool:
         """Past its prefill: one token a step."""
         return self.computed >= self.prefill_until
+
+    def give_back(self) -> None:
+        """Its KV is gone: all tokens that it has are to be prefilled again, and none of them is drawn again."""
+        self.computed = self.published = self.room = 0
+        self.prefill_until = len(self.tokens)
+        self.admitted = False
+        self.preempted = True
 
     @property
     def made(self) -> int:

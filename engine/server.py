@@ -178,7 +178,13 @@ class InstanceServer(WorkerServiceServicer):
         layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.block_size)
         pool = BlockPool(shape.blocks, self._config.prefix_cache)
         scheduler = Scheduler(
-            pool, shape.block_size, self._role, *self._phases, self._spec.fingerprint, self._target
+            pool,
+            shape.block_size,
+            self._role,
+            *self._phases,
+            self._spec.fingerprint,
+            self._target,
+            self._config.admission,
         )
         return Engine(
             self._runner,

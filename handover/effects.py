@@ -76,6 +76,14 @@ class Stepped:
 
 
 @dataclass(frozen=True, slots=True)
+class Preempted:
+    """The sequence gave its memory back: none of its KV is here until it is computed again.
+
+    Only where `Seat.may_preempt`.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Leased:
     """The answer to `Lease`: whether blocks were had; `have` leading ones hold their tokens already."""
 
@@ -364,6 +372,7 @@ InstanceEvent = (
     | FromPeer
     | Launched
     | Stepped
+    | Preempted
     | Leased
     | Written
     | Received

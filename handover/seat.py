@@ -26,6 +26,7 @@ from .effects import (
     Leased,
     Pause,
     PeerLost,
+    Preempted,
     Received,
     RouterSilent,
     Stepped,
@@ -143,6 +144,15 @@ class Seat:
         """The handover out that is under way."""
         return self.sources[-1] if self.sources and self.sources[-1].active else None
 
+    @property
+    def may_preempt(self) -> bool:
+        """The sequence is owned here and goes on, and no step and no transfer touches its blocks."""
+        holding, source = self.holding, self.source
+        if holding is None or holding.ended or (source is not None and source.paused):
+            return False
+        reading = any(known.writing is not None and known.epoch == holding.epoch for known in self.sources)
+        return rules.may_free_read(reading) and rules.may_free_stepped(self.launched == holding.epoch)
+
     def on(self, event: InstanceEvent, house: House) -> tuple[Seat, list[InstanceEffect]]:
         """Next state and effects, to be carried out in order."""
         seat, effects = self._on(event, house)
@@ -159,6 +169,8 @@ class Seat:
                 return replace(self, launched=self.holding.epoch), []
             case Stepped():
                 return self._stepped(event, house)
+            case Preempted():
+                return self._preempted()
             case Leased(lease, granted, have):
                 return self._leased(lease, granted, have, house)
             case Written(lease, ok):
@@ -302,6 +314,14 @@ class Seat:
             return seat._finish(effects)
         seat, effects = seat._reserve_if_begun(effects)
         return seat._advance(effects, house)
+
+    def _preempted(self) -> tuple[Seat, list[InstanceEffect]]:
+        """Blocks that a handover has sent stay sent; the rest waits until it is computed again."""
+        assert self.may_preempt and self.holding is not None
+        seat = replace(self, holding=replace(self.holding, progress=None))
+        if self.source is None:
+            return seat, []
+        return seat._put_source(self.source.progress(full=0, blocks=0, computed=0, ready=False)), []
 
     def _finish(self, effects: list[InstanceEffect]) -> tuple[Seat, list[InstanceEffect]]:
         """The last token is made: the KV may go, the records stay until seen."""

@@ -37,6 +37,8 @@ class LoadView:
     """Tokens of all prompts begun, those prefilled again included."""
     hit_tokens: int = 0
     """How many of them were cached, and not computed."""
+    preemptions: int = 0
+    """How often a sequence had to give its memory back."""
 
     @property
     def free_slots(self) -> int:

@@ -15,6 +15,7 @@ from penstock.handover.config import HandoverConfig
 from penstock.handover.effects import FromRouter, PeerLost
 from penstock.handover.seat import Seat
 from penstock.handover.values import Context, Epoch, Incarnation, MoveMode, Revoke, SamplingParams, Start
+from penstock.policy.admission import RULES
 from penstock.policy.batching import Budget
 
 CONFIG = HandoverConfig(stage_blocks=4, final_blocks=2, grace_s=3.0, reserve_wait_s=0.5, lease_s=1.0)
@@ -33,6 +34,7 @@ class Case:
     moves: int
     cancels: int
     kills: int
+    rule: str
 
 
 CASES = st.builds(
@@ -46,6 +48,7 @@ CASES = st.builds(
     moves=st.integers(0, 12),
     cancels=st.integers(0, 2),
     kills=st.sampled_from((0, 0, 1, 2)),
+    rule=st.sampled_from(tuple(RULES)),
 )
 
 
@@ -74,7 +77,7 @@ def context(draw: random.Random, prompt: int | None = None, **params) -> Context
 
 def world(case: Case, clock: Clock) -> World:
     roles = SPLIT if case.roles == "split" else MIXED
-    return World(case.seed, roles, CONFIG, clock, case.blocks, case.in_place, case.loss)
+    return World(case.seed, roles, CONFIG, clock, case.blocks, case.in_place, case.loss, case.rule)
 
 
 def all_right(world: World) -> None:
@@ -117,6 +120,25 @@ def test_streams_are_right_and_nothing_is_held_whatever_happens(clock, case):
         for key in now.sessions:
             now.nudge(key)
     all_right(now)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("roles", [SPLIT, MIXED], ids=["split", "mixed"])
+def test_what_gives_its_memory_back_says_the_same_and_nothing_twice(clock, roles, in_place):
+    preemptions = 0
+    for seed in range(5):
+        now = World(seed, roles, CONFIG, clock, 42, in_place, rule="aggressive")
+        draw = random.Random(seed)
+        for number in range(12):
+            now.start(f"s{number}", context(draw, draw.choice((8, 17, 30)), max_tokens=100, ignore_eos=True))
+        for _ in range(600):
+            now.happen()
+            key = draw.choice(list(now.sessions))
+            if draw.random() < 0.02 and not now.sessions[key].session.closed:
+                now.move(key, draw.choice(tuple(MoveMode)))
+        preemptions += sum(instance.scheduler.preemptions for instance in now.instances.values())
+        settled(now, 60.0)
+    assert preemptions > 5
 
 
 @pytest.mark.parametrize("in_place", [True, False])

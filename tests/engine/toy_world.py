@@ -86,7 +86,9 @@ class Instance:
     def __post_init__(self) -> None:
         self.model = ToyModel(self.blocks, BLOCK)
         self.pool = BlockPool(self.blocks)
-        self.scheduler = Scheduler(self.pool, BLOCK, self.role, PrefillPhase(), DecodePhase(), "toy")
+        self.scheduler = Scheduler(
+            self.pool, BLOCK, self.role, PrefillPhase(), DecodePhase(), "toy", rule=self.world.rule
+        )
         instance = House(self.me, "toy", LAYOUT, self.world.config)
         window = Window("here", 1, 1, self.blocks, self.blocks) if self.shares_memory else None
         limits = Limits(CONTEXT, frozenset({EOS}), BLOCK)
@@ -144,7 +146,7 @@ class Instance:
     def idle(self) -> bool:
         """Nothing is held, and the ledger of the driver is as empty as the pool's."""
         engine, counts = self.engine, self.pool.counts()
-        books = engine._coming or engine._waiting or self.scheduler.promised or list(self.scheduler)
+        books = engine._coming or engine._waiting or self.scheduler._leased or list(self.scheduler)
         seats_empty = all(seat.empty for seat in engine._seats.values())
         return counts.free + counts.cached == counts.total and not books and seats_empty
 
@@ -174,6 +176,7 @@ class World:
         blocks: int = 128,
         in_place: bool = True,
         loss: float = 0.0,
+        rule: str = "predicted",
     ):
         self.draw = random.Random(seed)
         self.config = config
@@ -181,6 +184,7 @@ class World:
         self.loss = loss
         self.in_place = in_place
         self.blocks = blocks
+        self.rule = rule
         self.roles = roles
         self.streams: defaultdict[tuple[Incarnation | None, Incarnation | None], deque] = defaultdict(deque)
         """From and to; None is the router."""

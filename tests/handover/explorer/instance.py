@@ -25,6 +25,7 @@ from penstock.handover.effects import (
     Leased,
     Pause,
     PeerLost,
+    Preempted,
     Quarantine,
     Receive,
     Received,
@@ -395,6 +396,14 @@ class _Run:
         full, blocks = seq.computed // shape.block_size, -(-seq.computed // shape.block_size)
         ready = seq.computed == len(seq.tokens) - 1
         self.queue.append(Stepped(records, full, blocks, seq.computed, ready))
+
+    def on_preempt(self) -> None:
+        """The sequence owned here gives its memory back."""
+        holding = self.inst.seat.holding
+        assert holding is not None
+        seq = self.inst.under(holding.epoch)
+        self.inst = self.inst.release(seq.blocks).put(replace(seq, blocks=(), computed=0))
+        self.queue.append(Preempted())
 
     def on_gather(self, writing: Writing) -> None:
         """Two-sided: the blocks are read and handed to the pair."""

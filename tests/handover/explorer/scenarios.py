@@ -40,6 +40,7 @@ BUDGET = {
     "resume": 2,
     "move": 3,
     "cancel": 1,
+    "preempt": 1,
 }
 """Everything at once: too much to explore, good to walk through at random."""
 
@@ -81,6 +82,7 @@ QUICK = [
         "a block that is shared already, without faults", SHARED, recover_by_silence=False, budget={"move": 1}
     ),
     *_both("a block that is shared already, and a lease runs out early", SHARED, **early("lease", "stop")),
+    *_both("a sequence gives its memory back", STAGED, budget={"preempt": 1}),
     *_both("the client leaves", ONE_BLOCK, budget={"cancel": 1}),
     *_both("an instance dies", ONE_BLOCK, budget={"crash": 1}),
     *_both("an instance hangs", STAGED, budget={"hang": 1}),
@@ -123,6 +125,13 @@ SLOW = [
     ),
     *_both("a move and back with a message lost", ONE_BLOCK, budget={"move": 2, "lose": 1}, handover=False),
     *_both("a move, and an instance dies", STAGED, budget={"move": 1, "crash": 1}),
+    *_both("a sequence gives its memory back, and moves", STAGED, budget={"preempt": 1, "move": 1}),
+    *_both(
+        "a sequence gives its memory back, and a lease runs out early",
+        STAGED,
+        budget={"preempt": 1, "early": 1},
+        early=frozenset({"lease"}),
+    ),
     *_both("three tokens, a move, and back", LONG, budget={"move": 2}, handover=False),
     *_both("three tokens, and a commit is asked about early", LONG, **early("settle")),
 ]

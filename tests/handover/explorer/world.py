@@ -36,12 +36,13 @@ KINDS = (
     "resume",
     "move",
     "cancel",
+    "preempt",
 )
 """What may happen a bounded number of times.
 
-`boot`, `wake`, `restart`, `resume`, `move` and `cancel` are choices, the others faults.
+`boot`, `wake`, `restart`, `resume`, `move`, `cancel` and `preempt` are choices, the others faults.
 """
-FAULTS = frozenset(KINDS) - {"boot", "wake", "restart", "resume", "move", "cancel"}
+FAULTS = frozenset(KINDS) - {"boot", "wake", "restart", "resume", "move", "cancel", "preempt"}
 EARLY, BREAK = KINDS.index("early"), KINDS.index("break")
 
 
@@ -558,6 +559,8 @@ class World:
             yield "crash", (name,), lambda state: self._kill(state, name, None)
         if name in self.scenario.hanging and not inst.hung:
             yield "hang", (name,), lambda state: self._set(state, name, replace(inst, hung=True))
+        if inst.seat.may_preempt and not inst.hung:
+            yield "preempt", (name,), self._telling(name, ("preempt",))
         if inst.hung:
             yield "wake", (name,), lambda state: self._set(state, name, replace(inst, hung=False))
             for writing in inst.writes:
