@@ -1,11 +1,10 @@
 """Whole blocks of one layer between the paged cache and a contiguous staging buffer, on GPUs."""
 
-# pyright: reportCallIssue=false, reportArgumentType=false, reportReturnType=false
-# Triton types neither a launch, which takes more than the kernel does, nor what its functions give outside of kernels.
-
 import torch
 import triton
 import triton.language as tl
+
+from .jit import jit
 
 TILE = 2048
 """Words of a page that one program copies."""
@@ -36,7 +35,7 @@ def _has_words(pages: torch.Tensor) -> bool:
     return pages[0, 0].nbytes % 4 == 0 and pages.data_ptr() % 4 == 0
 
 
-@triton.jit
+@jit
 def copy_pages(cache, staging, blocks, values_offset, page, GATHER: tl.constexpr, TILE: tl.constexpr):
     """A tile (axis 2) of the keys or the values (axis 1) of a block (axis 0)."""
     index = tl.program_id(0)

@@ -1,14 +1,11 @@
 """The merge of attention over several sets of keys, on GPUs."""
 
-# pyright: reportCallIssue=false, reportArgumentType=false, reportReturnType=false
-# Triton types neither a launch, which takes more than the kernel does, nor what its functions give outside of kernels.
-
 from collections.abc import Sequence
 
 import torch
-import triton
 import triton.language as tl
 
+from .jit import jit, power_of_two
 from .segments import Segment
 
 MERGE_PARTS = 16
@@ -39,14 +36,14 @@ def merge_parts(parts: Segment, spans: torch.Tensor, dtype: torch.dtype) -> Segm
         lse,
         HEADS=heads,
         DIM=dim,
-        DIM_PAD=triton.next_power_of_2(dim),
+        DIM_PAD=power_of_two(dim),
         PARTS=MERGE_PARTS,
         num_warps=4,
     )
     return Segment(out, lse)
 
 
-@triton.jit
+@jit
 def merge(
     parts,
     parts_lse,
