@@ -72,7 +72,7 @@ class Router:
     def _unused(self, *_: Any, **__: Any) -> None:
         raise AssertionError("nobody is there to move anything to")
 
-    condemn = write_in_place = send_blocks = receive_blocks = decline_blocks = close_receive = _unused
+    condemn = write_in_place = send_blocks = receive_blocks = decline_blocks = close_receive = swap = _unused
 
 
 class Alone:

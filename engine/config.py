@@ -33,6 +33,9 @@ class EngineConfig:
     kv_bytes: int = 128 << 20
     """Memory of an instance's KV cache in bytes, where `kv_blocks` is 0."""
 
+    host_kv_bytes: int = 0
+    """Host memory of an instance, in bytes, for the KV of what ended or gave its memory back; 0 keeps none there."""
+
     prefix_cache: bool = True
     """Keep the KV of what was computed until its memory is needed, and share it among equal prefixes of one tenant."""
 
@@ -57,6 +60,11 @@ class EngineConfig:
         for name in ("block_size", "kv_bytes", "threads", "tensor_parallel"):
             _require_at_least(name, getattr(self, name), 1)
         _require_at_least("kv_blocks", self.kv_blocks, 0)
+        _require_at_least("host_kv_bytes", self.host_kv_bytes, 0)
+        if self.host_kv_bytes and not self.prefix_cache:
+            raise ValueError(
+                "engine.host_kv_bytes needs engine.prefix_cache, by which blocks are found again"
+            )
         if not isinstance(self.prefix_cache, bool):
             raise ValueError(f"engine.prefix_cache must be true or false, got {self.prefix_cache!r}")
         if not isinstance(self.model, str) or not self.model:
@@ -74,6 +82,15 @@ class EngineConfig:
         count = self.kv_blocks or self.kv_bytes // block_bytes
         if count < 1:
             raise ValueError(f"engine.kv_bytes={self.kv_bytes} holds no block of {block_bytes} bytes")
+        return count
+
+    def host_block_count(self, block_bytes: int) -> int:
+        """Blocks of `block_bytes` each in host memory; ValueError where it is to hold some, and cannot."""
+        count = self.host_kv_bytes // block_bytes
+        if self.host_kv_bytes and not count:
+            raise ValueError(
+                f"engine.host_kv_bytes={self.host_kv_bytes} holds no block of {block_bytes} bytes"
+            )
         return count
 
 

@@ -66,6 +66,7 @@ from ..handover.values import (
 )
 from ..policy.state import LoadView, blocks_for
 from .grammar import Grammars
+from .host_tier import Swap
 from .phase import Size
 from .scheduler import Scheduler
 from .sequence import Sequence as Running
@@ -124,9 +125,21 @@ class Outside(Protocol):
 
     def close_receive(self, lease: LeaseKey) -> None: ...
 
+    def swap(self, swap: Swap) -> None:
+        """Copy blocks between the cache and host memory; `Swapped` is posted when that has ended."""
+        ...
+
     def reaches(self, destination: Address) -> bool:
         """Whether the destination's memory may be written in place."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """A copy to or from host memory has ended; `ok` where all of it is there."""
+
+    number: int
+    ok: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +188,9 @@ class Engine:
         self._limits = limits
         self._outside = outside
         self._window = window
-        self._inbox: queue.SimpleQueue[tuple[str, InstanceEvent] | Everyone | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[str, InstanceEvent] | Everyone | Swapped | None] = (
+            queue.SimpleQueue()
+        )
         self._seats: dict[str, Seat] = {}
         """Seats that hold something; what a round costs follows from their number."""
         self._marks: dict[str, tuple[float, Seat]] = {}
@@ -225,6 +240,10 @@ class Engine:
         """Post an event to every seat that holds something and for which `wanted` holds."""
         self._inbox.put(Everyone(event, wanted))
 
+    def post_swapped(self, number: int, ok: bool) -> None:
+        """A copy that `Outside.swap` was asked for has ended."""
+        self._inbox.put(Swapped(number, ok))
+
     @property
     def backlog(self) -> int:
         """Events that wait for the step to end; whoever posts holds back while they are many."""
@@ -249,6 +268,7 @@ class Engine:
         batch = self._scheduler.next_batch()
         for sequence in self._scheduler.take_preempted():
             self._feed(sequence.session, Preempted())
+        self._begin_swaps()
         self.stepping = bool(batch)
         if batch:
             self._step(batch)
@@ -303,10 +323,12 @@ class Engine:
                 break
         self._committing.clear()  # a slow one is waited for once, not before every step
 
-    def _take(self, item: tuple[str, InstanceEvent] | Everyone | None) -> None:
+    def _take(self, item: tuple[str, InstanceEvent] | Everyone | Swapped | None) -> None:
         if isinstance(item, Everyone):
             for session in [key for key, seat in self._seats.items() if item.wanted(seat)]:
                 self._feed(session, item.event)
+        elif isinstance(item, Swapped):
+            self._scheduler.swapped(item.number, item.ok)
         elif item is not None:
             session, event = item
             match event:
@@ -531,6 +553,7 @@ class Engine:
     # ---- what is said
 
     def _flush(self) -> None:
+        self._begin_swaps()
         self._flush_news()
         self.load = self._measure()
         self.alive_at = time.monotonic()
@@ -542,6 +565,10 @@ class Engine:
         if self._to_routers or self._to_peers:
             self._outside.send(self._to_routers, self._to_peers)
             self._to_routers, self._to_peers = [], []
+
+    def _begin_swaps(self) -> None:
+        for swap in self._scheduler.take_swaps():
+            self._outside.swap(swap)
 
     def _flush_news(self) -> None:
         """One message a step for each router, holding all its tokens."""

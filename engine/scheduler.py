@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from ..handover.values import Context, Epoch, LeaseKey
-from ..policy import prefix
+from ..policy import preemption, prefix
 from ..policy.admission import Need
 from ..policy.batching import Budget, Candidate, Target, bounded, choose_batch
+from ..policy.cost import CostModel
 from ..policy.state import blocks_for
 from .admission import Admission
 from .blocks import BlockPool, OutOfBlocks
+from .host_tier import HostTier, Swap
 from .phase import Phase, Size
 from .sequence import Sequence
 from .step import StepItem
@@ -38,10 +40,13 @@ class Scheduler:
         fingerprint: str,
         target: Target | None = None,
         rule: str = "predicted",
+        host_blocks: int = 0,
+        cost: CostModel | None = None,
     ):
         """`rule` is one of `policy.admission.RULES`.
 
         `target` bounds what prompts add to a step that has decodes; None leaves the role's whole budget.
+        What leaves goes to `host_blocks` of host memory, where `cost` does not say that computing it again is cheaper.
         """
         self.pool = pool
         self.block_size = block_size
@@ -54,6 +59,8 @@ class Scheduler:
         self._fingerprint = fingerprint
         self._admission = Admission(rule, pool, block_size)
         self._target = target
+        self._cost = cost
+        self._host = HostTier(pool, host_blocks) if host_blocks and pool.caches else None
         self._prefill = prefill
         self._decode = decode
         self._sequences: dict[LeaseKey, Sequence] = {}
@@ -79,8 +86,18 @@ class Scheduler:
         """Forget a sequence; its full blocks stay cached, pinned for as long as it asked from `now` on."""
         sequence = self._sequences.pop(key)
         if self.pool.holds(key):
-            names = self._names(sequence, sequence.computed) if self.pool.caches else []
-            self.pool.free(key, names, now + sequence.cache_ttl_s if sequence.cache_ttl_s else 0.0)
+            self._let_go(sequence, now + sequence.cache_ttl_s if sequence.cache_ttl_s else 0.0)
+
+    def _let_go(self, sequence: Sequence, until: float = 0.0) -> None:
+        """Free its blocks: the full ones stay cached, and are copied to host memory first where that pays."""
+        names = self._names(sequence, sequence.computed) if self.pool.caches else []
+        size = self.block_size
+        if self._host is not None and preemption.swaps_out(
+            len(names) * size, self._host.lacks(names) * size, self._cost
+        ):
+            self._host.leave(sequence.key, names, until)
+        else:
+            self.pool.free(sequence.key, names, until)
 
     def rename(self, sequence: Sequence, epoch: Epoch) -> None:
         """The sequence is owned under another epoch from here on."""
@@ -186,7 +203,7 @@ class Scheduler:
         self._admission.ended(sequence.application, sequence.made)
 
     def _may_run(self, sequence: Sequence) -> bool:
-        if not sequence.admitted or sequence.paused:
+        if not sequence.admitted or sequence.paused or sequence.loading:
             return False
         if sequence.limit is not None and len(sequence.tokens) > sequence.limit:
             return False
@@ -253,12 +270,56 @@ class Scheduler:
         known = self.pool.find(names)
         if len(known) < len(names) and names[len(known)] in coming:
             return False
+        if self._fetch(sequence, names, known):
+            return False
         if known:
             self.pool.hold(sequence.key, len(known), sequence.room, known)
-            sequence.computed = len(known) * self.block_size
+        self._found(sequence, len(known))
+        return True
+
+    def _found(self, sequence: Sequence, blocks: int) -> None:
+        """The KV of its leading blocks is there."""
+        sequence.computed = blocks * self.block_size
         self.asked_tokens += len(sequence.tokens)
         self.hit_tokens += sequence.computed
-        return True
+
+    # ---- host memory
+
+    def _fetch(self, sequence: Sequence, names: list[bytes], known: list[int]) -> bool:
+        """Begin to bring back what only host memory has of a sequence; False where there is nothing to bring."""
+        if self._host is None or not sequence.may_load:
+            return False
+        more = len(self._host.host.find(names)) - len(known)
+        size = self.block_size
+        if more <= 0 or not preemption.fetches(more * size, len(known) * size, self._cost):
+            return False
+        sequence.loading = self._host.fetch(names, known, sequence.room, sequence)
+        return sequence.loading
+
+    def take_swaps(self) -> list[Swap]:
+        """Copies between the tiers that are to begin now; `swapped` must follow on each."""
+        return [] if self._host is None else self._host.take_swaps()
+
+    def swapped(self, number: int, ok: bool) -> None:
+        """A copy has ended, and touches no block any more."""
+        assert self._host is not None
+        arrival = self._host.ended(number, ok)
+        if arrival is None:
+            return
+        sequence = arrival.waiting
+        assert isinstance(sequence, Sequence)
+        sequence.loading = False
+        if self._sequences.get(sequence.key) is not sequence or not ok:
+            sequence.may_load = False  # it is computed instead
+            self.pool.free(arrival.key, arrival.names)
+            return
+        self.pool.rename(arrival.key, sequence.key)
+        self._found(sequence, len(arrival.names))
+        self._publish(sequence)
+
+    @property
+    def swapping(self) -> bool:
+        return self._host is not None and not self._host.idle
 
     def _publish(self, sequence: Sequence) -> None:
         """What is full and computed may be shared from now on."""
@@ -286,6 +347,8 @@ class Scheduler:
                     self.pool.hold(sequence.key, blocks, sequence.room)
                 return True
             except OutOfBlocks:
+                if self._host is not None and self._host.leaving:
+                    return False
                 victim = self._victim(sequence)
                 if victim is None:
                     return False
@@ -299,8 +362,7 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         """Take its memory; what it computed stays cached until it is needed."""
-        names = self._names(victim, victim.computed) if self.pool.caches else []
-        self.pool.free(victim.key, names)
+        self._let_go(victim)
         victim.give_back()
         self.preemptions += 1
         self._preempted.append(victim)

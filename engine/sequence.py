@@ -50,6 +50,9 @@ class Sequence:
     paused: bool = False
     preempted: bool = False
     """It gave its memory back, and is prefilled again as far as it had come."""
+    loading: bool = False
+    """Some of its blocks are on their way from host memory."""
+    may_load: bool = True
     limit: int | None = None
     """Most tokens of KV while it is being handed over: the destination has no room for more."""
     copying: bool = False
@@ -164,6 +167,7 @@ class Sequence:
     def give_back(self) -> None:
         """Its KV is gone: all tokens that it has are to be prefilled again, and none of them is drawn again."""
         self.computed = self.published = self.room = 0
+        self.may_load = True
         self.prefill_until = len(self.tokens)
         self.admitted = False
         self.preempted = True

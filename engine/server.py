@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import torch
 
 from ..handover import wire
 from ..handover.config import HandoverConfig
@@ -50,16 +51,19 @@ from ..policy.state import LoadView
 from ..proto import worker_pb2 as pb
 from ..proto.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 from .blocks import BlockPool
+from .cache import KVCache
 from .checkpoint import ModelSpec, read_checkpoint
 from .config import EngineConfig
 from .engine import Engine, Limits
 from .grammar import Grammars
+from .host_tier import Swap
 from .local import LocalWindow
 from .memory import SharedMemory
 from .peers import CHANNEL, Peers
 from .phase import Phase
 from .runner import Runner, choose_device, choose_dtype, choose_layout, memory_bytes
 from .scheduler import Scheduler
+from .swapper import Swapper
 from .transfers import Transfers
 
 logger = logging.getLogger(__name__)
@@ -120,6 +124,7 @@ class InstanceServer(WorkerServiceServicer):
             stepping=lambda: self._engine.stepping,
         )
         self._engine = self._make_engine()
+        self._swapper = self._make_swapper()
         add_WorkerServiceServicer_to_server(self, self._server)
         self._engine.start()
         await self._server.start()
@@ -185,6 +190,7 @@ class InstanceServer(WorkerServiceServicer):
             self._spec.fingerprint,
             self._target,
             self._config.admission,
+            self._config.host_block_count(shape.block_bytes),
         )
         return Engine(
             self._runner,
@@ -194,6 +200,14 @@ class InstanceServer(WorkerServiceServicer):
             self,
             self._window(),
         )
+
+    def _make_swapper(self) -> Swapper | None:
+        layout = self._runner.layout
+        blocks = self._config.host_block_count(layout.block_bytes)
+        if not blocks:
+            return None
+        host = KVCache(replace(layout, blocks=blocks), torch.device("cpu"))
+        return Swapper(self._runner.cache, host, self._transfers.submit, self._engine.post_swapped)
 
     def _window(self) -> Window | None:
         if self._memory is None:
@@ -233,6 +247,10 @@ class InstanceServer(WorkerServiceServicer):
 
     def decline_blocks(self, stage: Stage) -> None:
         self._call(self._transfers.decline, stage)
+
+    def swap(self, swap: Swap) -> None:
+        assert self._swapper is not None
+        self._swapper.swap(swap)
 
     def close_receive(self, lease: LeaseKey) -> None:
         self._call(self._transfers.close_receive, lease)

@@ -79,6 +79,10 @@ class Transfers:
         self._receives: dict[LeaseKey, set[asyncio.Task[None]]] = {}
         self._sequence = 0
 
+    def submit(self, copy: Callable[[], None]) -> None:
+        """Run a copy within this process in the transfer thread, behind what waits there. Any thread may call this."""
+        self._thread.submit(self._timed, copy)
+
     # ---- one-sided
 
     def reachable(self, peer: Incarnation) -> bool:

@@ -35,6 +35,7 @@ class Case:
     cancels: int
     kills: int
     rule: str
+    host_blocks: int
 
 
 CASES = st.builds(
@@ -49,6 +50,7 @@ CASES = st.builds(
     cancels=st.integers(0, 2),
     kills=st.sampled_from((0, 0, 1, 2)),
     rule=st.sampled_from(tuple(RULES)),
+    host_blocks=st.sampled_from((0, 12, 200)),
 )
 
 
@@ -77,7 +79,9 @@ def context(draw: random.Random, prompt: int | None = None, **params) -> Context
 
 def world(case: Case, clock: Clock) -> World:
     roles = SPLIT if case.roles == "split" else MIXED
-    return World(case.seed, roles, CONFIG, clock, case.blocks, case.in_place, case.loss, case.rule)
+    return World(
+        case.seed, roles, CONFIG, clock, case.blocks, case.in_place, case.loss, case.rule, case.host_blocks
+    )
 
 
 def all_right(world: World) -> None:
@@ -122,12 +126,13 @@ def test_streams_are_right_and_nothing_is_held_whatever_happens(clock, case):
     all_right(now)
 
 
-@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("host_blocks", [0, 30, 400])
 @pytest.mark.parametrize("roles", [SPLIT, MIXED], ids=["split", "mixed"])
-def test_what_gives_its_memory_back_says_the_same_and_nothing_twice(clock, roles, in_place):
-    preemptions = 0
+def test_what_gives_its_memory_back_says_the_same_and_nothing_twice(clock, roles, host_blocks):
+    preemptions = swapped = 0
     for seed in range(5):
-        now = World(seed, roles, CONFIG, clock, 42, in_place, rule="aggressive")
+        in_place, loss = seed % 2 == 0, (0.0, 0.02)[seed % 3 == 2]
+        now = World(seed, roles, CONFIG, clock, 42, in_place, loss, "aggressive", host_blocks)
         draw = random.Random(seed)
         for number in range(12):
             now.start(f"s{number}", context(draw, draw.choice((8, 17, 30)), max_tokens=100, ignore_eos=True))
@@ -138,7 +143,8 @@ def test_what_gives_its_memory_back_says_the_same_and_nothing_twice(clock, roles
                 now.move(key, draw.choice(tuple(MoveMode)))
         preemptions += sum(instance.scheduler.preemptions for instance in now.instances.values())
         settled(now, 60.0)
-    assert preemptions > 5
+        swapped += now.swapped
+    assert preemptions > 5 and (swapped > 5) is (host_blocks > 0)
 
 
 @pytest.mark.parametrize("in_place", [True, False])

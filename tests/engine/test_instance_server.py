@@ -157,6 +157,30 @@ def test_an_instance_ends_when_a_rank_of_it_does(tmp_path):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("host_bytes", [0, 8 << 20])
+def test_streams_are_the_same_where_memory_is_short(host_bytes):
+    """Sequences give their memory back, and are computed again or come back from host memory."""
+
+    async def main():
+        short = server("short", kv_blocks=56, admission="aggressive", host_kv_bytes=host_bytes)
+        ample = server("ample")
+        async with running(short, ample) as router:
+            contexts = {
+                f"s{n}": prompt(length, n, max_tokens=200) for n, length in enumerate((1, 60, 120, 90))
+            }
+            for key, context in contexts.items():
+                router.start(key, context, at(short))
+                router.start(f"ample-{key}", context, at(ample))
+            await until(lambda: all(stream.session.closed for stream in router.streams.values()), 60)
+            assert short._engine.load.preemptions > 0 == ample._engine.load.preemptions
+            for key in contexts:
+                assert router.streams[key].ids == router.streams[f"ample-{key}"].ids
+            if host_bytes:
+                assert short._engine._scheduler._host.host.counts().cached > 0
+
+    asyncio.run(main())
+
+
 def test_a_ring_of_instances_that_send_to_each_other_at_once_does_not_lock():
     async def main():
         ring = [server(name, "gloo") for name in "abc"]

@@ -18,6 +18,7 @@ from toy_model import EOS, ToyModel
 from penstock.decode_worker.phase import DecodePhase
 from penstock.engine.blocks import BlockPool
 from penstock.engine.engine import Engine, Limits
+from penstock.engine.host_tier import Swap
 from penstock.engine.scheduler import Scheduler
 from penstock.handover import effects as fx
 from penstock.handover.config import HandoverConfig
@@ -85,9 +86,17 @@ class Instance:
 
     def __post_init__(self) -> None:
         self.model = ToyModel(self.blocks, BLOCK)
+        self.host_cells = np.full((max(1, self.world.host_blocks), BLOCK), -1, dtype=np.int64)
         self.pool = BlockPool(self.blocks)
         self.scheduler = Scheduler(
-            self.pool, BLOCK, self.role, PrefillPhase(), DecodePhase(), "toy", rule=self.world.rule
+            self.pool,
+            BLOCK,
+            self.role,
+            PrefillPhase(),
+            DecodePhase(),
+            "toy",
+            rule=self.world.rule,
+            host_blocks=self.world.host_blocks,
         )
         instance = House(self.me, "toy", LAYOUT, self.world.config)
         window = Window("here", 1, 1, self.blocks, self.blocks) if self.shares_memory else None
@@ -137,6 +146,10 @@ class Instance:
     def close_receive(self, lease: LeaseKey) -> None:
         pass
 
+    def swap(self, swap: Swap) -> None:
+        assert len(swap.device_ids) == len(swap.host_ids) > 0
+        self.world.swaps.append((self, swap))
+
     def reaches(self, destination: Address) -> bool:
         return self.shares_memory and destination.incarnation not in self.world.unreachable
 
@@ -148,6 +161,7 @@ class Instance:
         engine, counts = self.engine, self.pool.counts()
         books = engine._coming or engine._waiting or self.scheduler._leased or list(self.scheduler)
         seats_empty = all(seat.empty for seat in engine._seats.values())
+        books = books or self.scheduler.swapping
         return counts.free + counts.cached == counts.total and not books and seats_empty
 
 
@@ -177,6 +191,7 @@ class World:
         in_place: bool = True,
         loss: float = 0.0,
         rule: str = "predicted",
+        host_blocks: int = 0,
     ):
         self.draw = random.Random(seed)
         self.config = config
@@ -185,6 +200,9 @@ class World:
         self.in_place = in_place
         self.blocks = blocks
         self.rule = rule
+        self.host_blocks = host_blocks
+        self.swaps: list[tuple[Instance, Swap]] = []
+        self.swapped = 0
         self.roles = roles
         self.streams: defaultdict[tuple[Incarnation | None, Incarnation | None], deque] = defaultdict(deque)
         """From and to; None is the router."""
@@ -197,7 +215,7 @@ class World:
         self.moves: list[bool] = []
         self.instances = {name: self.build(name, 1) for name in roles}
         self._sent = 0
-        self._weights: tuple[float, ...] = (10, 6, 5, 5, 2)
+        self._weights: tuple[float, ...] = (10, 6, 5, 5, 2, 3)
 
     def build(self, name: str, life: int, shares_memory: bool | None = None) -> Instance:
         shares = self.in_place if shares_memory is None else shares_memory
@@ -208,11 +226,11 @@ class World:
     def be_uneven(self) -> None:
         """Copies may take long, or time fly."""
         slow, fly = self.draw.choice((0.3, 5)), self.draw.choice((2, 8))
-        self._weights = 10, 6, slow, self.draw.choice((0.3, 5)), fly
+        self._weights = 10, 6, slow, self.draw.choice((0.3, 5)), fly, self.draw.choice((0.3, 5))
 
     def happen(self) -> None:
         """One thing, drawn by weight."""
-        things = (self.deliver, self.step, self.copy, self.receive, self.pass_time)
+        things = (self.deliver, self.step, self.copy, self.receive, self.pass_time, self.swap)
         self.draw.choices(things, self._weights)[0]()
 
     def settle(self, seconds: float) -> None:
@@ -221,8 +239,8 @@ class World:
         until = self.clock.now + seconds
         while self.clock.now < until and not self.over:
             for _ in range(3):
-                while any(self.streams.values()) or self.copies or self.receives:
-                    self.deliver(), self.copy(), self.receive()
+                while any(self.streams.values()) or self.copies or self.receives or self.swaps:
+                    self.deliver(), self.copy(), self.receive(), self.swap()
                 for instance in self.living:
                     self._round(instance)
             self.pass_time(0.02)
@@ -325,6 +343,25 @@ class World:
         if ok:
             instance.model.cells[list(ids)] = data
         instance.engine.post(stage.lease.session, fx.Received(stage.lease, stage.first, stage.count, ok))
+
+    # ---- host memory
+
+    def swap(self) -> None:
+        """Some copy to or from host memory ends, and only now are its blocks read and written."""
+        if not self.swaps:
+            return
+        instance, swap = self.swaps.pop(self.draw.randrange(len(self.swaps)))
+        if instance.dead:
+            return
+        ok = self.draw.random() >= self.loss
+        count = len(swap.host_ids) if ok else len(swap.host_ids) // 2
+        device, host = list(swap.device_ids[:count]), list(swap.host_ids[:count])
+        if swap.out:
+            instance.host_cells[host] = instance.model.cells[device]
+        else:
+            instance.model.cells[device] = instance.host_cells[host]
+        self.swapped += not swap.out
+        instance.engine.post_swapped(swap.number, ok)
 
     # ---- the router
 
