@@ -21,6 +21,8 @@ STREAM_S = 120.0
 """Limit of one stream."""
 MOVE_S = 30.0
 """Limit of one move."""
+MOVE_TOKENS = 32
+"""So many come at most while a move is made; where an output ends sooner, it may not be done."""
 NEUTRAL = asdict(SamplingParams())
 
 
@@ -84,9 +86,11 @@ class Stream:
 
     @property
     def moves_aborted(self) -> int:
-        """Moves that were not done, for whatever reason but that it had ended before they were due."""
-        due = sum(index < len(self.tokens) for index in self.moves) if self.stopped else len(self.moves)
-        return due - self.moves_done
+        """Moves that were not done, for whatever reason but that a token which nobody foresaw ended it before."""
+        if not self.stopped:
+            return len(self.moves) - self.moves_done
+        in_time = sum(index + MOVE_TOKENS <= len(self.tokens) for index in self.moves)
+        return max(0, in_time - self.moves_done)
 
     @property
     def left(self) -> bool:

@@ -159,6 +159,9 @@ def test_a_stop_token_ends_a_choice_early_and_an_early_end_without_one_lacks_the
     stop = inference_pb2.FINISH_REASON_STOP
     stream, _ = run([delta(0, 5, 6), finished(stop)], trial(10, moves=(8,), shape=shape))
     assert (stream.missing, stream.moves_aborted) == (0, 0)
+    long = [delta(0, *[5] * 40, 6), finished(stop)]
+    stream, _ = run(long, trial(100, moves=(0, 30), shape=shape), done=False)
+    assert stream.moves_aborted == 1, "the second came too late"
     stream, _ = run([delta(0, 5, 7), finished(stop)], trial(10, shape=shape))
     assert stream.missing == 8
 
