@@ -5,9 +5,11 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 OUTER_HOME = os.environ.get("HOME", "/")
 
@@ -36,20 +38,18 @@ for _name in (
     os.environ.pop(_name, None)
 
 
-ONE_PROCESS = {
-    "clusters": ("benchmarks", "cli", "client", "cluster", "test_wheel.py"),
-    "exploration": ("handover/test_exploration.py",),
-}
-"""What `pytest -n` must not run beside its like: Ray clusters, and explorations that are counted together."""
+class ByFile(LoadScopeScheduling):
+    """How `pytest -n` shares the tests: a file at a time, and all that start Ray clusters one after the other."""
+
+    CLUSTERS = tuple(f"tests/{part}" for part in ("benchmarks", "cli", "client", "cluster", "test_wheel"))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "clusters" if file.startswith(self.CLUSTERS) else file
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        place = item.path.relative_to(Path(__file__).parent).as_posix()
-        for group, parts in ONE_PROCESS.items():
-            if place.startswith(parts):
-                item.add_marker(pytest.mark.xdist_group(group))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
