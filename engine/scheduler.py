@@ -287,7 +287,7 @@ class Scheduler:
 
     def _fetch(self, sequence: Sequence, names: list[bytes], known: list[int]) -> bool:
         """Begin to bring back what only host memory has of a sequence; False where there is nothing to bring."""
-        if self._host is None or not sequence.may_load:
+        if self._host is None:
             return False
         more = len(self._host.host.find(names)) - len(known)
         size = self.block_size
@@ -309,8 +309,7 @@ class Scheduler:
         sequence = arrival.waiting
         assert isinstance(sequence, Sequence)
         sequence.loading = False
-        if self._sequences.get(sequence.key) is not sequence or not ok:
-            sequence.may_load = False  # it is computed instead
+        if self._sequences.get(sequence.key) is not sequence:
             self.pool.free(arrival.key, arrival.names)
             return
         self.pool.rename(arrival.key, sequence.key)

@@ -353,7 +353,7 @@ class World:
         instance, swap = self.swaps.pop(self.draw.randrange(len(self.swaps)))
         if instance.dead:
             return
-        ok = self.draw.random() >= self.loss
+        ok = self.draw.random() >= 0.15
         count = len(swap.host_ids) if ok else len(swap.host_ids) // 2
         device, host = list(swap.device_ids[:count]), list(swap.host_ids[:count])
         if swap.out:
