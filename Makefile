@@ -31,7 +31,7 @@ demo: setup ## one request through a cluster on this machine, moved while it run
 	$(PY) -m penstock.benchmarks.demo
 
 test: setup lint ## formatting, lint, types and every test that is not slow
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 test-slow: setup ## the long explorations
 	$(PY) -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)

@@ -90,7 +90,7 @@ class Text:
         path = folder / "tokenizer.json"
         self._ends = ends
         self._decoder = Tokenizer.from_file(str(path))
-        self._tokenizer = LLTokenizer(path.read_text(), n_vocab=vocabulary, eos_token=sorted(ends) or None)
+        self._tokenizer = LLTokenizer(path.read_text(), n_vocab=vocabulary, eos_token=sorted(ends))
         self._vocabulary = vocabulary
 
     def masks(self, held: Held, output: Sequence[int]) -> torch.Tensor:

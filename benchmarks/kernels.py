@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,8 +80,8 @@ def gpu_clock(work: Callable[[], object]) -> Seconds:
     """Seconds on the GPU, with its second-level cache cleared before each repetition."""
     from triton.testing import do_bench
 
-    median, least, most = do_bench(work, warmup=25, rep=100, quantiles=[0.5, 0.0, 1.0])
-    return Seconds(median / 1e3, least / 1e3, most / 1e3)
+    milliseconds: Any = do_bench(work, warmup=25, rep=100, quantiles=[0.5, 0.0, 1.0])
+    return Seconds(*(value / 1e3 for value in milliseconds))
 
 
 @torch.inference_mode()

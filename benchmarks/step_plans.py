@@ -67,11 +67,11 @@ def items(plan: StepPlan, layout: CacheLayout, vocabulary: int, seed: int) -> li
     if spare:
         pool.hold("others", draw.randint(1, spare), 0)
     sample = SampleSpec(1.0, seed, 0, 0)
+    for place, blocks in enumerate(sizes):
+        pool.hold(place, blocks, 0)
     return [
-        StepItem(
-            [draw.randrange(vocabulary) for _ in range(fed)], before, pool.hold(place, blocks, 0), sample
-        )
-        for place, ((fed, before), blocks) in enumerate(zip(plan.sequences(), sizes, strict=True))
+        StepItem([draw.randrange(vocabulary) for _ in range(fed)], before, pool.table(place), sample)
+        for place, (fed, before) in enumerate(plan.sequences())
     ]
 
 

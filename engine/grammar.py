@@ -31,7 +31,8 @@ class Constraint:
     def allowed(self) -> bytes:
         """The tokens that may come next, a bit each, lowest first.
 
-        Where finding them exceeds the limits of a new matcher these are the end tokens.
+        These are the end tokens alone where the grammar allows nothing more, and where finding out exceeds the limits
+        of a new matcher.
         """
         allowed = self._matcher.compute_bitmask()
         if self._matcher.is_error():
@@ -39,19 +40,18 @@ class Constraint:
             allowed = self._matcher.compute_bitmask()
         return allowed
 
-    def take(self, token: int) -> bool:
-        """Go on after this token; whether it was the last."""
+    def take(self, token: int) -> None:
+        """Go on after this token."""
         self._tokens.append(token)
         if not self._matcher.consume_token(token):
             self._matcher = self._grammars.new_matcher(self._grammar, self._tokens)
-        return self._matcher.is_stopped()
 
 
 class Grammars:
     """Grammars compiled for one tokenizer, the latest kept. Usable from several threads."""
 
     def __init__(self, tokenizer: Path, vocabulary: int, ends: frozenset[int]):
-        """`tokenizer` is a `tokenizer.json`; `vocabulary` how many logits there are."""
+        """`tokenizer` is a `tokenizer.json`; `vocabulary` how many logits there are; `ends` are not empty."""
         self._path = tokenizer
         self._vocabulary = vocabulary
         self._ends = sorted(ends)
@@ -94,7 +94,7 @@ class Grammars:
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = LLTokenizer(
-                    self._path.read_text(), n_vocab=self._vocabulary, eos_token=self._ends or None
+                    self._path.read_text(), n_vocab=self._vocabulary, eos_token=self._ends
                 )
             return self._tokenizer
 

@@ -213,7 +213,8 @@ class Sequence:
         if self.tally is not None:
             self.tally.add(token)
         end = End.LENGTH if len(self.tokens) >= self.most else None
-        satisfied = self.constraint is not None and self.constraint.take(token)
-        end = End.STOP if satisfied or token in self.ends else end
+        end = End.STOP if token in self.ends else end
+        if self.constraint is not None and end is None:
+            self.constraint.take(token)
         prompt, self.prompt_logprobs = tuple(self.prompt_logprobs), []
         return TokenRecord(token, end, logprobs, prompt)

@@ -1,13 +1,13 @@
 """Attention over a paged cache without copying it: parts are read in place and merged by their log-sum-exp."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 
 import torch
 import torch.nn.functional as F
 
 from .device import on_gpu
-from .paged import PagedBatch, Reads, Tile
+from .paged import PagedBatch, Reads, Tile, Together
 from .segments import Segment, merge_segments
 
 
@@ -43,9 +43,34 @@ def paged_decode_attention(q: torch.Tensor, kv: torch.Tensor, batch: PagedBatch)
     n, heads, dim = q.shape
     tokens, kv_heads = _Tokens(kv), kv.shape[3]
     # The query heads that share a key head become rows, so no key is repeated.
-    rows = q.view(n, 1, kv_heads, heads // kv_heads, dim).unbind(0)
-    outs = [_attend_parts(row, tokens.parts(reads)) for row, reads in zip(rows, batch.contexts, strict=True)]
-    return torch.cat(outs).view(n, heads, dim)
+    rows = q.view(n, kv_heads, heads // kv_heads, dim)
+    together = batch.together(2 * kv_heads * dim * kv.element_size())
+    if together is None:
+        return _attend_each(rows, range(n), tokens, batch).view(n, heads, dim)
+    if not together.rest:
+        return _attend_together(rows, tokens, together).view(n, heads, dim)
+    out = torch.empty_like(rows)
+    out[together.rows] = _attend_together(rows[together.rows], tokens, together)
+    out[together.rest] = _attend_each(rows, together.rest, tokens, batch)
+    return out.view(n, heads, dim)
+
+
+def _attend_each(
+    rows: torch.Tensor, wanted: Sequence[int], tokens: _Tokens, batch: PagedBatch
+) -> torch.Tensor:
+    """Of `rows` [n, K, H / K, D] those `wanted`, each by itself over its keys in place."""
+    contexts = batch.contexts
+    return torch.cat([_attend_parts(rows[row : row + 1], tokens.parts(contexts[row])) for row in wanted])
+
+
+def _attend_together(rows: torch.Tensor, tokens: _Tokens, together: Together) -> torch.Tensor:
+    """`rows` [m, K, H / K, D] over copies of their keys, side by side."""
+    shape = (len(rows), -1, *tokens.keys.shape[1:])
+    keys, values = (
+        part.index_select(0, together.slots).view(shape).transpose(1, 2)
+        for part in (tokens.keys, tokens.values)
+    )
+    return F.scaled_dot_product_attention(rows, keys, values, attn_mask=together.mask)
 
 
 def decode_segment(q: torch.Tensor, kv: torch.Tensor, batch: PagedBatch) -> Segment:

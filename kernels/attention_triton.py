@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import triton
 import triton.language as tl
 
+from .jit import jit, power_of_two
 from .paged import PagedBatch
 from .segments import Segment
 from .segments_triton import merge_parts
@@ -40,7 +40,7 @@ class Shape(NamedTuple):
 def decode_shape(group: int, dim: int, dtype: torch.dtype) -> Shape:
     """For one query a sequence: as few rows as tensor cores take."""
     keys = 64 if dim * dtype.itemsize <= 256 else 32
-    return Shape(max(16, triton.next_power_of_2(group)), keys, 4, 3 if dtype.itemsize == 2 else 2)
+    return Shape(max(16, power_of_two(group)), keys, 4, 3 if dtype.itemsize == 2 else 2)
 
 
 def chunk_shape(group: int, dim: int, dtype: torch.dtype) -> Shape:
@@ -51,7 +51,7 @@ def chunk_shape(group: int, dim: int, dtype: torch.dtype) -> Shape:
         shape = Shape(64, 32, 4, 2)
     else:
         shape = Shape(128, 64, 8, 3)
-    return shape._replace(rows=max(shape.rows, triton.next_power_of_2(group)))
+    return shape._replace(rows=max(shape.rows, power_of_two(group)))
 
 
 def decode(q: torch.Tensor, kv: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
@@ -149,7 +149,7 @@ def _launch(
         HEADS=heads,
         KV_HEADS=kv_heads,
         DIM=dim,
-        DIM_PAD=max(16, triton.next_power_of_2(dim)),
+        DIM_PAD=max(16, power_of_two(dim)),
         BLOCK=block_size,
         WINDOW=window or 0,
         WITH_LSE=lse is not None,
@@ -171,7 +171,7 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-@triton.jit(do_not_specialize=["table_width"])
+@jit(do_not_specialize=["table_width"])
 def attend(
     q,
     kv,
@@ -256,7 +256,7 @@ def attend(
         tl.store(lse + row_out * HEADS + row_head, (best + tl.log2(total)) / 1.4426950408889634, mask=live)
 
 
-@triton.jit
+@jit
 def _visit(
     tile,
     at,

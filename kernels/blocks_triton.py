@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
+
 TILE = 2048
 """Words of a page that one program copies."""
 
@@ -33,7 +35,7 @@ def _has_words(pages: torch.Tensor) -> bool:
     return pages[0, 0].nbytes % 4 == 0 and pages.data_ptr() % 4 == 0
 
 
-@triton.jit
+@jit
 def copy_pages(cache, staging, blocks, values_offset, page, GATHER: tl.constexpr, TILE: tl.constexpr):
     """A tile (axis 2) of the keys or the values (axis 1) of a block (axis 0)."""
     index = tl.program_id(0)

@@ -15,6 +15,9 @@ import torch
 
 # A run of blocks shorter than this is gathered: an attention call of its own costs more than copying it.
 VIEW_TOKENS = 256
+# So many bytes of a layer's keys and values are copied side by side: up to about there, an attention call for each
+# sequence costs more (measured with heads of 32 and 64 dimensions on an EPYC core).
+GATHER_BYTES = 4 << 20
 # Queries of a chunk that share one mask: it bounds the mask's memory to TILE x context.
 TILE_TOKENS = 512
 
@@ -26,6 +29,19 @@ class Reads(NamedTuple):
     """(first slot, tokens) of runs long enough to be read in place."""
     slots: torch.Tensor | None
     """Slots of all other tokens, to be gathered."""
+
+
+class Together(NamedTuple):
+    """The sequences with the shortest contexts, to be gathered and attended to as one batch."""
+
+    rows: list[int]
+    """Of the batch, ascending."""
+    rest: list[int]
+    """All other rows."""
+    slots: torch.Tensor
+    """[rows * longest]: each row's visible tokens, then its first one again, for what pads must be no foreign value."""
+    mask: torch.Tensor
+    """[rows, 1, 1, longest], false where a row is padded."""
 
 
 class Tile(NamedTuple):
@@ -90,6 +106,13 @@ class PagedBatch:
             for first, (table, start, count) in zip(self.firsts, self._sequences(), strict=True)
         ]
 
+    def together(self, token_bytes: int) -> Together | None:
+        """As many sequences as `GATHER_BYTES` hold, the shortest first; None where that is not even two.
+
+        `token_bytes` are those of a token's keys and values in a layer.
+        """
+        return self.once(f"together {token_bytes}", lambda: self._together(token_bytes))
+
     @cached_property
     def shared_prefixes(self) -> list[Reads]:
         """For each group of `shared` its prefix."""
@@ -109,6 +132,36 @@ class PagedBatch:
     def tiles(self) -> list[list[Tile]]:
         """For each sequence its queries in tiles of bounded size."""
         return [list(self._tiles_of(*sequence)) for sequence in self._sequences()]
+
+    def _together(self, token_bytes: int) -> Together | None:
+        firsts, ends = np.array(self.firsts), np.array(self.starts) + np.array(self.counts)
+        lengths = ends - firsts
+        shortest = np.argsort(lengths, kind="stable")
+        sizes = np.arange(1, len(lengths) + 1) * lengths[shortest] * token_bytes
+        count = int(np.searchsorted(sizes, GATHER_BYTES, side="right"))
+        if count < 2:
+            return None
+        rows = np.sort(shortest[:count])
+        slots, visible = self._side_by_side(rows, firsts[rows], lengths[rows])
+        return Together(
+            rows.tolist(),
+            np.sort(shortest[count:]).tolist(),
+            torch.from_numpy(slots.reshape(-1)).to(self.device),
+            torch.from_numpy(visible[:, None, None]).to(self.device),
+        )
+
+    def _side_by_side(
+        self, rows: np.ndarray, firsts: np.ndarray, lengths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The slots of these rows' visible tokens, padded to the longest, and which are no padding: [rows, longest]."""
+        size, place = self.block_size, np.arange(lengths.max())
+        skipped = firsts // size
+        tables = [self.tables[row][skip:] for row, skip in zip(rows, skipped, strict=True)]
+        starts = np.cumsum([0, *map(len, tables[:-1])])
+        visible = place < lengths[:, None]
+        positions = (firsts - skipped * size)[:, None] + np.where(visible, place, 0)
+        blocks = np.concatenate(tables)[starts[:, None] + positions // size]
+        return blocks * size + positions % size, visible
 
     def _sequences(self) -> Iterator[tuple[np.ndarray, int, int]]:
         return zip(self.tables, self.starts, self.counts, strict=True)

@@ -1,8 +1,9 @@
 """Root-mean-square normalisation on GPUs, with the residual's addition in the same pass."""
 
 import torch
-import triton
 import triton.language as tl
+
+from .jit import jit, power_of_two
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -45,17 +46,17 @@ def _launch(
         width,
         eps,
         ADD=update is not None,
-        WIDTH_PAD=triton.next_power_of_2(width),
+        WIDTH_PAD=power_of_two(width),
         num_warps=warps(width),
     )
 
 
 def warps(width: int) -> int:
     """Warps for a row of `width` elements."""
-    return min(max(triton.next_power_of_2(width) // 512, 1), 16)
+    return min(max(power_of_two(width) // 512, 1), 16)
 
 
-@triton.jit
+@jit
 def normalise(
     x, update, weight, total, out, x_stride, width, eps, ADD: tl.constexpr, WIDTH_PAD: tl.constexpr
 ):

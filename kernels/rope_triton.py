@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit, power_of_two
+
 HEADS_AT_ONCE = 8
 
 
@@ -19,14 +21,14 @@ def apply_rope(x: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
         x.stride(0),
         heads,
         DIM=dim,
-        PAIRS_PAD=triton.next_power_of_2(dim // 2),
+        PAIRS_PAD=power_of_two(dim // 2),
         HEADS_TILE=HEADS_AT_ONCE,
         num_warps=2,
     )
     return out
 
 
-@triton.jit
+@jit
 def rotate(
     x,
     rotations,

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-import triton
 import triton.language as tl
 
+from .jit import jit, power_of_two
 from .segments import Segment
 
 MERGE_PARTS = 16
@@ -36,14 +36,14 @@ def merge_parts(parts: Segment, spans: torch.Tensor, dtype: torch.dtype) -> Segm
         lse,
         HEADS=heads,
         DIM=dim,
-        DIM_PAD=triton.next_power_of_2(dim),
+        DIM_PAD=power_of_two(dim),
         PARTS=MERGE_PARTS,
         num_warps=4,
     )
     return Segment(out, lse)
 
 
-@triton.jit
+@jit
 def merge(
     parts,
     parts_lse,

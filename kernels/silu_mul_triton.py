@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .jit import jit
+
 TILE = 1024
 
 
@@ -16,7 +18,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return out
 
 
-@triton.jit
+@jit
 def activate(gate_up, out, width, TILE: tl.constexpr):
     """A tile (axis 1) of a row (axis 0)."""
     row = tl.program_id(0).to(tl.int64)

@@ -1,8 +1,9 @@
 """New keys and values into the paged cache, on GPUs."""
 
 import torch
-import triton
 import triton.language as tl
+
+from .jit import jit, power_of_two
 
 
 def store_kv(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor) -> None:
@@ -19,12 +20,12 @@ def store_kv(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, slots: torch.Te
         v.stride(0),
         kv.stride(0),
         width,
-        WIDTH_PAD=triton.next_power_of_2(width),
+        WIDTH_PAD=power_of_two(width),
         num_warps=min(max(width // 256, 1), 8),
     )
 
 
-@triton.jit
+@jit
 def store(k, v, kv, slots, k_stride, v_stride, values_offset, width, WIDTH_PAD: tl.constexpr):
     """The key or the value (axis 1) of a token (axis 0)."""
     token = tl.program_id(0).to(tl.int64)

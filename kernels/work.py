@@ -51,11 +51,11 @@ class HostWork(NamedTuple):
         for array, first in zip(arrays, firsts, strict=False):
             flat[first : first + array.size] = array.ravel()
         on_device = upload(flat, device)
-        parts = [
+        on_tables, items, spans = (
             on_device[first : first + array.size].view(array.shape)
             for array, first in zip(arrays, firsts.tolist(), strict=False)
-        ]
-        return Work(*parts, self.parts)
+        )
+        return Work(on_tables, items, spans, self.parts)
 
 
 def padded_tables(tables: Sequence[np.ndarray]) -> np.ndarray:

@@ -32,11 +32,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="penstock-grammar-check")
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("vocabulary", type=int)
-    parser.add_argument("ends", type=int, nargs="*")
+    parser.add_argument("ends", type=int, nargs="+")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     text = options.tokenizer.read_text()
-    tokenizer = LLTokenizer(text, n_vocab=options.vocabulary, eos_token=options.ends or None)
+    tokenizer = LLTokenizer(text, n_vocab=options.vocabulary, eos_token=options.ends)
     _say({"ready": True})
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, CHECK_CPU_S)  # its signal ends the process, in native code too

@@ -116,6 +116,9 @@ async def _grammar(sampling: pb.SamplingParams, model: ModelInfo, constraints: C
     if constraints is None:
         message = f"Model {model.name!r} has no tokenizer, so its output cannot be held to a text's form."
         raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, "sampling.structured")
+    if not model.end_tokens:
+        message = f"Model {model.name!r} has no end token, so an output that is complete could not end."
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, "sampling.structured")
     return await constraints.grammar(sampling.structured)
 
 

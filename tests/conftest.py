@@ -36,6 +36,21 @@ for _name in (
     os.environ.pop(_name, None)
 
 
+ONE_PROCESS = {
+    "clusters": ("benchmarks", "cli", "client", "cluster", "test_wheel.py"),
+    "exploration": ("handover/test_exploration.py",),
+}
+"""What `pytest -n` must not run beside its like: Ray clusters, and explorations that are counted together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent).as_posix()
+        for group, parts in ONE_PROCESS.items():
+            if place.startswith(parts):
+                item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def outer_home() -> str:
     """The owner's home, for tools such as pip that need the owner's settings and cache."""

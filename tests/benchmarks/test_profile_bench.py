@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.benchmarks import profile as bench
@@ -25,6 +25,7 @@ def cache(blocks: int, block_size: int = 16) -> CacheLayout:
     )
 
 
+@settings(deadline=None)
 @given(st.integers(0, 99), st.sampled_from((64, 512, 16384)), st.sampled_from((16, 128, 4096)))
 def test_every_step_fits_the_cache_and_the_context(seed, context, blocks):
     layout = cache(blocks)
@@ -48,6 +49,7 @@ def test_a_cache_that_holds_nothing_is_refused():
         draw_plans(30, 1, 16384, cache(4))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 99))
 def test_an_item_feeds_what_its_plan_says(seed):
     plan = StepPlan(chunks=((20, 5), (3, 0)), contexts=(7, 40))
@@ -69,6 +71,7 @@ POINTS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(POINTS)
 def test_a_picture_holds_every_point(points):
     scatter = Scatter("Times of <a & b>", points, ("in the fit", "held out"))

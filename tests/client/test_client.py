@@ -359,7 +359,7 @@ def test_choices_outlive_their_router_and_end_once_each():
     def delta(choice, first, *ids):
         return event(delta=inference_pb2.Delta(choice=choice, first_index=first, token_ids=ids))
 
-    attempts = Attempts(build(PROMPT, "r", None, {"n": 2, "max_tokens": 3}))
+    attempts = Attempts(build(PROMPT, None, "r", None, {"n": 2, "max_tokens": 3}))
     started = event(started=inference_pb2.Started(request_id="r", seed=5, attempt=1))
     first = [started, delta(0, 0, 1, 2, 3), finished(0), delta(1, 0, 7)]
     assert [attempts.take(one) for one in first] == first
@@ -385,5 +385,5 @@ def test_choices_outlive_their_router_and_end_once_each():
     ],
 )
 def test_a_constraint_is_a_field_like_any_other(constraint, told):
-    request = build(PROMPT, None, None, constraint)
+    request = build(PROMPT, None, None, None, constraint)
     assert request.sampling.structured == inference_pb2.StructuredOutput(**told)

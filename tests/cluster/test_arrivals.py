@@ -5,7 +5,7 @@ import random
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.cluster.arrivals import (
@@ -36,6 +36,7 @@ def test_a_cv_of_0_is_a_clock():
     assert arrivals(Rate.steady(2.0), 4, seed=1, cv=0) == pytest.approx([0.5, 1.0, 1.5, 2.0])
 
 
+@settings(deadline=None)
 @given(st.floats(0, 20), st.floats(0.1, 20), st.floats(1, 500))
 def test_a_drift_has_the_expected_count_at_every_time(start, end, over_s):
     """With a clock for a process, the n-th arrival is where the integral of the rate is n."""
@@ -54,6 +55,7 @@ def test_a_rate_of_several_points_is_level_before_and_after_them():
     assert times[-2:] == pytest.approx([30.5, 31.0])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 99), st.floats(0.2, 4))
 def test_the_seed_gives_the_arrivals_and_they_ascend(seed, cv):
     times = arrivals(Rate.drift(1, 5, 10), 50, seed, cv)
@@ -80,6 +82,7 @@ def test_a_pareto_falls_with_its_power():
         assert share == pytest.approx((10 / bound) ** 1.2, rel=0.3)
 
 
+@settings(deadline=None)
 @given(st.floats(1, 100), st.floats(0.1, 5))
 def test_lengths_stay_in_their_range(least, cv):
     for distribution in (
@@ -111,6 +114,7 @@ PLAN = Conversation(
 )
 
 
+@settings(deadline=None)
 @given(st.integers(0, 50))
 def test_a_turn_repeats_what_was_said_before(seed):
     workload = sessions("talk", [0.0, 3.0, 4.0], PLAN, seed)

@@ -103,6 +103,7 @@ def test_too_few_samples_are_refused_by_kind():
         fit_steps(decodes)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1e-3), st.floats(1e6, 1e12))
 def test_a_link_is_found_exactly(latency_s, bandwidth):
     true = LinkCost(latency_s=latency_s, bandwidth_bytes_per_s=bandwidth)
@@ -121,6 +122,7 @@ def test_a_link_that_cannot_be_told_is_refused(samples):
         fit_link(samples)
 
 
+@settings(deadline=None)
 @given(st.integers(3, 200), st.integers(2, 5), st.integers(0, 99))
 def test_what_is_held_out_is_not_fitted(count, every, seed):
     fitted, held = held_out(range(count), every, seed)

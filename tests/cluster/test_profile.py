@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.cluster import units
@@ -169,6 +169,7 @@ def test_a_name_that_is_nowhere_is_told_with_those_shipped():
         load("llama")
 
 
+@settings(deadline=None)
 @given(st.floats(1e-12, 1e12), st.sampled_from(("base_s", "kv_bytes", "bandwidth_bytes_per_s")))
 def test_a_quantity_that_is_written_is_read_back(value, name):
     text = units.write(value, name)

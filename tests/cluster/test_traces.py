@@ -6,7 +6,7 @@ import lzma
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.benchmarks.slices import DATA, azure_conversation, mooncake_conversation
@@ -94,6 +94,7 @@ REQUESTS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(REQUESTS, min_size=1, max_size=5))
 def test_what_is_written_as_json_lines_is_read_back(tmp_path_factory, requests):
     workload = Workload.of("mine", requests)

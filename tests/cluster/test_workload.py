@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.cluster.workload import (
@@ -42,6 +42,7 @@ def plain(arrival_s: float, **changes) -> Request:
     return Request(arrival_s=arrival_s, prompt_tokens=10, output_tokens=5, **changes)
 
 
+@settings(deadline=None)
 @given(WORKLOADS, FACTORS)
 def test_a_scaled_rate_changes_times_alone(workload, factor):
     scaled = scale_rate(workload, factor)
@@ -57,6 +58,7 @@ def test_a_session_keeps_the_times_between_its_turns():
     assert [request.arrival_s for request in scaled.requests] == [0, 5, 10, 15]
 
 
+@settings(deadline=None)
 @given(WORKLOADS, FACTORS, FACTORS)
 def test_scaled_lengths_keep_what_is_shared(workload, prompt, output):
     scaled = scale_lengths(workload, prompt, output)
@@ -74,6 +76,7 @@ def test_scaled_lengths_keep_what_is_shared(workload, prompt, output):
             assert after.prompt_tokens == max(1, round(before.prompt_tokens * prompt))
 
 
+@settings(deadline=None)
 @given(WORKLOADS)
 def test_labels_change_nothing_else(workload):
     labels = {"application": "chat", "tenant": "a", "priority": "high"}
@@ -82,6 +85,7 @@ def test_labels_change_nothing_else(workload):
     assert labelled(labelled(workload, **labels)) == workload
 
 
+@settings(deadline=None)
 @given(WORKLOADS, st.floats(0, 500), st.floats(1, 600))
 def test_a_cut_holds_the_arrivals_between_two_times(workload, start_s, length_s):
     part = cut(workload, start_s, start_s + length_s)
@@ -91,6 +95,7 @@ def test_a_cut_holds_the_arrivals_between_two_times(workload, start_s, length_s)
     assert first(workload, 3).requests == workload.requests[:3]
 
 
+@settings(deadline=None)
 @given(WORKLOADS, WORKLOADS, st.floats(0, 1000))
 def test_a_hard_splice_is_one_workload_and_then_the_other(before, after, at_s):
     both = splice(before, after, at_s)
@@ -126,6 +131,7 @@ def test_sessions_of_two_spliced_workloads_stay_whole_and_apart():
     assert list(found.values()) == [[0, 1, 2], [0, 1, 2]]
 
 
+@settings(deadline=None)
 @given(requests(), requests(), st.integers(1, 5000), st.integers(0, 9))
 def test_equal_blocks_have_equal_tokens_and_the_rest_is_ones_own(one, other, vocabulary, seed):
     tokens = token_ids(one, vocabulary, seed, "one")

@@ -8,19 +8,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-EXPLORED = pytest.StashKey[list[str]]()
+EXPLORED = "explored"
 
 
 @pytest.fixture
-def tell(pytestconfig: pytest.Config) -> Callable[[object], None]:
-    """Keeps a line for the summary of the test run."""
-    lines = pytestconfig.stash.setdefault(EXPLORED, [])
-    return lambda found: lines.append(str(found))
+def tell(record_property: Callable[[str, object], None]) -> Callable[[object], None]:
+    """Keeps a line for the summary of the test run; it reaches that from another process too."""
+    return lambda found: record_property(EXPLORED, str(found))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    lines = config.stash.get(EXPLORED, [])
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
+    told = [(name, line) for report in reports for name, line in getattr(report, "user_properties", [])]
+    lines = [line for name, line in told if name == EXPLORED]
     if lines:
-        terminalreporter.section("explored")
+        terminalreporter.section(EXPLORED)
     for line in lines:
         terminalreporter.write_line(line)

@@ -12,6 +12,7 @@ import torch
 from penstock.benchmarks.checkpoints import make_checkpoint
 from penstock.engine.config import EngineConfig
 from penstock.engine.graphs import PaddedDecode
+from penstock.engine.inputs import InputBuilder
 from penstock.engine.runner import Runner, SampleSpec, StepItem
 from penstock.kernels import (
     attention,
@@ -290,7 +291,7 @@ def test_a_padded_decode_equals_the_step_and_writes_its_own_slots_alone(
     padded = PaddedDecode(runner.spec, runner.layout, size, CPU)
     for count in (3, 2):
         items = [StepItem([4], n, t, None) for n, t in zip((40, 20, 7)[:count], tables, strict=False)]
-        inputs = runner._inputs(items)
+        inputs = InputBuilder(runner.spec, runner.layout.block_size, CPU).build(items)
         before = runner.cache.buffer.clone()
         expected = runner._model.forward(inputs, runner.cache)
         after = [layer.clone() for layer in runner.cache.layers]

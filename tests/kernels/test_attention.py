@@ -59,7 +59,11 @@ class Paged:
 
 @pytest.mark.parametrize("window", [None, 1, 20, 300, 5000])
 @pytest.mark.parametrize("heads", [2, 4, 6])
-def test_decode_equals_plain_attention(window: int | None, heads: int) -> None:
+@pytest.mark.parametrize("gathered", [0, 200_000, paged.GATHER_BYTES], ids=("none", "the short", "all"))
+def test_decode_equals_plain_attention(
+    window: int | None, heads: int, gathered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paged, "GATHER_BYTES", gathered)
     starts = [0, 5, 17, 600, 1040, 900, 15, 16, 300]
     case = Paged(starts, [1] * len(starts), window, heads)
     out = attention.paged_decode_attention(case.q, case.kv, case.batch)
@@ -91,6 +95,21 @@ def test_merged_segments_equal_attention_over_all(shared: int) -> None:
     expected = attention.paged_decode_attention(case.q, case.kv, apart)
     out = attention.paged_decode_attention(case.q, case.kv, grouped)
     torch.testing.assert_close(out, expected, atol=2e-6, rtol=1e-5)
+
+
+def test_the_shortest_are_gathered_together_as_long_as_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paged, "GATHER_BYTES", 100 * 3)
+    tables = [np.arange(n * 10, n * 10 + 10) for n in range(5)]
+
+    def together(starts: list[int]) -> paged.Together | None:
+        return PagedBatch(tables[: len(starts)], starts, [1] * len(starts), BLOCK, None, CPU).together(3)
+
+    found = together([90, 20, 60, 30, 24])  # 21, 25 and 31 tokens: three times 31 is 93 of 100
+    assert found is not None
+    assert (found.rows, found.rest) == ([1, 3, 4], [0, 2])
+    assert found.mask.sum(dim=-1).flatten().tolist() == [21, 31, 25]
+    assert found.slots.view(3, 31)[0, [0, 20, 21, 30]].tolist() == [160, 180, 160, 160]
+    assert together([60, 50]) is None and together([3]) is None
 
 
 def test_one_run_is_read_in_place() -> None:

@@ -89,11 +89,9 @@ def test_attention(arch, kind, dtype, shape, window):
 @pytest.mark.parametrize("kind", ["decode", "shared", "chunk"])
 @pytest.mark.parametrize("dtype", [BF16, FP32])
 @pytest.mark.parametrize("dim", [16, 32, 48, 64, 80, 96, 128, 256])
-@pytest.mark.parametrize("block", [5, 32])
-@pytest.mark.parametrize("heads", [(32, 8), (71, 1)])
-def test_attention_of_every_shape(arch, kind, dtype, dim, block, heads):
-    window = 4096 if kind == "chunk" and block == 32 else 0
-    compile_attention(arch, dtype, *heads, dim, block, kind, window)
+@pytest.mark.parametrize("heads, kv_heads, block, window", [(32, 8, 32, 0), (32, 1, 5, 4096)])
+def test_attention_of_every_shape(arch, kind, dtype, dim, heads, kv_heads, block, window):
+    compile_attention(arch, dtype, heads, kv_heads, dim, block, kind, window if kind == "chunk" else 0)
 
 
 @ARCHITECTURES

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.policy.cost import CostModel, Law, LinkCost, Piece, StepCost, StepShape
@@ -24,6 +24,7 @@ MODEL = CostModel(
 )
 
 
+@settings(deadline=None)
 @given(CHUNKS, CONTEXTS)
 def test_a_step_is_priced_by_the_formula_of_its_piece(chunks, contexts):
     n = sum(chunk for chunk, _ in chunks) + len(contexts)
@@ -36,12 +37,14 @@ def test_a_step_is_priced_by_the_formula_of_its_piece(chunks, contexts):
     assert priced == (pytest.approx(expected) if n else 0.0)
 
 
+@settings(deadline=None)
 @given(CHUNKS, CONTEXTS, CHUNKS, CONTEXTS)
 def test_shapes_of_parts_add_up_to_the_shape_of_the_whole(chunks, contexts, more_chunks, more_contexts):
     parts = StepShape.of(chunks, contexts) + StepShape.of(more_chunks, more_contexts)
     assert parts == StepShape.of(chunks + more_chunks, contexts + more_contexts)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4096), st.integers(1, 4096), st.integers(0, 4096))
 def test_the_work_of_a_prompt_is_the_same_however_it_is_cut(first, second, prefix):
     whole = StepShape.of([(first + second, prefix)])

@@ -186,3 +186,19 @@ def test_a_model_without_a_tokenizer_refuses_it():
     with pytest.raises(Refused) as refused:
         asyncio.run(read_request(request, MODEL, None))
     assert (refused.value.code.name, refused.value.field) == ("FAILED_PRECONDITION", "sampling.structured")
+
+
+def test_a_model_without_end_tokens_refuses_it():
+    async def run():
+        model = replace(EMBEDDED, end_tokens=())
+        async with constraints(model) as made:
+            sampling = pb.SamplingParams(structured=structured("regex", "a"))
+            request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[1]), sampling=sampling)
+            with pytest.raises(Refused) as refused:
+                await read_request(request, model, Tokenizer(TOKENIZER), made)
+            assert (refused.value.code.name, refused.value.field) == (
+                "FAILED_PRECONDITION",
+                "sampling.structured",
+            )
+
+    asyncio.run(run())
