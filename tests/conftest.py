@@ -43,6 +43,7 @@ ONE_PROCESS = {
 """What `pytest -n` must not run beside its like: Ray clusters, and explorations that are counted together."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         place = item.path.relative_to(Path(__file__).parent).as_posix()
