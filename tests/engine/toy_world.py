@@ -161,7 +161,7 @@ class Instance:
         engine, counts = self.engine, self.pool.counts()
         books = engine._coming or engine._waiting or self.scheduler._leased or list(self.scheduler)
         seats_empty = all(seat.empty for seat in engine._seats.values())
-        books = books or self.scheduler.swapping
+        books = books or self.scheduler.kv.swapping
         return counts.free + counts.cached == counts.total and not books and seats_empty
 
 
