@@ -6,12 +6,16 @@ import click
 
 
 @click.command("prefix")
+@click.option("--save", is_flag=True, help="Also keep the figures in benchmarks/results/prefix.json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
-def command(as_json: bool) -> None:
+def command(save: bool, as_json: bool) -> None:
     """Hit rates of the prefix cache on a conversation trace, beside a plain LRU and Belady's bound.
 
     Then a part of the trace on the embedded checkpoint: prompt tokens computed again, with the cache and without.
     """
     from ..benchmarks.prefix import measure
 
-    measure().show(as_json)
+    report = measure()
+    report.show(as_json)
+    if save:
+        report.save("prefix")

@@ -411,7 +411,7 @@ class Engine:
             case Reserving():
                 self._reserve(session, effect)
             case Lease(reserve):
-                self._coming[reserve.lease] = _Coming(reserve, self._scheduler.names(reserve.context))
+                self._coming[reserve.lease] = _Coming(reserve, self._scheduler.kv.names_of(reserve.context))
                 self._lease(reserve.lease, first=True)
             case Write(epoch, stage, one_sided):
                 self._write(self._sequence(session, epoch), stage, one_sided)
@@ -567,7 +567,7 @@ class Engine:
             self._to_routers, self._to_peers = [], []
 
     def _begin_swaps(self) -> None:
-        for swap in self._scheduler.take_swaps():
+        for swap in self._scheduler.kv.take_swaps():
             self._outside.swap(swap)
 
     def _flush_news(self) -> None:
@@ -599,7 +599,7 @@ class Engine:
             block_size=self._limits.block_size,
             steps=self._steps,
             step_s=self._step_s,
-            asked_tokens=scheduler.asked_tokens,
-            hit_tokens=scheduler.hit_tokens,
+            asked_tokens=scheduler.kv.asked_tokens,
+            hit_tokens=scheduler.kv.hit_tokens,
             preemptions=scheduler.preemptions,
         )

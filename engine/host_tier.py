@@ -47,6 +47,7 @@ class Arrival:
     waiting: object
     key: Hashable
     names: list[bytes]
+    """Of its leading blocks that hold what they should: where the copy failed, of those that were here before."""
 
 
 class HostTier:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 from ..handover.values import Context, Epoch, LeaseKey
-from ..policy import preemption, prefix
 from ..policy.admission import Need
 from ..policy.batching import Budget, Candidate, Target, bounded, choose_batch
 from ..policy.cost import CostModel
 from ..policy.state import blocks_for
 from .admission import Admission
 from .blocks import BlockPool, OutOfBlocks
-from .host_tier import HostTier, Swap
 from .phase import Phase, Size
+from .residence import Residence
 from .sequence import Sequence
 from .step import StepItem
 
@@ -51,16 +49,10 @@ class Scheduler:
         self.pool = pool
         self.block_size = block_size
         self.role = role
-        self.asked_tokens = 0
-        """Tokens of all prompts begun."""
-        self.hit_tokens = 0
-        """How many of them were cached."""
+        self.kv = Residence(pool, block_size, fingerprint, host_blocks, cost)
         self.preemptions = 0
-        self._fingerprint = fingerprint
         self._admission = Admission(rule, pool, block_size)
         self._target = target
-        self._cost = cost
-        self._host = HostTier(pool, host_blocks) if host_blocks and pool.caches else None
         self._prefill = prefill
         self._decode = decode
         self._sequences: dict[LeaseKey, Sequence] = {}
@@ -86,18 +78,7 @@ class Scheduler:
         """Forget a sequence; its full blocks stay cached, pinned for as long as it asked from `now` on."""
         sequence = self._sequences.pop(key)
         if self.pool.holds(key):
-            self._let_go(sequence, now + sequence.cache_ttl_s if sequence.cache_ttl_s else 0.0)
-
-    def _let_go(self, sequence: Sequence, until: float = 0.0) -> None:
-        """Free its blocks: the full ones stay cached, and are copied to host memory first where that pays."""
-        names = self._names(sequence, sequence.computed) if self.pool.caches else []
-        size = self.block_size
-        if self._host is not None and preemption.swaps_out(
-            len(names) * size, self._host.lacks(names) * size, self._cost
-        ):
-            self._host.leave(sequence.key, names, until)
-        else:
-            self.pool.free(sequence.key, names, until)
+            self.kv.let_go(sequence, now + sequence.cache_ttl_s if sequence.cache_ttl_s else 0.0)
 
     def rename(self, sequence: Sequence, epoch: Epoch) -> None:
         """The sequence is owned under another epoch from here on."""
@@ -108,13 +89,6 @@ class Scheduler:
             self.pool.rename(was, sequence.key)
 
     # ---- leases
-
-    def names(self, context: Context) -> list[bytes]:
-        """Of the blocks that the KV of a sequence with this context fills, when all but its last token has some."""
-        if not self.pool.caches:
-            return []
-        tokens = (*context.prompt, *context.emitted)
-        return prefix.chain(_secret(self._fingerprint, context.salt), tokens[:-1], self.block_size)
 
     def lease(
         self, key: LeaseKey, blocks: int, size: Size, context: Context, names: list[bytes]
@@ -145,7 +119,7 @@ class Scheduler:
         sequence.room = self._room(self._leased.pop(sequence.key))
         self.pool.adopt(sequence.key)
         self._sequences[sequence.key] = sequence
-        self._publish(sequence)
+        self.kv.publish(sequence)
 
     def quarantine(self, key: LeaseKey) -> None:
         self.pool.quarantine(key)
@@ -158,6 +132,10 @@ class Scheduler:
         self._quarantined.discard(key)
         if self._leased.pop(key, None) is not None:
             self.pool.free(key)
+
+    def swapped(self, number: int, ok: bool) -> None:
+        """A copy to or from host memory has ended; see `Residence.swapped`."""
+        self.kv.swapped(number, ok, lambda sequence: self._sequences.get(sequence.key) is sequence)
 
     # ---- steps
 
@@ -196,7 +174,7 @@ class Scheduler:
         """A step has computed so many more of the sequence's tokens."""
         sequence.computed += tokens
         sequence.preempted = sequence.preempted and not sequence.decoding
-        self._publish(sequence)
+        self.kv.publish(sequence)
 
     def ended(self, sequence: Sequence) -> None:
         """It made its last token."""
@@ -253,101 +231,27 @@ class Scheduler:
         left = self._budget(ready).prefill_tokens
         for sequence in ready:
             if not sequence.decoding and left > 0:
-                if not self.pool.holds(sequence.key) and not self._take_prefix(sequence, coming):
+                if not self.pool.holds(sequence.key) and not self.kv.take_prefix(sequence, coming):
                     continue
                 tokens = min(sequence.pending, left)
                 coming.update(
-                    self._names(sequence, sequence.computed + tokens)[sequence.computed // self.block_size :]
+                    self.kv.names(sequence, sequence.computed + tokens)[
+                        sequence.computed // self.block_size :
+                    ]
                 )
                 left -= tokens
             runs.append(sequence)
         return runs
-
-    def _take_prefix(self, sequence: Sequence, coming: set[bytes]) -> bool:
-        """Hold what is cached of a prompt that begins; False where the next of its blocks is among those `coming`."""
-        readable = 0 if sequence.needs_whole_prompt else len(sequence.tokens) - 1  # the last runs in any case
-        names = self._names(sequence, readable)
-        known = self.pool.find(names)
-        if len(known) < len(names) and names[len(known)] in coming:
-            return False
-        if self._fetch(sequence, names, known):
-            return False
-        if known:
-            self.pool.hold(sequence.key, len(known), sequence.room, known)
-        self._found(sequence, len(known))
-        return True
-
-    def _found(self, sequence: Sequence, blocks: int) -> None:
-        """The KV of its leading blocks is there."""
-        sequence.computed = blocks * self.block_size
-        self.asked_tokens += len(sequence.tokens)
-        self.hit_tokens += sequence.computed
-
-    # ---- host memory
-
-    def _fetch(self, sequence: Sequence, names: list[bytes], known: list[int]) -> bool:
-        """Begin to bring back what only host memory has of a sequence; False where there is nothing to bring."""
-        if self._host is None or not sequence.may_load:
-            return False
-        more = len(self._host.host.find(names)) - len(known)
-        size = self.block_size
-        if more <= 0 or not preemption.fetches(more * size, len(known) * size, self._cost):
-            return False
-        sequence.loading = self._host.fetch(names, known, sequence.room, sequence)
-        return sequence.loading
-
-    def take_swaps(self) -> list[Swap]:
-        """Copies between the tiers that are to begin now; `swapped` must follow on each."""
-        return [] if self._host is None else self._host.take_swaps()
-
-    def swapped(self, number: int, ok: bool) -> None:
-        """A copy has ended, and touches no block any more."""
-        assert self._host is not None
-        arrival = self._host.ended(number, ok)
-        if arrival is None:
-            return
-        sequence = arrival.waiting
-        assert isinstance(sequence, Sequence)
-        sequence.loading = False
-        if self._sequences.get(sequence.key) is not sequence or not ok:
-            sequence.may_load = False  # it is computed instead
-            self.pool.free(arrival.key, arrival.names)
-            return
-        self.pool.rename(arrival.key, sequence.key)
-        self._found(sequence, len(arrival.names))
-        self._publish(sequence)
-
-    @property
-    def swapping(self) -> bool:
-        return self._host is not None and not self._host.idle
-
-    def _publish(self, sequence: Sequence) -> None:
-        """What is full and computed may be shared from now on."""
-        blocks = sequence.computed // self.block_size
-        if self.pool.caches and blocks > sequence.published:
-            self.pool.publish(sequence.key, self._names(sequence, sequence.computed))
-            sequence.published = blocks
-
-    def _names(self, sequence: Sequence, tokens: int) -> list[bytes]:
-        """Of the full blocks among the first `tokens`."""
-        blocks = tokens // self.block_size
-        if len(sequence.names) < blocks:
-            key = _secret(self._fingerprint, sequence.salt)
-            sequence.names = prefix.chain(key, sequence.tokens, self.block_size, sequence.names, blocks)
-        return sequence.names[:blocks]
 
     def _make_room(self, sequence: Sequence, tokens: int) -> bool:
         """Blocks for so many more tokens, taken from later ones where that is needed; False where it must wait."""
         blocks = blocks_for(sequence.computed + tokens, self.block_size)
         while True:
             try:
-                if self.pool.holds(sequence.key):
-                    self.pool.grow(sequence.key, blocks)
-                else:
-                    self.pool.hold(sequence.key, blocks, sequence.room)
+                self.kv.make_room(sequence, blocks)
                 return True
             except OutOfBlocks:
-                if self._host is not None and self._host.leaving:
+                if self.kv.leaving:
                     return False
                 victim = self._victim(sequence)
                 if victim is None:
@@ -362,7 +266,7 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         """Take its memory; what it computed stays cached until it is needed."""
-        self._let_go(victim)
+        self.kv.let_go(victim)
         victim.give_back()
         self.preemptions += 1
         self._preempted.append(victim)
@@ -389,8 +293,3 @@ class Scheduler:
     @property
     def queued_tokens(self) -> int:
         return sum(sequence.pending for sequence in self if not sequence.decoding)
-
-
-@lru_cache(maxsize=1024)
-def _secret(fingerprint: str, salt: str) -> bytes:
-    return prefix.secret(fingerprint, salt)

@@ -52,7 +52,6 @@ class Sequence:
     """It gave its memory back, and is prefilled again as far as it had come."""
     loading: bool = False
     """Some of its blocks are on their way from host memory."""
-    may_load: bool = True
     limit: int | None = None
     """Most tokens of KV while it is being handed over: the destination has no room for more."""
     copying: bool = False
@@ -167,7 +166,6 @@ class Sequence:
     def give_back(self) -> None:
         """Its KV is gone: all tokens that it has are to be prefilled again, and none of them is drawn again."""
         self.computed = self.published = self.room = 0
-        self.may_load = True
         self.prefill_until = len(self.tokens)
         self.admitted = False
         self.preempted = True

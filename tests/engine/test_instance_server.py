@@ -176,7 +176,7 @@ def test_streams_are_the_same_where_memory_is_short(host_bytes):
             for key in contexts:
                 assert router.streams[key].ids == router.streams[f"ample-{key}"].ids
             if host_bytes:
-                assert short._engine._scheduler._host.host.counts().cached > 0
+                assert short._engine._scheduler.kv._host.host.counts().cached > 0
 
     asyncio.run(main())
 

@@ -94,7 +94,7 @@ class Laws(RuleBasedStateMachine):
         self.number += 1
         key = LeaseKey(f"s{self.number}", Epoch(1, 2))
         size, context = Size(held, min(held + more, CONTEXT)), Context(tuple(range(held)))
-        have = self.now.lease(key, -(-(held + 1) // BLOCK), size, context, self.now.names(context))
+        have = self.now.lease(key, -(-(held + 1) // BLOCK), size, context, self.now.kv.names_of(context))
         if have is not None:
             assert 0 <= have * BLOCK < held, "the last token runs"
             self.asked[key] = held, more
@@ -312,7 +312,7 @@ def test_what_was_computed_is_not_computed_again():
     assert finish(now) == [("s0", 40), ("s0", 1)]
     now.add(sequence(1, 40, 1, like=0))
     assert finish(now) == [("s1", 4)], "all but the last block, whose last token must run"
-    assert (now.asked_tokens, now.hit_tokens) == (80, 36)
+    assert (now.kv.asked_tokens, now.kv.hit_tokens) == (80, 36)
 
 
 def test_output_is_cached_like_prompts():
@@ -331,7 +331,7 @@ def test_tenants_share_nothing():
     finish(now)
     now.add(sequence(1, 40, 1, like=0, salt="b"))
     now.add(sequence(2, 40, 1, like=0))
-    assert sum(tokens for _, tokens in finish(now)) == 80 and now.hit_tokens == 0
+    assert sum(tokens for _, tokens in finish(now)) == 80 and now.kv.hit_tokens == 0
 
 
 def test_equal_prompts_that_come_together_are_computed_once():
@@ -357,7 +357,7 @@ def test_a_sequence_that_arrives_is_told_which_blocks_are_here_and_shares_them()
     now.add(sequence(0, 40, 1))
     finish(now)
     context = Context(tuple(range(40)), (77,), SamplingParams(max_tokens=9))
-    key, names = LeaseKey("s", Epoch(1, 2)), now.names(context)
+    key, names = LeaseKey("s", Epoch(1, 2)), now.kv.names_of(context)
     assert now.lease(key, 12, Size(41, 49), context, names) == 10
     counts = now.pool.counts()
     assert (counts.held, counts.leased, counts.cached) == (10, 2, 0)
@@ -379,7 +379,7 @@ def test_a_next_turn_finds_what_was_asked_to_be_kept():
     assert now.pool.counts().pinned == 4
     now.add(sequence(2, 30, 1))
     finish(now)
-    assert len(now.pool.find(now.names(Context(tuple(range(17)))))) == 4
+    assert len(now.pool.find(now.kv.names_of(Context(tuple(range(17)))))) == 4
     now.pool.expire(5.0)
     assert now.pool.counts().pinned == 0
 

@@ -161,7 +161,7 @@ class Instance:
         engine, counts = self.engine, self.pool.counts()
         books = engine._coming or engine._waiting or self.scheduler._leased or list(self.scheduler)
         seats_empty = all(seat.empty for seat in engine._seats.values())
-        books = books or self.scheduler.swapping
+        books = books or self.scheduler.kv.swapping
         return counts.free + counts.cached == counts.total and not books and seats_empty
 
 
@@ -353,7 +353,7 @@ class World:
         instance, swap = self.swaps.pop(self.draw.randrange(len(self.swaps)))
         if instance.dead:
             return
-        ok = self.draw.random() >= self.loss
+        ok = self.draw.random() >= 0.15
         count = len(swap.host_ids) if ok else len(swap.host_ids) // 2
         device, host = list(swap.device_ids[:count]), list(swap.host_ids[:count])
         if swap.out:
