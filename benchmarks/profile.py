@@ -91,8 +91,11 @@ def measure(config: EngineConfig, seconds: float = 120.0, seed: int = 0) -> Meas
     runner = Runner(config)
     for layer in (layer for part in runner.cache.parts for layer in part.layers):
         layer.normal_()  # a page that was never written is one page of zeros for all
-    steps = _steps(runner, seconds, seed)
-    links = _copies(runner, seed)
+    try:
+        steps = _steps(runner, seconds, seed)
+        links = _copies(runner, seed)
+    finally:
+        runner.close()
     fitted, held = held_out([step.sample() for step in steps], HELD_OUT, seed)
     step_cost = fit_steps(fitted, seed)
     link_costs, copy_error = _fit_links(links, seed)
@@ -101,6 +104,7 @@ def measure(config: EngineConfig, seconds: float = 120.0, seed: int = 0) -> Meas
         model=config.folder.resolve().name,
         machine=machine(),
         dtype=layout.dtype,
+        tensor_parallel=config.tensor_parallel,
         gpus=int(runner.device.type == "cuda"),
         cost=CostModel(
             step=step_cost,
@@ -188,7 +192,7 @@ def _turn(runner: Runner, plan: StepPlan, seed: int) -> Turn:
     runner.step(work)  # ends with the sampled tokens on the CPU, so a GPU is waited for
     seconds = time.perf_counter() - started
     # The thread's CPU time tells how long it waited only where it does all the work.
-    alone = runner.device.type == "cpu" and torch.get_num_threads() == 1
+    alone = runner.device.type == "cpu" and torch.get_num_threads() == 1 and not runner.ranked
     return Turn(seconds, max(0.0, seconds - (time.thread_time() - cpu)) if alone else 0.0)
 
 

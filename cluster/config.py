@@ -16,7 +16,7 @@ import yaml
 
 from ..engine.config import EngineConfig
 from ..handover.config import HandoverConfig
-from ..policy.cost import StepCost
+from ..policy.cost import CostModel
 from ..router.config import RouterConfig
 from . import units
 
@@ -94,9 +94,6 @@ class ClusterConfig:
         for name in ("prefill_tensor_parallel", "decode_tensor_parallel", "itl_target_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"cluster.{name} must be 0 or above, got {getattr(self, name)}")
-        if self.profile is None and (self.itl_target_s or not self.prefill_tokens):
-            name = "itl_target_s" if self.itl_target_s else "prefill_tokens of 0"
-            raise ValueError(f"cluster.{name} needs cluster.profile, which says what steps cost")
         if not 0 <= self.controller_port <= 65535:
             raise ValueError(f"cluster.controller_port must be a port or 0, got {self.controller_port}")
         for name in ("start_s", "move_s"):
@@ -113,6 +110,12 @@ class ClusterConfig:
             raise ValueError(
                 f"cluster.log_level must be debug, info, warning or error, got {self.log_level!r}"
             )
+
+    def require_no_cost(self) -> None:
+        """`ValueError` for what means nothing where nobody knows what steps cost."""
+        if self.itl_target_s or not self.prefill_tokens:
+            name = "itl_target_s" if self.itl_target_s else "prefill_tokens of 0"
+            raise ValueError(f"cluster.{name} needs cluster.profile, which says what steps cost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +134,14 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """How many instances there are, and where they run."""
 
-    step_cost: StepCost | None = None
-    """What a step costs. Filled in from `cluster.profile` when a cluster starts, rather than written here."""
+    cost: CostModel | None = None
+    """What steps and copies cost, in the place of `cluster.profile`, from which a start fills it in."""
+
+    def __post_init__(self) -> None:
+        if self.cost is not None and self.cluster.profile is not None:
+            raise ValueError("give cost or cluster.profile, not both")
+        if self.cost is None and self.cluster.profile is None:
+            self.cluster.require_no_cost()
 
     def engine_of(self, pool: str) -> EngineConfig:
         """How the instances of `pool` run the model."""
@@ -243,8 +252,8 @@ class InstanceSettings:
     """The interface that it listens on."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     handover: HandoverConfig = field(default_factory=HandoverConfig)
-    step_cost: StepCost | None = None
-    """What its steps cost; None where nobody knows, and then `itl_target_s` is not looked at."""
+    cost: CostModel | None = None
+    """What its steps and copies cost; None where nobody knows, and then `itl_target_s` is not looked at."""
     itl_target_s: float = 0.0
     log_level: str = "info"
     log_json: bool = False

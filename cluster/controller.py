@@ -207,7 +207,7 @@ class RayHost:
             host=self._place.host,
             engine=self._config.engine_of(spec.pool),
             handover=self._config.handover,
-            step_cost=self._config.step_cost,
+            cost=self._config.cost,
             itl_target_s=self._config.cluster.itl_target_s,
             log_level=self._config.cluster.log_level,
             log_json=self._config.cluster.log_json,

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ..decode_worker.phase import DecodePhase
 from ..engine.server import InstanceServer
-from ..policy.batching import Target
 from ..prefill_worker.phase import PrefillPhase
 from . import logs
 from .config import InstanceSettings, build
@@ -33,7 +32,8 @@ class Instance:
             PrefillPhase(),
             DecodePhase(),
             host=settings.host,
-            target=_target(settings),
+            cost=settings.cost,
+            itl_target_s=settings.itl_target_s,
         )
 
     async def start(self) -> str:
@@ -42,12 +42,6 @@ class Instance:
 
     async def stop(self) -> None:
         await self.server.stop()
-
-
-def _target(settings: InstanceSettings) -> Target | None:
-    if settings.step_cost is None or not settings.itl_target_s:
-        return None
-    return Target(settings.step_cost, settings.itl_target_s)
 
 
 async def serve(settings: InstanceSettings, address_file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import secrets
@@ -16,10 +17,12 @@ from dataclasses import replace
 from ..engine.checkpoint import ModelSpec, read_checkpoint
 from ..engine.config import EMBEDDED, EngineConfig
 from ..policy.batching import saturation_tokens
-from ..policy.cost import StepCost
+from ..policy.cost import CostModel
 from ..router.config import ModelInfo
 from . import processes, profile, state
 from .config import DECODE, PREFILL, ClusterConfig, Config
+
+logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 PORTS = range(20000, 30000)
@@ -29,29 +32,43 @@ PORTS = range(20000, 30000)
 def settled(config: Config) -> Config:
     """The same with every port a number, so that a restart finds its own, paths that hold in every process, and costs.
 
-    `ValueError` where a port is in use, or the profile is none.
+    `ValueError` where a port is in use, or the profile is none or of instances that are run otherwise.
     """
     router = replace(config.router, port=_port("router.port", config.router.host, config.router.port))
     port = _port("cluster.controller_port", LOOPBACK, config.cluster.controller_port)
-    cost = profile.load(config.cluster.profile).cost.step if config.cluster.profile else config.step_cost
     model = config.engine.model if config.engine.model == EMBEDDED else str(config.engine.folder.absolute())
-    return replace(
-        config,
-        engine=replace(config.engine, model=model),
-        router=router,
-        cluster=replace(
-            config.cluster, controller_port=port, prefill_tokens=_prefill_tokens(config.cluster, cost)
-        ),
-        step_cost=cost,
+    cost = _profiled(config) if config.cluster.profile else config.cost
+    cluster = replace(
+        config.cluster,
+        controller_port=port,
+        prefill_tokens=_prefill_tokens(config.cluster, cost),
+        profile=None,
     )
+    engine = replace(config.engine, model=model)
+    return replace(config, engine=engine, router=router, cluster=cluster, cost=cost)
 
 
-def _prefill_tokens(cluster: ClusterConfig, cost: StepCost | None) -> int:
+def _profiled(config: Config) -> CostModel:
+    """The cost model of the profile. It holds for one tensor parallelism; another model's is told of, and taken."""
+    assert config.cluster.profile is not None
+    known = profile.load(config.cluster.profile)
+    for pool in (PREFILL, DECODE):
+        ranks = config.engine_of(pool).tensor_parallel
+        if ranks != known.tensor_parallel:
+            what = f"is of tensor parallelism {known.tensor_parallel}, and the {pool} pool has {ranks}"
+            raise ValueError(f"cluster.profile {config.cluster.profile} {what}")
+    served = config.engine.folder.resolve().name
+    if known.model != served:
+        logger.warning("the profile %s is of %s; %s is served", config.cluster.profile, known.model, served)
+    return known.cost
+
+
+def _prefill_tokens(cluster: ClusterConfig, cost: CostModel | None) -> int:
     """More prompt tokens than these would not be prefilled faster (DistServe, section 3.1)."""
     if cluster.prefill_tokens:
         return cluster.prefill_tokens
     assert cost is not None, "the configuration was checked"
-    return saturation_tokens(cost)
+    return saturation_tokens(cost.step)
 
 
 def _port(key: str, host: str, port: int) -> int:

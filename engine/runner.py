@@ -91,6 +91,11 @@ class Runner:
         self._forward = self._ranks.forward if self._ranks else rank.forward
 
     @property
+    def ranked(self) -> bool:
+        """Whether other processes take part in every step."""
+        return self._ranks is not None
+
+    @property
     def alive(self) -> bool:
         """No rank has ended."""
         return self._ranks is None or self._ranks.alive

@@ -47,6 +47,7 @@ from ..handover.values import (
     Window,
 )
 from ..policy.batching import Budget, Target
+from ..policy.cost import CostModel
 from ..policy.state import LoadView
 from ..proto import worker_pb2 as pb
 from ..proto.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
@@ -90,15 +91,20 @@ class InstanceServer(WorkerServiceServicer):
         prefill_phase: Phase,
         decode_phase: Phase,
         host: str = "127.0.0.1",
-        target: Target | None = None,
+        cost: CostModel | None = None,
+        itl_target_s: float = 0.0,
     ):
+        """`cost` says what steps and copies cost, where that is known; a step with decodes is to take `itl_target_s` by
+        it, 0 being no limit.
+        """
         self.me = Incarnation(name, life)
         self._config = config
         self._handover = handover
         self._role = Budget(prefill_tokens, decode_slots)
         self._phases = prefill_phase, decode_phase
         self._host = host
-        self._target = target
+        self._cost = cost
+        self._target = Target(cost.step, itl_target_s) if cost is not None and itl_target_s else None
         self._links: dict[str, asyncio.Queue[InstanceFrame]] = {}
         self._heard_at: dict[str, float] = {}
         self._told_at: dict[str, float] = {}
@@ -191,6 +197,7 @@ class InstanceServer(WorkerServiceServicer):
             self._target,
             self._config.admission,
             self._config.host_block_count(shape.block_bytes),
+            self._cost if self._cost is not None and self._cost.prices_swaps else None,
         )
         return Engine(
             self._runner,

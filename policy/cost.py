@@ -138,6 +138,11 @@ class CostModel:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
+    @property
+    def prices_swaps(self) -> bool:
+        """Whether the way to host memory is known."""
+        return "host" in self.links
+
     def link(self, name: str) -> LinkCost:
         if name not in self.links:
             raise ValueError(
