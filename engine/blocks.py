@@ -18,6 +18,9 @@ from .prefixes import PrefixIndex
 RUN = 16
 """Blocks in a row that are worth looking for, and evicted at a time: fewer are copied rather than read in place."""
 
+SLACK = 32
+"""One in so many blocks may be left free where free ones lie scattered: what is cached makes way for a run instead."""
+
 
 class OutOfBlocks(Exception):
     """Fewer blocks can be had than were asked for."""
@@ -232,11 +235,14 @@ class BlockPool:
         The shortest run to grow in; else the longest; else several; only then what other sequences are to grow into.
         """
         usable = self._usable(taken)
-        missing = count - int(usable.sum())
-        if missing > 0:
-            self._evict(min(self._counts[Holder.CACHED], missing + min(room - count, RUN)))
-            usable = self._usable(taken)
         starts, lengths = _runs(usable)
+        wanted = max(count, min(room, RUN))
+        lacking = count - int(usable.sum()) + self.total // SLACK
+        if lengths.max(initial=0) < wanted and lacking > 0:
+            lacking += min(room - count, RUN)
+            self._evict(min(self._counts[Holder.CACHED], wanted, lacking))
+            usable = self._usable(taken)
+            starts, lengths = _runs(usable)
         longest = int(lengths.max(initial=0))
         if longest >= count:
             start = starts[np.argmin(np.where(lengths >= min(room, longest), lengths, self.total))]

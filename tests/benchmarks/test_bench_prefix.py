@@ -28,7 +28,7 @@ def conversations(seed: int, count: int) -> list[list[int]]:
     return requests
 
 
-@given(st.integers(0, 1000), st.integers(16, 60))
+@given(st.integers(0, 1000), st.integers(16, 31))
 def test_the_pool_finds_what_a_plain_lru_finds_and_no_more_than_the_bound(seed, capacity):
     requests = conversations(seed, 60)
     hits = prefix.pool_hits(requests, capacity)
