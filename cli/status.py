@@ -40,7 +40,18 @@ def command(address: str | None, as_json: bool) -> None:
 
 def _instances(cluster: Cluster) -> Table:
     table = Table("instance", "pool", "state", box=SIMPLE, padding=0)
-    for name in ("run", "wait", "free/all blocks", "held", "leased", "beat s", "MiB", "restarts"):
+    for name in (
+        "run",
+        "wait",
+        "free/all blocks",
+        "held",
+        "leased",
+        "hit %",
+        "preempted",
+        "beat s",
+        "MiB",
+        "restarts",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for instance in cluster.instances:
         table.add_row(instance.name, instance.pool, instance.state, *map(str, _figures(instance)))
@@ -48,13 +59,15 @@ def _instances(cluster: Cluster) -> Table:
 
 
 def _figures(instance: Instance) -> tuple[object, ...]:
-    blocks = instance.blocks
+    blocks, work = instance.blocks, instance.work
     return (
         instance.running,
         instance.waiting,
         f"{blocks.free + blocks.cached}/{blocks.total}",
         blocks.held,
         blocks.leased + blocks.quarantined,
+        f"{100 * work.hit_tokens / work.asked_tokens:.0f}" if work.asked_tokens else "-",
+        work.preemptions,
         f"{instance.heartbeat_age_s:.2f}",
         instance.rss_bytes // MIB,
         instance.restarts,

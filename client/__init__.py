@@ -6,7 +6,7 @@ with Client() as client:
 """
 
 from .asynchronous import AsyncClient
-from .cluster import Blocks, Cluster, Instance, Move, Role, Router, Session
+from .cluster import Blocks, Cluster, Instance, Move, Role, Router, Session, Work
 from .errors import InvalidRequest, PenstockError
 from .events import Completion, Delta, Event, Finished, Logprobs, Model, Prompt, Segment, Started, Usage
 from .request import Message, Sampling
@@ -36,4 +36,5 @@ __all__ = [
     "Session",
     "Started",
     "Usage",
+    "Work",
 ]

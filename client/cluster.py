@@ -35,6 +35,23 @@ class Blocks:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What an instance has done since it began."""
+
+    steps: int
+    asked_tokens: int
+    """Of all prompts begun."""
+    hit_tokens: int
+    """How many of these were cached, and not computed."""
+    preemptions: int
+    """How often a sequence had to give its memory back."""
+    written_blocks: int
+    """KV blocks that left by writing them in place, in another instance's memory."""
+    sent_blocks: int
+    """KV blocks that left over a process group."""
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """One instance; `state` is `starting`, `serving`, `draining` or `lost`."""
 
@@ -51,6 +68,7 @@ class Instance:
     heartbeat_age_s: float
     restarts: int
     rss_bytes: int
+    work: Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +139,12 @@ def migrate_request(
 
 def _instance(said: pb.Instance) -> Instance:
     state = pb.InstanceState.Name(said.state).removeprefix("INSTANCE_STATE_").lower()
-    return _value(
-        Instance, said, state=state, role=_value(Role, said.role), blocks=_value(Blocks, said.blocks)
-    )
+    parts = {
+        "role": _value(Role, said.role),
+        "blocks": _value(Blocks, said.blocks),
+        "work": _value(Work, said.work),
+    }
+    return _value(Instance, said, state=state, **parts)
 
 
 def _value(kind: Any, said: Any, **known: Any) -> Any:

@@ -193,6 +193,7 @@ class Control(ControlServiceServicer):
             running=load.running,
             heartbeat_age_s=self._supervisor.silent_s(name),
             restarts=record.restarts,
+            work=_work(load),
         )
         if record.running is not None:
             instance.address, instance.pid = record.running.address, record.running.pid
@@ -202,6 +203,17 @@ class Control(ControlServiceServicer):
 
 def _refuse(code: grpc.StatusCode, text: str) -> NoReturn:
     raise Refused(code, text)
+
+
+def _work(load: LoadView) -> pb.Work:
+    return pb.Work(
+        steps=load.steps,
+        asked_tokens=load.asked_tokens,
+        hit_tokens=load.hit_tokens,
+        preemptions=load.preemptions,
+        written_blocks=load.written_blocks,
+        sent_blocks=load.sent_blocks,
+    )
 
 
 def _blocks(load: LoadView) -> pb.Blocks:

@@ -208,6 +208,7 @@ class Engine:
         self._to_peers: list[tuple[Incarnation, PeerMessage]] = []
         self._next_beat = 0.0
         self._steps = 0
+        self._written_blocks = self._sent_blocks = 0
         self._step_s = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping = False
@@ -499,8 +500,10 @@ class Engine:
     def _write(self, sequence: Running, stage: Stage, one_sided: bool) -> None:
         ids = self._scheduler.pool.table(sequence.key)[stage.first : stage.first + stage.count]
         if not one_sided:
+            self._sent_blocks += stage.count
             self._outside.send_blocks(stage, ids, sequence.paused)
             return
+        self._written_blocks += stage.count
         grant = self._grants[stage.lease]
         targets = grant.block_ids[stage.first : stage.first + stage.count]
         if stage.commit is not None:
@@ -602,4 +605,6 @@ class Engine:
             asked_tokens=scheduler.kv.asked_tokens,
             hit_tokens=scheduler.kv.hit_tokens,
             preemptions=scheduler.preemptions,
+            written_blocks=self._written_blocks,
+            sent_blocks=self._sent_blocks,
         )

@@ -39,6 +39,10 @@ class LoadView:
     """How many of them were cached, and not computed."""
     preemptions: int = 0
     """How often a sequence had to give its memory back."""
+    written_blocks: int = 0
+    """Blocks that were sent away by writing them in place, in another instance's memory."""
+    sent_blocks: int = 0
+    """Blocks that were sent away over a pair."""
 
     @property
     def free_slots(self) -> int:

@@ -52,7 +52,7 @@ class GetClusterResponse(_message.Message):
     def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[Router, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ...) -> None: ...
 
 class Instance(_message.Message):
-    __slots__ = ("name", "life", "pool", "state", "address", "pid", "role", "blocks", "waiting", "running", "heartbeat_age_s", "restarts", "rss_bytes")
+    __slots__ = ("name", "life", "pool", "state", "address", "pid", "role", "blocks", "waiting", "running", "heartbeat_age_s", "restarts", "rss_bytes", "work")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LIFE_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class Instance(_message.Message):
     HEARTBEAT_AGE_S_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
     RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
     name: str
     life: int
     pool: str
@@ -79,7 +80,24 @@ class Instance(_message.Message):
     heartbeat_age_s: float
     restarts: int
     rss_bytes: int
-    def __init__(self, name: _Optional[str] = ..., life: _Optional[int] = ..., pool: _Optional[str] = ..., state: _Optional[_Union[InstanceState, str]] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., role: _Optional[_Union[Role, _Mapping]] = ..., blocks: _Optional[_Union[Blocks, _Mapping]] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., heartbeat_age_s: _Optional[float] = ..., restarts: _Optional[int] = ..., rss_bytes: _Optional[int] = ...) -> None: ...
+    work: Work
+    def __init__(self, name: _Optional[str] = ..., life: _Optional[int] = ..., pool: _Optional[str] = ..., state: _Optional[_Union[InstanceState, str]] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., role: _Optional[_Union[Role, _Mapping]] = ..., blocks: _Optional[_Union[Blocks, _Mapping]] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., heartbeat_age_s: _Optional[float] = ..., restarts: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., work: _Optional[_Union[Work, _Mapping]] = ...) -> None: ...
+
+class Work(_message.Message):
+    __slots__ = ("steps", "asked_tokens", "hit_tokens", "preemptions", "written_blocks", "sent_blocks")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    ASKED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SENT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    asked_tokens: int
+    hit_tokens: int
+    preemptions: int
+    written_blocks: int
+    sent_blocks: int
+    def __init__(self, steps: _Optional[int] = ..., asked_tokens: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., written_blocks: _Optional[int] = ..., sent_blocks: _Optional[int] = ...) -> None: ...
 
 class Role(_message.Message):
     __slots__ = ("prefill_tokens", "decode_slots")

@@ -18,7 +18,13 @@ from penstock.benchmarks.verify import (
 from penstock.cluster.config import Config
 from penstock.handover.config import HandoverConfig
 
-CLEAN = dict.fromkeys(UNITS, 0) | {"requests": 64, "tokens": 20_000, "moves_done": 80, "sensitivity": 1.0}
+CLEAN = dict.fromkeys(UNITS, 0) | {
+    "requests": 64,
+    "tokens": 20_000,
+    "moves_done": 80,
+    "damaged": 40,
+    "sensitivity": 1.0,
+}
 MUST_BE_0 = {"mismatched", "logprobs_wrong", "held_broken", "duplicated", "missing", "leaked_blocks"}
 
 
@@ -109,6 +115,12 @@ def test_instances_that_died_and_recoveries_that_nothing_called_for_are_a_failur
 def test_our_own_checkpoints_must_notice_damage_and_foreign_ones_need_not():
     assert list(failures(CLEAN | {"sensitivity": 0.8}, ours=True))
     assert list(failures(CLEAN | {"sensitivity": 0.8}, ours=False)) == []
+    assert list(failures(CLEAN | {"damaged": 4, "sensitivity": 0.75}, ours=True)) == []
+    assert list(failures(CLEAN | {"damaged": 4, "sensitivity": 0.5}, ours=True))
+
+
+def test_blocks_that_took_another_transport_are_a_failure():
+    assert list(failures(CLEAN | {"astray_blocks": 1}, ours=False))
 
 
 @pytest.mark.parametrize(
