@@ -75,7 +75,8 @@ from .step import StepItem
 logger = logging.getLogger(__name__)
 
 MOVING_ROOM = 128
-"""Tokens that a sequence may grow by while it moves; then it waits for the copy."""
+MOVING_SHARE = 0.25
+"""A sequence may grow by so many tokens, and this share of those that it has, while it is copied; then it waits."""
 COMMIT_WAIT_S = 0.005
 """Most that a step is put off for the final stage of a sequence that leaves."""
 
@@ -197,6 +198,8 @@ class Engine:
         """Seats that hold nothing but their mark, and since when, the oldest first."""
         self._coming: dict[LeaseKey, _Coming] = {}
         self._grants: dict[LeaseKey, Grant] = {}
+        self._rooms: dict[LeaseKey, int] = {}
+        """Tokens of KV that a reservation of ours asked room for."""
         self._waiting: list[LeaseKey] = []
         self._committing: set[LeaseKey] = set()
         """Final stages that are being written in place."""
@@ -339,12 +342,20 @@ class Engine:
                     self._consider(destination)
                 case FromPeer(_, Grant() as grant) if grant.source == self._house.me:
                     self._grants[grant.lease] = grant
+                    self._end_if_outgrown(session, grant.lease)
                 case Written(lease):
                     self._committing.discard(lease)
             effects = self._feed(session, event)
             if isinstance(event, FromPeer) and isinstance(event.message, Stage) and event.message.pair:
                 if not any(isinstance(effect, Receive) for effect in effects):
                     self._outside.decline_blocks(event.message)
+
+    def _end_if_outgrown(self, session: str, lease: LeaseKey) -> None:
+        """What was granted may be less by now than the sequence has: another reservation must ask for more."""
+        seat = self._seats.get(session)
+        sequence = seat and seat.holding and self._scheduler.get(session, seat.holding.epoch)
+        if sequence and sequence.computed > self._rooms.get(lease, sequence.computed):
+            self._feed(session, Timeout(Clock.RESERVE, lease))
 
     def _consider(self, destination: Address) -> None:
         """Choose the transport to a destination before its handover is planned."""
@@ -373,9 +384,9 @@ class Engine:
             self._sequence(session, epoch).paused = True  # nobody owns it: it only waits to be freed
         sequence = seat.holding and self._scheduler.get(session, seat.holding.epoch)
         if sequence:
-            sequence.locked, sequence.copying = not seat.may_preempt, seat.source is not None
-            if not sequence.copying:
-                sequence.limit = None
+            source = seat.source
+            sequence.locked, sequence.copying = not seat.may_preempt, source is not None
+            sequence.limit = self._rooms.get(source.lease) if source is not None and source.granted else None
 
     # ---- effects
 
@@ -393,7 +404,7 @@ class Engine:
                 sequence = Running.begin(
                     session, start.epoch, start.context, limits.context, limits.ends, limits.grammars
                 )
-                self._scheduler.add(sequence, leaves=start.destination is not None)
+                self._scheduler.add(sequence)
             case Drop(epoch):
                 self._scheduler.remove(LeaseKey(session, epoch), time.monotonic())
             case Pause(epoch):
@@ -448,9 +459,11 @@ class Engine:
 
     def _reserve(self, session: str, effect: Reserving) -> None:
         sequence = self._sequence(session, effect.epoch)
-        room = MOVING_ROOM if self._scheduler.role.decode_slots else 0
-        blocks = self._blocks(min(sequence.most, len(sequence.tokens) + room))
-        sequence.limit = blocks * self._limits.block_size
+        growth = (
+            MOVING_ROOM + int(MOVING_SHARE * len(sequence.tokens)) if self._scheduler.role.decode_slots else 0
+        )
+        blocks = self._blocks(min(sequence.most, len(sequence.tokens) + growth))
+        self._rooms[effect.lease] = blocks * self._limits.block_size
         planned = next(source for source in self._seats[session].sources if source.lease == effect.lease)
         reserve = Reserve(
             lease=effect.lease,
@@ -552,6 +565,8 @@ class Engine:
         gone = [lease for lease in self._grants if not self._seats.get(lease.session, Seat("")).sources]
         for lease in gone:
             del self._grants[lease]
+        for lease in [lease for lease in self._rooms if not self._seats.get(lease.session, Seat("")).sources]:
+            del self._rooms[lease]
 
     # ---- what is said
 

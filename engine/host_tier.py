@@ -66,6 +66,12 @@ class HostTier:
         return any(job.swap.out for job in self._jobs.values())
 
     @property
+    def arriving(self) -> set[bytes]:
+        """Names of the blocks that are on their way back to the device."""
+        back = [job for job in self._jobs.values() if not job.swap.out]
+        return {name for job in back for name in job.names[-len(job.swap.device_ids) :]}
+
+    @property
     def idle(self) -> bool:
         return not self._jobs
 

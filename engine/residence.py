@@ -94,10 +94,12 @@ class Residence:
         return True
 
     def _found(self, sequence: Sequence, blocks: int) -> None:
-        """The KV of its leading blocks is there."""
+        """The KV of its leading blocks is there. A prompt that waits for its turn is counted when it first asks."""
         sequence.computed = blocks * self._block_size
-        self.asked_tokens += len(sequence.tokens)
         self.hit_tokens += sequence.computed
+        if not sequence.asked:
+            sequence.asked = True
+            self.asked_tokens += len(sequence.tokens)
 
     # ---- host memory
 
@@ -105,6 +107,11 @@ class Residence:
     def leaving(self) -> bool:
         """Blocks are on their way to host memory, and can be had afterwards."""
         return self._host is not None and self._host.leaving
+
+    @property
+    def arriving(self) -> set[bytes]:
+        """Names of the blocks that are on their way from host memory."""
+        return set() if self._host is None else self._host.arriving
 
     @property
     def swapping(self) -> bool:

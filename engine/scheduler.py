@@ -68,10 +68,9 @@ class Scheduler:
     def get(self, session: str, epoch: Epoch) -> Sequence | None:
         return self._sequences.get(LeaseKey(session, epoch))
 
-    def add(self, sequence: Sequence, leaves: bool = False) -> None:
-        """Queue a sequence for its prefill; `leaves` says that it is to decode elsewhere."""
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence for its prefill."""
         assert sequence.key not in self._sequences
-        sequence.leaves = leaves
         self._sequences[sequence.key] = sequence
 
     def remove(self, key: LeaseKey, now: float) -> None:
@@ -221,13 +220,13 @@ class Scheduler:
     def _begin(self, ready: list[Sequence]) -> list[Sequence]:
         """Let the prompts that this step has room for take what is cached of them.
 
-        Where one before it computes the very block that a prompt needs next, the prompt waits to find it cached: it is
-        left out.
+        Where the very block that a prompt needs next is computed by one before it, or is being fetched for another, the
+        prompt waits to find it cached: it is left out.
         """
         if not self.pool.caches:
             return ready
         runs: list[Sequence] = []
-        coming: set[bytes] = set()
+        coming = self.kv.arriving
         left = self._budget(ready).prefill_tokens
         for sequence in ready:
             if not sequence.decoding and left > 0:
@@ -260,9 +259,10 @@ class Scheduler:
 
     def _victim(self, sequence: Sequence) -> Sequence | None:
         """Of those that came later the last to come; one that is being handed over only where there is no other."""
-        later = list(self)[list(self).index(sequence) + 1 :]
-        able = [one for one in later if not one.paused and not one.locked and self.pool.holds(one.key)]
-        return max(able, key=lambda one: (not one.copying, later.index(one)), default=None)
+        everyone = list(self)
+        latest_first = reversed(everyone[everyone.index(sequence) + 1 :])
+        able = [one for one in latest_first if not one.paused and not one.locked and self.pool.holds(one.key)]
+        return next((one for one in able if not one.copying), able[0] if able else None)
 
     def _preempt(self, victim: Sequence) -> None:
         """Take its memory; what it computed stays cached until it is needed."""
@@ -288,7 +288,7 @@ class Scheduler:
         May be above the decode slots where requests were recovered: the earliest run, the others wait in order of
         arrival, and no more arrive by handover.
         """
-        return sum(sequence.decoding or (sequence.admitted and not sequence.leaves) for sequence in self)
+        return sum(sequence.decoding or (sequence.admitted and not sequence.copying) for sequence in self)
 
     @property
     def queued_tokens(self) -> int:

@@ -55,11 +55,9 @@ class Sequence:
     limit: int | None = None
     """Most tokens of KV while it is being handed over: the destination has no room for more."""
     copying: bool = False
-    """A handover out is under way."""
+    """A handover out is under way: once past its prefill it needs no decode slot here."""
     locked: bool = False
     """A transfer reads its blocks."""
-    leaves: bool = False
-    """It is to be handed over after its prefill: it needs no decode slot here."""
     salt: str = ""
     """Whose KV it may share."""
     application: str = ""
@@ -67,6 +65,8 @@ class Sequence:
     """How long its KV is to stay cached when it has gone."""
     names: list[bytes] = field(default_factory=list)
     """Of its leading full blocks, as far as they were needed."""
+    asked: bool = False
+    """What is cached of it was looked for, and counted."""
     published: int = 0
     """How many blocks the pool was told to be full and computed."""
 
@@ -167,7 +167,7 @@ class Sequence:
         """Its KV is gone: all tokens that it has are to be prefilled again, and none of them is drawn again."""
         self.computed = self.published = self.room = 0
         self.prefill_until = len(self.tokens)
-        self.admitted = False
+        self.admitted = self.asked = False
         self.preempted = True
 
     @property

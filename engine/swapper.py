@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections import deque
 from collections.abc import Callable
-from functools import partial
 
 import torch
 
@@ -18,7 +19,10 @@ GROUP = 64
 
 
 class Swapper:
-    """`submit` runs a copy in the transfer thread, `ended` hears of each swap its number and whether all is there."""
+    """`submit` runs a copy in the transfer thread, `ended` hears of each swap its number and whether all is there.
+
+    One group at a time waits there, of all swaps in turn, so that a handover's last blocks wait for one at most.
+    """
 
     def __init__(
         self,
@@ -31,23 +35,41 @@ class Swapper:
         self._host = host
         self._submit = submit
         self._ended = ended
+        self._waiting: deque[tuple[Swap, int]] = deque()
+        self._busy = False
+        self._lock = threading.Lock()
 
     def swap(self, swap: Swap) -> None:
         """Begin a copy. Any thread may call this."""
-        self._submit(partial(self._copy_on, swap, 0))
+        with self._lock:
+            self._waiting.append((swap, 0))
+            begins, self._busy = not self._busy, True
+        if begins:
+            self._submit(self._next)
 
-    def _copy_on(self, swap: Swap, first: int) -> None:
-        """Copy the next group, and have the rest copied after what waits."""
-        ok = False
+    def _next(self) -> None:
+        """Copy a group of the swap whose turn it is; the rest of it after what waits."""
+        with self._lock:
+            swap, first = self._waiting.popleft()
+        ok = self._try(swap, slice(first, first + GROUP))
+        goes_on = ok and first + GROUP < len(swap.host_ids)
+        with self._lock:
+            if goes_on:
+                self._waiting.append((swap, first + GROUP))
+            self._busy = bool(self._waiting)
+            busy = self._busy
+        if busy:
+            self._submit(self._next)
+        if not goes_on:
+            self._ended(swap.number, ok)
+
+    def _try(self, swap: Swap, group: slice) -> bool:
         try:
-            self._copy(swap, slice(first, first + GROUP))
-            if first + GROUP < len(swap.host_ids):
-                self._submit(partial(self._copy_on, swap, first + GROUP))
-                return
-            ok = True
+            self._copy(swap, group)
         except Exception as error:  # noqa: BLE001 - the copy ends here; the tokens are computed again
             logger.warning("a copy to or from host memory failed: %r", error)
-        self._ended(swap.number, ok)
+            return False
+        return True
 
     def _copy(self, swap: Swap, group: slice) -> None:
         device, host = swap.device_ids[group], swap.host_ids[group]

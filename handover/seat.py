@@ -316,12 +316,12 @@ class Seat:
         return seat._advance(effects, house)
 
     def _preempted(self) -> tuple[Seat, list[InstanceEffect]]:
-        """Blocks that a handover has sent stay sent; the rest waits until it is computed again."""
+        """A handover that has begun ends: what is to be computed again may need more room than it was given."""
         assert self.may_preempt and self.holding is not None
         seat = replace(self, holding=replace(self.holding, progress=None))
-        if self.source is None:
+        if self.source is None or self.source.state is SourceState.PLANNED:
             return seat, []
-        return seat._put_source(self.source.progress(full=0, blocks=0, computed=0, ready=False)), []
+        return seat._failed(*self.source.abort("its memory was needed"))
 
     def _finish(self, effects: list[InstanceEffect]) -> tuple[Seat, list[InstanceEffect]]:
         """The last token is made: the KV may go, the records stay until seen."""

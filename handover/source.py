@@ -93,6 +93,11 @@ class Source:
         return self.state in (State.PAUSED, State.COMMITTING)
 
     @property
+    def granted(self) -> bool:
+        """The destination has given it blocks, and no more than were asked for."""
+        return self.state in (State.COPYING, State.PAUSED, State.COMMITTING)
+
+    @property
     def over(self) -> bool:
         return self.state is State.ABORTED and self.writing is None
 

@@ -248,7 +248,8 @@ def test_what_is_prefilled_to_stay_counts_before_it_decodes_and_what_leaves_does
     key = LeaseKey("new", Epoch(1, 2))
     for leaves in (True, False):
         now = scheduler(Budget(2, 1))
-        now.add(sequence(0, 8, 8), leaves)
+        now.add(sequence(0, 8, 8))
+        next(iter(now)).copying = leaves
         step(now)
         assert (now.lease(key, 1, Size(2, 4), Context((1, 1)), []) == 0) is leaves
 
@@ -398,3 +399,12 @@ def test_a_target_cuts_prompts_beside_decodes_alone_and_starves_none():
     slow.add(sequence(1, 24, 4))
     assert [tokens for _, tokens in step(slow)] == [20]
     assert [tokens for _, tokens in step(slow)] == [1, BLOCK]
+
+
+def test_a_prompt_that_waits_for_its_turn_is_counted_once():
+    now = scheduler(Budget(4, 4), total=100)
+    for number in range(3):
+        now.add(sequence(number, 12, 1))
+    while list(now):
+        step(now)
+    assert now.kv.asked_tokens == 36
