@@ -48,6 +48,7 @@ class ByFile(LoadScopeScheduling):
         return "clusters" if file.startswith(self.CLUSTERS) else file
 
 
+@pytest.hookimpl(optionalhook=True)  # known only where xdist is
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     return ByFile(config, log)
 
