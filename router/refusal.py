@@ -39,5 +39,10 @@ def invalid(field: str, message: str) -> Refused:
     return Refused(grpc.StatusCode.INVALID_ARGUMENT, message, field)
 
 
+def exhausted(field: str, message: str) -> Refused:
+    """There is no place or time for it now."""
+    return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message, field)
+
+
 def unimplemented(field: str) -> Refused:
     return Refused(grpc.StatusCode.UNIMPLEMENTED, f"`{field}` does not work yet.", field)
