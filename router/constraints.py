@@ -37,8 +37,8 @@ EXIT_S = 2.0
 TRIES = 2
 """Processes that are asked at most: one may be killed from outside, and more would hold up everybody."""
 LIMITS = frozenset({signal.SIGPROF, signal.SIGABRT, signal.SIGSEGV})
-"""What the process dies of by the constraint's fault: its clock, its memory (an allocation that fails aborts), its stack.
-Any other death says nothing of the constraint."""
+"""What the process dies of by the constraint's fault: its clock, its memory (an allocation that fails aborts), its
+stack. Any other death says nothing of the constraint."""
 WAIT_S = 20.0
 """How long a check waits for its turn."""
 MOST_WAITING = 32
