@@ -8,6 +8,7 @@ import pytest
 from toy_fleet import ONE_AND_TWO, Heard, fleet, generate, request, until
 from toy_instance import output
 
+from penstock.client.errors import from_rpc
 from penstock.proto import inference_pb2 as pb
 from penstock.proto.inference_pb2_grpc import InferenceServiceStub
 from penstock.router import server
@@ -411,7 +412,7 @@ def test_without_instances_a_request_fails_in_time():
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await generate(here.address, request())
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert "no instance decodes" in caught.value.details()
+            assert "no instance decodes" in caught.value.details() and from_rpc(caught.value, "").final
 
     asyncio.run(run())
 
