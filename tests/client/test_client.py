@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 import grpc
@@ -197,6 +197,33 @@ def test_a_router_that_never_comes_back_is_an_error_in_time(monkeypatch):
             with pytest.raises(PenstockError) as caught:
                 list(events)
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def _late_door(address: str, late_s: float) -> asyncio.Server:
+    """Connections to it reach `address` after so long, as where a router has no processor for a while."""
+
+    async def pipe(reader, writer) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def passed_on(reader, writer) -> None:
+        await asyncio.sleep(late_s)
+        with suppress(OSError):
+            there, to_there = await asyncio.open_connection(*address.split(":"))
+            await asyncio.gather(pipe(reader, to_there), pipe(there, writer))
+
+    return await asyncio.start_server(passed_on, "127.0.0.1", 0)
+
+
+def test_a_router_that_is_slow_to_greet_is_waited_for(cluster):
+    door = cluster.run(_late_door(cluster.fleet.address, 0.5))
+    try:
+        with Client(f"127.0.0.1:{door.sockets[0].getsockname()[1]}") as client:
+            whole = client.complete(PROMPT, max_tokens=5, **GREEDY)
+        assert list(whole.token_ids) == output(PROMPT, 5)
+    finally:
+        cluster.loop.call_soon_threadsafe(door.close)
 
 
 def lost() -> PenstockError:
