@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
+from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 DETAILS_KEY = "grpc-status-details-bin"
+DOMAIN, FINAL = "penstock.inference.v1", "FINAL"
+"""Of the `ErrorInfo` that tells a router's own verdict; see `Generate` in inference.proto."""
 
 
 class PenstockError(Exception):
-    """A call failed. `field` names the field of the request that is at fault, where one is."""
+    """A call failed. `field` names the field of the request that is at fault, where one is.
 
-    def __init__(self, code: grpc.StatusCode, message: str, field: str = ""):
+    `final` is UNAVAILABLE as the router's own verdict, beside that of a router that was lost.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str, field: str = "", final: bool = False):
         super().__init__(code, message, field)
         self.code = code
         self.message = message
         self.field = field
+        self.final = final
 
     def __str__(self) -> str:
         return f"{self.message} ({self.code.name})"
@@ -34,7 +42,8 @@ def from_rpc(error: grpc.RpcError, address: str) -> PenstockError:
     if code is grpc.StatusCode.UNAVAILABLE and _nobody_answers(message):
         message = f"no cluster answers at {address} (is it up? `penstock up` starts one): {message}"
     kind = InvalidRequest if code is grpc.StatusCode.INVALID_ARGUMENT else PenstockError
-    return kind(code, message, _field(call.trailing_metadata()))
+    details = _details(call.trailing_metadata())
+    return kind(code, message, _field(details), _final(details))
 
 
 def _nobody_answers(message: str) -> bool:
@@ -42,11 +51,23 @@ def _nobody_answers(message: str) -> bool:
     return "failed to connect" in message.lower() or "DNS" in message
 
 
-def _field(metadata: Any) -> str:
-    for key, value in metadata or ():
-        if key == DETAILS_KEY:
-            for detail in status_pb2.Status.FromString(value).details:
-                bad = error_details_pb2.BadRequest()
-                if detail.Unpack(bad) and bad.field_violations:
-                    return bad.field_violations[0].field
+def _details(metadata: Any) -> list[any_pb2.Any]:
+    return [
+        detail
+        for key, value in metadata or ()
+        if key == DETAILS_KEY
+        for detail in status_pb2.Status.FromString(value).details
+    ]
+
+
+def _field(details: Sequence[any_pb2.Any]) -> str:
+    for detail in details:
+        bad = error_details_pb2.BadRequest()
+        if detail.Unpack(bad) and bad.field_violations:
+            return bad.field_violations[0].field
     return ""
+
+
+def _final(details: Sequence[any_pb2.Any]) -> bool:
+    info = error_details_pb2.ErrorInfo()
+    return any(detail.Unpack(info) and (info.domain, info.reason) == (DOMAIN, FINAL) for detail in details)

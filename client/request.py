@@ -159,7 +159,6 @@ class Attempts:
 
     def take(self, event: Event) -> Event | None:
         """What the caller hears of it: everything, but `started` once, and `finished` once a choice."""
-        self._failures = 0
         match event:
             case Started() if self._started is not None:
                 return None
@@ -169,13 +168,15 @@ class Attempts:
                 return None
             case Finished():
                 self._finished.add(event.choice)
+                self._failures = 0
             case Delta():
+                self._failures = 0
                 self._received.setdefault(event.choice, [])[event.first_index :] = event.token_ids
         return event
 
     def retry_after_s(self, error: PenstockError) -> float:
-        """Raises the error, unless a router was lost in mid-stream: then when to ask again, as a further attempt."""
-        if self._started is None or error.code is not grpc.StatusCode.UNAVAILABLE:
+        """When to ask again, as a further attempt. Raises the error, unless a router was lost in mid-stream."""
+        if self._started is None or error.code is not grpc.StatusCode.UNAVAILABLE or error.final:
             raise error
         if self._failures >= MOST_RETRIES:
             raise error

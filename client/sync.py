@@ -20,7 +20,7 @@ from .request import Attempts, Message, Sampling, build
 CHANNEL = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 5000),  # despite its name: how long one attempt to connect may take
+    ("grpc.min_reconnect_backoff_ms", 5000),  # in truth how long a connection may take to come about
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 GENERATE_S = 600.0

@@ -143,8 +143,8 @@ class Cluster:
         """
         began = time.monotonic() if began is None else began
         model = model_info(config)
+        reap_abandoned(progress)  # first: its router may listen on the port that this one is to have
         config = settled(config)
-        reap_abandoned(progress)
         cluster = cls(config, model, new_record(config, foreground), progress)
         try:
             cluster._start(began, instance, router)

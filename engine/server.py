@@ -17,7 +17,7 @@ import torch
 from ..handover import wire
 from ..handover.config import HandoverConfig
 from ..handover.effects import Beat as BeatEvent
-from ..handover.effects import Condemn, FromPeer, FromRouter, PeerLost, RouterSilent
+from ..handover.effects import Condemn, FromPeer, FromRouter, InstanceEvent, PeerLost, RouterSilent
 from ..handover.frames import (
     Beat,
     Dead,
@@ -34,7 +34,6 @@ from ..handover.frames import (
 from ..handover.seat import House, Seat
 from ..handover.values import (
     Address,
-    Context,
     Incarnation,
     Layout,
     LeaseKey,
@@ -58,6 +57,7 @@ from .config import EngineConfig
 from .engine import Engine, Limits
 from .grammar import Grammars
 from .host_tier import Swap
+from .intake import Intake
 from .local import LocalWindow
 from .memory import SharedMemory
 from .peers import CHANNEL, Peers
@@ -124,6 +124,7 @@ class InstanceServer(WorkerServiceServicer):
         tokenizer = self._config.folder / "tokenizer.json"
         has_text = tokenizer.exists()
         self._grammars = Grammars(tokenizer, self._spec.vocab, self._spec.eos) if has_text else None
+        self._intake = Intake(self._grammars.prepare if self._grammars else None, self._admit)
         self._peers = Peers(Address(self.me, self.address), self._handover)
         self._transfers = Transfers(
             *(self.me, self._runner.cache, self._handover, self._host, self._peers.send, self._post),
@@ -147,6 +148,7 @@ class InstanceServer(WorkerServiceServicer):
         self._heart.cancel()
         await asyncio.to_thread(self._engine.stop, self._handover.transport_s)
         await self._server.stop(grace=0.2)
+        await self._intake.close()
         await self._peers.close()
         await self._transfers.close()
         await asyncio.to_thread(self._runner.close)
@@ -297,8 +299,13 @@ class InstanceServer(WorkerServiceServicer):
         for router in list(self._links):
             self._tell(router, frame)
 
-    def _post(self, session: str, event: Any) -> None:
+    def _post(self, session: str, event: InstanceEvent) -> None:
         self._engine.post(session, event)
+
+    def _admit(self, session: str, event: InstanceEvent) -> None:
+        """Post what arrived. A lease granted to a writer that died while it waited would never hear of that death."""
+        if not (isinstance(event, FromPeer) and event.sender in self._dead):
+            self._engine.post(session, event)
 
     async def _beat(self) -> None:
         """Show life to routers that have heard nothing for a heartbeat, and notice those that show none."""
@@ -366,15 +373,8 @@ class InstanceServer(WorkerServiceServicer):
         async for request in requests:
             self._heard_at[router] = time.monotonic()
             frame = wire.from_link_request(request)
-            if isinstance(frame, Start):
-                await self._prepare(frame.context)
             self._take(router, frame)
             await self._keep_pace()
-
-    async def _prepare(self, context: Context) -> None:
-        """Compile its grammar here, so that no step waits for that."""
-        if context.params.grammar and self._grammars is not None:
-            await asyncio.to_thread(self._grammars.prepare, context.params.grammar)
 
     def _take(self, router: str, frame: RouterFrame) -> None:
         match frame:
@@ -382,15 +382,15 @@ class InstanceServer(WorkerServiceServicer):
                 return
             case SeenBatch(seen):
                 for one in seen:
-                    self._engine.post(one.session, FromRouter(router, one))
+                    self._intake.take(one.session, FromRouter(router, one))
             case Dead(incarnations):
                 for incarnation in incarnations:
                     self._bury(incarnation)
-            case Start(destination=Address() as destination) | Move(destination=destination):
-                self._peers.meet(destination)
-                self._engine.post(frame.session, FromRouter(router, frame))
             case message:
-                self._engine.post(message.session, FromRouter(router, message))
+                if isinstance(message, Start | Move) and message.destination is not None:
+                    self._peers.meet(message.destination)
+                grammar = message.context.params.grammar if isinstance(message, Start) else ""
+                self._intake.take(message.session, FromRouter(router, message), grammar)
 
     def _bury(self, incarnation: Incarnation) -> None:
         self._dead[incarnation] = None
@@ -420,9 +420,8 @@ class InstanceServer(WorkerServiceServicer):
                 if isinstance(frame, Turn | PairOffer):
                     self._transfers.hear(sender, frame)
                 elif not isinstance(frame, PeerHello):
-                    if isinstance(frame, Reserve):
-                        await self._prepare(frame.context)
-                    self._engine.post(frame.lease.session, FromPeer(sender, frame))
+                    grammar = frame.context.params.grammar if isinstance(frame, Reserve) else ""
+                    self._intake.take(frame.lease.session, FromPeer(sender, frame), grammar)
                     await self._keep_pace()
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -430,7 +429,7 @@ class InstanceServer(WorkerServiceServicer):
 
     async def _keep_pace(self) -> None:
         """Read no further while the engine is far behind; the streams' own windows then hold back the senders."""
-        while self._engine.backlog > IN_QUEUE and self._engine.alive:  # noqa: ASYNC110 - a thread empties it
+        while self._engine.backlog + self._intake.backlog > IN_QUEUE and self._engine.alive:  # noqa: ASYNC110 - a thread empties it
             await asyncio.sleep(self._handover.heartbeat_s)
 
     async def _first(self, requests: AsyncIterator[Any], read: Any, context: grpc.aio.ServicerContext) -> Any:

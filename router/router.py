@@ -64,10 +64,15 @@ class Router:
 
     def open(self, calls: Sequence[Call]) -> list[LiveSession]:
         """A session, started, for each of these choices of one request. Raises `Refused`; close them in the end."""
-        self._check_attempt(calls[0])
-        if len(self.sessions) + len(calls) > self.config.max_sessions:
-            message = f"{len(self.sessions)} sessions are open, and no {len(calls)} more are taken."
+        replaced = self._held(calls[0].request_id)
+        self._check_attempt(calls[0], replaced)
+        others = len(self.sessions) - len(replaced)
+        if others + len(calls) > self.config.max_sessions:
+            message = f"{others} sessions are open, and no {len(calls)} more are taken."
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+        for session in replaced:
+            message = f"The request was resumed as attempt {calls[0].attempt}."
+            session.cancel(Refused(grpc.StatusCode.ABORTED, message))
         sessions = [self.session_class(call, self, self.config, self.handover) for call in calls]
         self.sessions |= {session.key: session for session in sessions}
         self._idle.clear()
@@ -87,9 +92,8 @@ class Router:
         if len(self._ended) > FORGET_AFTER:
             del self._ended[next(iter(self._ended))]
 
-    def _check_attempt(self, call: Call) -> None:
+    def _check_attempt(self, call: Call, held: Sequence[LiveSession]) -> None:
         """A later attempt takes over from an earlier one; the same or an earlier one is refused."""
-        held = self._held(call.request_id)
         attempt, ended_at = self._ended.get(call.request_id, (0, 0.0))
         if self.now() - ended_at > self.handover.grace_s:
             attempt = 0  # no instance remembers it either
@@ -97,9 +101,6 @@ class Router:
         if call.attempt <= last:
             message = f"Attempt {last} of request {call.request_id!r} was made already."
             raise Refused(grpc.StatusCode.ALREADY_EXISTS, message, "request_id")
-        for session in held:
-            message = f"The request was resumed as attempt {call.attempt}."
-            session.cancel(Refused(grpc.StatusCode.ABORTED, message))
 
     def _held(self, request_id: str) -> list[LiveSession]:
         return [held for held in self.sessions.values() if held.call.request_id == request_id]

@@ -46,7 +46,7 @@ from ..policy.dispatch import NoInstance
 from ..policy.state import InstanceView, RequestShape
 from .config import RouterConfig
 from .fleet import Delta, Fleet, Mode, MoveResult, MoveWanted
-from .refusal import Refused
+from .refusal import Refused, unserved
 from .wire import Call
 
 logger = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ class LiveSession:
         self._destination_due = self._destination_since = None
         if self.recoveries > self._cfg.max_recoveries:
             message = f"The request was recovered {self._cfg.max_recoveries} times, last after: {reason}."
-            self.cancel(Refused(grpc.StatusCode.UNAVAILABLE, message))
+            self.cancel(unserved(message))
             return
         recomputed = self._move is not None and self._move.wanted.mode is Mode.RECOMPUTE and self._move.to
         self._dispatch(recomputed.instance if recomputed else "")
@@ -268,9 +268,7 @@ class LiveSession:
         if self._dispatch_since is None:
             self._dispatch_since = now
         elif now - self._dispatch_since > self._cfg.dispatch_wait_s:
-            self.cancel(
-                Refused(grpc.StatusCode.UNAVAILABLE, f"The request cannot be served now: {none.reason}.")
-            )
+            self.cancel(unserved(f"The request cannot be served now: {none.reason}."))
 
     def _find_destination(self, refused: frozenset[Incarnation]) -> None:
         """Another instance than the one that refused; where there is none, the same again after a while."""
@@ -294,7 +292,7 @@ class LiveSession:
             self._destination_since = now
         elif now - self._destination_since > self._cfg.dispatch_wait_s:
             message = f"The request cannot be served now: {none.reason}."
-            self.cancel(Refused(grpc.StatusCode.UNAVAILABLE, message))
+            self.cancel(unserved(message))
 
     # ---- moves that were asked for
 

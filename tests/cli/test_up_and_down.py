@@ -76,11 +76,11 @@ def test_a_port_in_use_is_one_line_and_leaves_nothing():
 class Up:
     """A `penstock up` in a process group of its own."""
 
-    def __init__(self, output: Path):
+    def __init__(self, output: Path, port: str):
         self.output = output
         with output.open("w") as out, output.with_suffix(".err").open("w") as err:
             self.process = subprocess.Popen(
-                [*COMMAND, "up", "--json", "--port", "0"], stdout=out, stderr=err, start_new_session=True
+                [*COMMAND, "up", "--json", "--port", port], stdout=out, stderr=err, start_new_session=True
             )
 
     def wait_until_it_serves(self) -> dict:
@@ -96,12 +96,12 @@ class Up:
 
 
 @pytest.fixture
-def start(tmp_path) -> Iterator[Callable[[], Up]]:
+def start(tmp_path) -> Iterator[Callable[..., Up]]:
     """Starts one `penstock up` after the other; none of them outlives the test."""
     started: list[Up] = []
 
-    def start() -> Up:
-        started.append(Up(tmp_path / f"up-{len(started)}"))
+    def start(port: str = "0") -> Up:
+        started.append(Up(tmp_path / f"up-{len(started)}", port))
         return started[-1]
 
     yield start
@@ -129,7 +129,7 @@ def test_up_serves_until_down_and_reaps_what_a_killed_one_left(start):
     first.process.wait()
     assert "no cluster is running" in refused(penstock("status")).lower()
 
-    second = start()
+    second = start(port)  # where the first one's router may still listen
     second.wait_until_it_serves()
     assert processes.marked(killed.cluster_id) == [] and not Path(killed.temp_dir).exists()
     (record,) = state.records()

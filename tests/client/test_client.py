@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -16,8 +17,8 @@ from toy_instance import FAST, output
 from penstock.cli.generate import command
 from penstock.client import AsyncClient, Client, Delta, Finished, InvalidRequest, PenstockError, Started
 from penstock.client import address as addresses
-from penstock.client.events import from_response
-from penstock.client.request import Attempts, build
+from penstock.client.events import Usage, from_response
+from penstock.client.request import MOST_RETRIES, Attempts, build
 from penstock.proto import inference_pb2
 from penstock.router.config import RouterConfig
 from penstock.router.server import RouterServer
@@ -196,6 +197,88 @@ def test_a_router_that_never_comes_back_is_an_error_in_time(monkeypatch):
             with pytest.raises(PenstockError) as caught:
                 list(events)
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def _late_door(address: str, late_s: float) -> asyncio.Server:
+    """Connections to it reach `address` after so long, as where a router has no processor for a while."""
+
+    async def pipe(reader, writer) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def passed_on(reader, writer) -> None:
+        await asyncio.sleep(late_s)
+        with suppress(OSError):
+            there, to_there = await asyncio.open_connection(*address.split(":"))
+            await asyncio.gather(pipe(reader, to_there), pipe(there, writer))
+
+    return await asyncio.start_server(passed_on, "127.0.0.1", 0)
+
+
+def test_a_router_that_is_slow_to_greet_is_waited_for(cluster):
+    door = cluster.run(_late_door(cluster.fleet.address, 0.5))
+    try:
+        with Client(f"127.0.0.1:{door.sockets[0].getsockname()[1]}") as client:
+            whole = client.complete(PROMPT, max_tokens=5, **GREEDY)
+        assert list(whole.token_ids) == output(PROMPT, 5)
+    finally:
+        cluster.loop.call_soon_threadsafe(door.close)
+
+
+def lost() -> PenstockError:
+    return PenstockError(grpc.StatusCode.UNAVAILABLE, "gone")
+
+
+def test_attempts_that_bring_nothing_are_bounded_though_each_of_them_starts():
+    attempts = Attempts(build(PROMPT, None, "r", None, {"n": 2, "max_tokens": 9}))
+    started, finished = Started("r", "toy", 5, 1, 3), Finished(0, "length", Usage(3, 1, 0, 0))
+    attempts.take(started)
+    attempts.take(finished)
+    for again in range(MOST_RETRIES):
+        assert attempts.retry_after_s(lost()) > 0
+        attempts.take(replace(started, attempt=again + 2))
+        attempts.take(finished)  # told again, as the router of each attempt does
+    with pytest.raises(PenstockError):
+        attempts.retry_after_s(lost())
+
+
+def test_attempts_that_bring_tokens_are_not_counted():
+    attempts = Attempts(build(PROMPT, None, "r", None, {"max_tokens": 99}))
+    attempts.take(Started("r", "toy", 5, 1, 3))
+    for index in range(2 * MOST_RETRIES):
+        attempts.take(
+            from_response(inference_pb2.GenerateResponse(delta={"first_index": index, "token_ids": [7]}))
+        )
+        attempts.retry_after_s(lost())
+    assert attempts.request().resume.attempt == 2 * MOST_RETRIES + 1
+
+
+def test_a_verdict_of_the_router_is_not_asked_for_again():
+    """It lost its only instance in mid-stream and gave up: the client hears that once, and soon."""
+    with ThreadedFleet(
+        config=RouterConfig(port=0, dispatch_wait_s=0.2, stop_s=0.1), settles=False
+    ) as running:
+        router = running.fleet.server.router
+        opened = []
+        running.run(_watch(router, opened))
+        with Client(running.fleet.address) as client:
+            events = client.generate(PROMPT, max_tokens=2000, **GREEDY)
+            next(events)
+            running.run(_lose_all(running.fleet))
+            with pytest.raises(PenstockError) as caught:
+                list(events)
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE and caught.value.final
+        assert len(opened) == 1
+
+
+async def _watch(router, opened: list) -> None:
+    openly = router.open
+    router.open = lambda calls: opened.append(calls) or openly(calls)
+
+
+async def _lose_all(fleet) -> None:
+    fleet.server.set_instances([])
 
 
 # ---- where the cluster is

@@ -12,14 +12,15 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import asynccontextmanager
-from dataclasses import asdict
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import pytest
 from bare_router import BareRouter, Stream, until
+from llguidance import LLMatcher
 
 from penstock.decode_worker.phase import DecodePhase
 from penstock.engine import server as server_module
@@ -363,6 +364,71 @@ def test_late_words_of_a_dead_incarnation_get_no_lease(stream_is_older):
             assert await call.code() is grpc.StatusCode.FAILED_PRECONDITION
             await asyncio.sleep(2 * HANDOVER.heartbeat_s)
             assert free(one) and not one._engine._seats
+
+    asyncio.run(main())
+
+
+REGEX = LLMatcher.grammar_from_regex("[a-z ]{20}")
+
+
+@contextmanager
+def compiles_held(one: InstanceServer):
+    """No grammar of this instance is compiled until the event that it yields is set."""
+    prepare, gate = one._intake._prepare, threading.Event()
+
+    def held(grammar: str) -> None:
+        assert gate.wait(60)
+        prepare(grammar)
+
+    one._intake._prepare = held
+    try:
+        yield gate
+    finally:
+        gate.set()
+
+
+def test_while_a_grammar_compiles_others_on_the_same_streams_go_on():
+    async def main():
+        prefill, decode = server("prefill", slots=0), server("decode")
+        async with running(prefill, decode) as router:
+            with compiles_held(prefill) as gate, compiles_held(decode):
+                held = router.start(
+                    "held", prompt(20, grammar=REGEX, ignore_eos=False), at(prefill), at(decode)
+                )
+                router.start("left", prompt(20, grammar=REGEX, ignore_eos=False), at(prefill), at(decode))
+                other = router.start("other", prompt(20, max_tokens=20), at(prefill), at(decode))
+                await until(lambda: other.session.closed)
+                assert len(other.ids) == 20 and set(other.makers) == {"prefill", "decode"}
+                assert not held.ids
+                router.cancel("left")
+                gate.set()
+                await until(lambda: held.ids)
+                another = router.start("another", prompt(30, max_tokens=20), at(prefill), at(decode))
+                await until(lambda: another.session.closed)
+                assert set(another.makers) == {"prefill", "decode"}, "its Peer stream waited for a grammar"
+            await until(lambda: held.session.closed)
+            assert not router.streams["left"].ids
+
+    asyncio.run(main())
+
+
+def test_a_writer_that_dies_while_its_grammar_compiles_gets_no_lease():
+    async def main():
+        one = server("one")
+        async with running(one) as router, grpc.aio.insecure_channel(one.address) as channel:
+            with compiles_held(one):
+                call = WorkerServiceStub(channel).Peer()
+                await call.write(to_peer_request(PeerHello(Address(GHOST, "127.0.0.1:1"), one.me)))
+                asked = reserve(one)
+                context = prompt(20, grammar=REGEX, ignore_eos=False)
+                await call.write(to_peer_request(replace(asked, context=context)))
+                await until(lambda: one._intake.backlog)
+                router.send(one.me, Dead((GHOST,)))
+                await until(lambda: one._dead)
+            await until(lambda: not one._intake.backlog)
+            await asyncio.sleep(2 * HANDOVER.heartbeat_s)
+            assert free(one) and not one._engine._seats
+            call.cancel()
 
     asyncio.run(main())
 

@@ -116,8 +116,70 @@ def test_a_process_that_was_killed_is_started_anew():
         async with constraints() as made:
             await made.grammar(structured(*GOOD[1]))
             made._process.kill()
-            await made._process.wait()
             assert "[a-f]" in await made.grammar(structured("regex", "[a-f]"))
+
+    asyncio.run(run())
+
+
+def test_a_process_that_is_killed_at_every_check_leaves_no_verdict():
+    """It may be killed for others' memory: nothing is said of the constraint, and a later check answers."""
+
+    async def run():
+        async with constraints() as made:
+            start = made._start
+
+            async def killed(field):
+                process = await start(field)
+                process.kill()
+                return process
+
+            made._start = killed
+            with pytest.raises(Refused) as refused:
+                await made.grammar(structured("regex", "[a-f]"))
+            assert refused.value.code.name == "RESOURCE_EXHAUSTED"
+            made._start = start
+            assert "[a-f]" in await made.grammar(structured("regex", "[a-f]"))
+
+    asyncio.run(run())
+
+
+@asynccontextmanager
+async def one_that_hangs(made, monkeypatch):
+    """A check that holds the turn until the end."""
+    await made.grammar(structured(*GOOD[1]))
+    os.kill(made._process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(module, "CHECK_S", 60.0)
+    hanging = asyncio.create_task(made.grammar(structured("regex", "[a-f]")))
+    await asyncio.sleep(0)
+    assert made._turn.locked()
+    yield
+    hanging.cancel()
+    await asyncio.gather(hanging, return_exceptions=True)
+
+
+@pytest.mark.parametrize("limit, value", [("MOST_WAITING", 0), ("WAIT_S", 0.05)])
+def test_checks_do_not_queue_without_bound_or_end(monkeypatch, limit, value):
+    async def run():
+        async with constraints() as made, one_that_hangs(made, monkeypatch):
+            monkeypatch.setattr(module, limit, value)
+            with pytest.raises(Refused) as refused:
+                await made.grammar(structured("regex", "[a-g]"))
+            assert (refused.value.code.name, refused.value.field) == (
+                "RESOURCE_EXHAUSTED",
+                "sampling.structured.regex",
+            )
+            assert await made.grammar(structured(*GOOD[1])), "what is known waits for nobody"
+
+    asyncio.run(run())
+
+
+def test_answers_asked_for_again_are_kept_before_others(monkeypatch):
+    async def run():
+        monkeypatch.setattr(module, "KEPT", 2)
+        async with constraints() as made:
+            for regex in "abac":
+                await made.grammar(structured("regex", regex))
+            assert ['"a"' in line or '"c"' in line for line in made._answers] == [True, True]
 
     asyncio.run(run())
 

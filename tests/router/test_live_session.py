@@ -174,7 +174,7 @@ def test_recoveries_are_bounded():
     assert live.closed and len(desk.of(Start)) == 4
     with pytest.raises(Refused) as refused:
         read(live)
-    assert refused.value.code is grpc.StatusCode.UNAVAILABLE
+    assert refused.value.code is grpc.StatusCode.UNAVAILABLE and refused.value.final
 
 
 def test_a_prompt_that_fits_no_pool_is_refused_at_once():

@@ -19,6 +19,7 @@ from test_tokenizer import byte_level
 from toy_fleet import MODEL, ONE_AND_TWO, Heard, fleet, generate, request, swept, until
 from toy_instance import FAST, ToyInstance, output
 
+from penstock.client.errors import from_rpc
 from penstock.proto import (
     control_pb2,
     control_pb2_grpc,
@@ -341,6 +342,7 @@ def test_a_stop_that_cannot_wait_tells_the_client_to_come_again():
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stream
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert not from_rpc(caught.value, "").final
 
     asyncio.run(run())
 

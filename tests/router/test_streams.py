@@ -8,6 +8,7 @@ import pytest
 from toy_fleet import ONE_AND_TWO, Heard, fleet, generate, request, until
 from toy_instance import output
 
+from penstock.client.errors import from_rpc
 from penstock.proto import inference_pb2 as pb
 from penstock.proto.inference_pb2_grpc import InferenceServiceStub
 from penstock.router import server
@@ -341,6 +342,46 @@ def test_more_sessions_than_the_bound_are_refused():
     asyncio.run(run())
 
 
+def test_a_full_router_takes_a_resume_in_the_place_of_the_attempt_before():
+    async def run():
+        async with fleet(ONE_AND_TWO, RouterConfig(port=0, max_sessions=1, stop_s=0.5)) as here:
+            first = Heard()
+            task = asyncio.create_task(
+                generate(here.address, request(max_tokens=2000, request_id="r"), heard=first)
+            )
+            await until(lambda: first.ids)
+            asked = request(max_tokens=40, request_id="r", resume=pb.Resume(attempt=2, seed=0))
+            asked.sampling.ClearField("seed")
+            assert (await generate(here.address, asked)).ids == output((1, 2, 3), 40)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await task
+            assert caught.value.code() is grpc.StatusCode.ABORTED
+
+    asyncio.run(run())
+
+
+def test_a_resume_that_finds_no_place_leaves_the_attempt_before_alone():
+    async def run():
+        async with fleet(ONE_AND_TWO, RouterConfig(port=0, max_sessions=2, stop_s=0.5)) as here:
+            first, other = Heard(), Heard()
+            tasks = [
+                asyncio.create_task(
+                    generate(here.address, request(max_tokens=400, request_id=name), heard=heard)
+                )
+                for name, heard in (("r", first), ("other", other))
+            ]
+            await until(lambda: first.ids and other.ids)
+            resume = pb.Resume(attempt=2, seed=0)
+            asked = request(max_tokens=40, request_id="r", resume=resume, sampling={"seed": None, "n": 2})
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await generate(here.address, asked)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            await asyncio.gather(*tasks)
+            assert first.ids == output((1, 2, 3), 400)
+
+    asyncio.run(run())
+
+
 def test_calls_are_bounded_before_they_are_read(monkeypatch):
     monkeypatch.setattr(server, "OTHER_CALLS", 1)
     read = server.read_request
@@ -371,7 +412,7 @@ def test_without_instances_a_request_fails_in_time():
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await generate(here.address, request())
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert "no instance decodes" in caught.value.details()
+            assert "no instance decodes" in caught.value.details() and from_rpc(caught.value, "").final
 
     asyncio.run(run())
 
