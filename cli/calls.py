@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
 
 from ..client import PenstockError
+
+
+class Seconds(click.ParamType):
+    """A finite time above 0."""
+
+    name = "seconds"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = click.FLOAT.convert(value, param, ctx)
+        if not (math.isfinite(seconds) and seconds > 0):
+            self.fail(f"{value} is no time above 0.", param, ctx)
+        return seconds
+
+
+SECONDS = Seconds()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ..client import Client, Completion, Delta, Event
 from ..client.events import completions
-from .calls import told
+from .calls import SECONDS, told
 
 TIMEOUT_S = 600.0
 
@@ -55,7 +55,9 @@ TIMEOUT_S = 600.0
 )
 @click.option("--model", help="Which model; needed by nobody while one is served.")
 @click.option("--request-id", help="Name of the request, for `penstock migrate`. Default: a random one.")
-@click.option("--timeout", "timeout_s", type=float, default=TIMEOUT_S, show_default=True, help="In seconds.")
+@click.option(
+    "--timeout", "timeout_s", type=SECONDS, default=TIMEOUT_S, show_default=True, help="In seconds."
+)
 @click.option("--address", metavar="HOST:PORT", help="The cluster's router.")
 @click.option(
     "--json", "as_json", is_flag=True, help="The last line is one JSON object, and no text is streamed."

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from ..client import Client, Move
-from .calls import told
+from .calls import SECONDS, told
 from .errors import CheckFailed
 
 
@@ -24,7 +24,7 @@ from .errors import CheckFailed
     help="Copy while it runs; pause and copy; or prefill again.",
 )
 @click.option("--choice", type=int, metavar="N", help="Move one choice only. Default: all of them.")
-@click.option("--timeout", "timeout_s", type=float, default=60.0, show_default=True, help="In seconds.")
+@click.option("--timeout", "timeout_s", type=SECONDS, default=60.0, show_default=True, help="In seconds.")
 @click.option("--address", metavar="HOST:PORT", help="The cluster's router.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(

@@ -84,14 +84,18 @@ def _changed(part: Any, **values: object) -> Any:
 
 
 def _interrupt_once() -> None:
-    """SIGTERM ends the command as Ctrl-C does; further signals are ignored, since stopping has its own deadlines."""
+    """SIGTERM, and SIGHUP of a closed terminal, end the command as Ctrl-C does.
+
+    Further signals are ignored, since stopping has its own deadlines.
+    """
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupt(number: int, frame: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in ends:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ends:
         signal.signal(number, interrupt)
 
 

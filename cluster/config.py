@@ -158,13 +158,30 @@ def default() -> Config:
 def load(path: str | Path) -> Config:
     """Read one YAML file. `ValueError` names the file, the key and, for a key unknown, the nearest that exists."""
     try:
-        return parse(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        return parse(read_yaml(Path(path).read_text(encoding="utf-8")))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_yaml(text: str) -> Any:
+    """The tree in a YAML text. `ValueError` for a key that stands twice in a mapping, `YAMLError` for no YAML."""
+    return yaml.load(text, _OnceEach)
+
+
+class _OnceEach(yaml.SafeLoader):
+    """YAML's own rule, which the library does not hold: it would keep the last of equal keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                line = node.value[place][0].start_mark.line + 1
+                raise ValueError(f"key `{key}` stands twice, the second time in line {line}")
+        return super().construct_mapping(node, deep)
 
 
 def parse(tree: object) -> Config:

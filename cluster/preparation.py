@@ -75,7 +75,8 @@ def _port(key: str, host: str, port: int) -> int:
     """`port`, or a free one where it is 0; `ValueError` where it cannot be had."""
     if port == 0:
         candidates = random.SystemRandom().sample(PORTS, k=100)
-        return next(candidate for candidate in candidates if _refusal(host, candidate) is None)
+        free = (candidate for candidate in candidates if _refusal(host, candidate) is None)
+        port = next(free, candidates[0])
     refusal = _refusal(host, port)
     if refusal is not None:
         raise ValueError(f"port {port} on {host} cannot be had ({key}): {refusal}")
@@ -84,7 +85,7 @@ def _port(key: str, host: str, port: int) -> int:
 
 def _refusal(host: str, port: int) -> str | None:
     """Why nobody can listen there; None where one can."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -17,7 +17,7 @@ import yaml
 
 from ..policy.cost import CostModel
 from . import units
-from .config import build
+from .config import build, read_yaml
 
 SHIPPED = Path(__file__).with_name("profiles")
 
@@ -107,7 +107,7 @@ def load(name: str | Path) -> Profile:
     elif not path.is_file():
         raise ValueError(f"no profile {str(name)!r}: no such file, and shipped are {', '.join(shipped())}")
     try:
-        return build(Profile, yaml.safe_load(path.read_text(encoding="utf-8")))
+        return build(Profile, read_yaml(path.read_text(encoding="utf-8")))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     except yaml.YAMLError as error:

@@ -13,6 +13,7 @@ from .checkpoint import ModelSpec, weight_files
 from .families import Mixture
 
 # Buffers that older checkpoints saved beside the weights.
+_KINDS = ("F64", "F32", "F16", "BF16")
 _IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
 
 
@@ -107,7 +108,10 @@ class _Shards:
         if name not in self._sources:
             raise ValueError(f"the checkpoint lacks tensor {name} of shape {list(shape)}")
         file, shard = self._sources[name]
-        found = shard.get_slice(name).get_shape()
+        tensor = shard.get_slice(name)
+        found, kind = tensor.get_shape(), tensor.get_dtype()
+        if kind not in _KINDS:
+            raise ValueError(f"{file}: tensor {name} is {kind}; supported: {', '.join(_KINDS)}")
         if found != list(shape):
             raise ValueError(f"{file}: tensor {name} has shape {found}, expected {list(shape)}")
         self._read.add(name)

@@ -50,6 +50,11 @@ class HandoverConfig:
         for field in fields(self):
             if getattr(self, field.name) <= 0:
                 raise ValueError(f"handover.{field.name} must be above 0, not {getattr(self, field.name)}.")
+        for shorter, longer in (("heartbeat_s", "hung_after_s"), ("hung_after_s", "grace_s")):
+            if getattr(self, shorter) >= getattr(self, longer):
+                raise ValueError(
+                    f"handover.{shorter} must be below handover.{longer}, or nobody lives long enough."
+                )
         if self.copy_share > 1:
             raise ValueError(f"handover.copy_share must be at most 1, not {self.copy_share}.")
         if self.final_blocks > self.stage_blocks:

@@ -131,3 +131,10 @@ def test_a_model_that_ranks_cannot_share_is_refused_before_anything_starts():
         ValueError, match="engine.tensor_parallel: 4 does not divide the model's num_attention"
     ):
         model_info(config)
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("cluster: {decode: 3}\nrouter: {port: 0}\ncluster: {prefill: 2}\n")
+    with pytest.raises(ValueError, match="twice.yaml: key `cluster` stands twice, the second time in line 3"):
+        load(path)

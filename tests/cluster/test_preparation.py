@@ -54,3 +54,9 @@ def test_costs_are_written_once():
     assert parse({"cost": cost, "cluster": {"itl_target_s": 0.1}}).cost is not None
     with pytest.raises(ValueError, match="not both"):
         parse({"cost": cost, "cluster": {"profile": SHIPPED}})
+
+
+@pytest.mark.parametrize("port", [0, 50061])
+def test_a_host_that_is_not_of_this_machine_is_refused_in_a_sentence(port):
+    with pytest.raises(ValueError, match="on 203.0.113.1 cannot be had"):
+        settled(parse({"router": {"host": "203.0.113.1", "port": port}}))

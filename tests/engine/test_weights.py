@@ -74,6 +74,12 @@ def test_a_wrong_shape_is_named_with_the_right_one(folder: Path) -> None:
         load(folder)
 
 
+def test_numbers_of_another_kind_are_refused(folder: Path) -> None:
+    rewrite(folder, {GATE: torch.zeros(256, 128, dtype=torch.int16)})
+    with pytest.raises(ValueError, match=f"tensor {GATE} is I16; supported: F64, F32, F16, BF16"):
+        load(folder)
+
+
 def test_an_unexpected_tensor_is_refused(folder: Path) -> None:
     rewrite(folder, {"model.layers.0.self_attn.q_proj.bias": torch.zeros(128), "x": torch.zeros(1)})
     with pytest.raises(ValueError, match="unexpected tensor model.layers.0.self_attn.q_proj.bias and 1 more"):

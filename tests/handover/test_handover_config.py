@@ -31,3 +31,9 @@ def test_copies_have_no_more_than_all_of_the_time() -> None:
 def test_settings_are_named() -> None:
     with pytest.raises(TypeError):
         HandoverConfig(1.0)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("told", [{"heartbeat_s": 1.0}, {"hung_after_s": 30.0}])
+def test_nobody_counts_as_hung_before_it_could_show_life(told: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"handover.{next(iter(told))} must be below"):
+        HandoverConfig(**told)
