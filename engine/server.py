@@ -15,6 +15,7 @@ import grpc.aio
 import torch
 
 from ..handover import wire
+from ..handover.channel import CHANNEL
 from ..handover.config import HandoverConfig
 from ..handover.effects import Beat as BeatEvent
 from ..handover.effects import Condemn, FromPeer, FromRouter, InstanceEvent, PeerLost, RouterSilent
@@ -59,7 +60,7 @@ from .host_tier import Swap
 from .intake import Intake
 from .local import LocalWindow
 from .memory import SharedMemory
-from .peers import CHANNEL, Peers
+from .peers import Peers
 from .phase import Phase
 from .runner import Runner, choose_device, choose_dtype, choose_layout, memory_bytes
 from .scheduler import Scheduler
