@@ -24,7 +24,11 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Where the KV blocks are. When nothing runs, free + cached = total."""
+    """Where the KV blocks are; the five add up to `total`.
+
+    When nothing runs none is held or leased, and free + cached = total once the last writer that was in doubt has
+    answered or ended, until when its blocks are quarantined.
+    """
 
     total: int
     free: int

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 import grpc.aio
 
+from ..handover.channel import CHANNEL
 from ..handover.config import HandoverConfig
 from ..handover.effects import Condemn
 from ..handover.frames import Beat, Dead, Hello, Step
@@ -21,12 +22,6 @@ from ..proto import worker_pb2 as pb
 from ..proto.worker_pb2_grpc import WorkerServiceStub
 
 logger = logging.getLogger(__name__)
-
-CHANNEL_OPTIONS = (
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.use_local_subchannel_pool", 1),  # else a new channel inherits the backoff of the last
-)
-
 
 DEATHS_KEPT = 4096
 
@@ -100,7 +95,7 @@ class Link:
     async def _listen(self) -> None:
         while True:
             try:
-                async with grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
+                async with grpc.aio.insecure_channel(self._address, options=CHANNEL) as channel:
                     stub = WorkerServiceStub(channel)
                     async for response in stub.Link(self._beats()):
                         self._hear(response)

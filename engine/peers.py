@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 
 from ..handover import wire
+from ..handover.channel import CHANNEL
 from ..handover.config import HandoverConfig
 from ..handover.frames import PeerFrame, PeerHello
 from ..handover.values import Address, Incarnation
@@ -17,12 +18,6 @@ from ..proto.worker_pb2_grpc import WorkerServiceStub
 logger = logging.getLogger(__name__)
 
 QUEUE = 4096
-CHANNEL = (
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.use_local_subchannel_pool", 1),  # else a new channel inherits the backoff of the last
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-)
 
 
 class Peers:

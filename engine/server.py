@@ -15,6 +15,7 @@ import grpc.aio
 import torch
 
 from ..handover import wire
+from ..handover.channel import CHANNEL
 from ..handover.config import HandoverConfig
 from ..handover.effects import Beat as BeatEvent
 from ..handover.effects import Condemn, FromPeer, FromRouter, InstanceEvent, PeerLost, RouterSilent
@@ -60,7 +61,7 @@ from .host_tier import Swap
 from .intake import Intake
 from .local import LocalWindow
 from .memory import SharedMemory
-from .peers import CHANNEL, Peers
+from .peers import Peers
 from .phase import Phase
 from .runner import Runner, choose_device, choose_dtype, choose_layout, memory_bytes
 from .scheduler import Scheduler
@@ -334,8 +335,8 @@ class InstanceServer(WorkerServiceServicer):
 
     async def Link(
         self, request_iterator: AsyncIterator[pb.LinkRequest], context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[pb.LinkResponse]:
-        """See worker.proto. Ends when the router does, or when another stream of the same router replaces it."""
+    ) -> None:
+        """See worker.proto. Ends when the router does, or hangs, or has another stream in its place."""
         hello = await self._first(request_iterator, wire.from_link_request, context)
         if not isinstance(hello, Hello) or hello.incarnation != self.me:
             await context.abort(
@@ -355,7 +356,8 @@ class InstanceServer(WorkerServiceServicer):
                         frame = await queue.get()
                 except TimeoutError:
                     continue
-                yield wire.to_link_response(frame)
+                if not await self._write(router, frame, context):
+                    break
             if reader.done() and not reader.cancelled() and reader.exception() is not None:
                 logger.info("the stream of router %s broke: %s", router, reader.exception())
             if reader.done() and not reader.cancelled() and isinstance(reader.exception(), ValueError):
@@ -364,6 +366,21 @@ class InstanceServer(WorkerServiceServicer):
             reader.cancel()
             if self._links.get(router) is queue:
                 del self._links[router]
+
+    async def _write(self, router: str, frame: InstanceFrame, context: grpc.aio.ServicerContext) -> bool:
+        """Say it; whether the router took it within the time for which its sequences are kept.
+
+        What gRPC holds of such a call goes with the connection: while a message is stuck it can end no call, nor abort.
+        """
+        try:
+            async with asyncio.timeout(self._handover.grace_s):
+                await context.write(wire.to_link_response(frame))
+        except TimeoutError:
+            logger.warning(
+                "router %s took nothing for %g s; its stream is cut", router, self._handover.grace_s
+            )
+            return False
+        return True
 
     def _welcome(self) -> Welcome:
         spec = self._spec

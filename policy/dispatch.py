@@ -110,7 +110,8 @@ def redirect(
 
 
 def unseen(memory: Memory, views: Sequence[InstanceView], now: float) -> Memory:
-    """Without the claims that the views show by now, and those of instances that are no more."""
+    """Without the claims that the views show by now; of an instance that is away they last their time, for it may
+    come back."""
     seen_at = {view.key: view.seen_at for view in views}
     return Memory(tuple(claim for claim in memory.claims if seen_at.get(claim.instance, now) < claim.until))
 

@@ -14,11 +14,11 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from ..handover.channel import CHANNEL
 from ..policy.state import InstanceView, LoadView
 from ..proto import router_pb2 as pb
 from ..proto.router_pb2_grpc import RouterServiceStub
 from .fleet import Mode, MoveWanted
-from .links import CHANNEL
 from .router import Router
 
 logger = logging.getLogger(__name__)

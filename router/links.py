@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 
 from ..handover import wire
+from ..handover.channel import CHANNEL
 from ..handover.config import HandoverConfig
 from ..handover.effects import Condemn
 from ..handover.frames import Beat, Hello, RouterFrame, SeenBatch, Step, Welcome
@@ -25,13 +26,6 @@ logger = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 1.0
-
-CHANNEL = (
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.use_local_subchannel_pool", 1),  # else a new channel inherits the backoff of the last
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-)
 
 
 class Listener(Protocol):

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from ..handover.config import HandoverConfig
@@ -18,7 +19,7 @@ async def serve(
     config: RouterConfig,
     controller: str,
     model: ModelInfo,
-    handover: HandoverConfig | None = None,
+    handover: HandoverConfig,
     name: str = "router-0",
 ) -> None:
     """Serve until SIGTERM or SIGINT, then stop gracefully. Must run in the main thread."""
@@ -45,6 +46,10 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, required=True)
     parser.add_argument("--tokenizer", type=Path, metavar="tokenizer.json")
     parser.add_argument("--end-token", type=int, action="append", default=[], metavar="ID")
+    handover = parser.add_argument_group("handover", "the same at every party of a cluster")
+    for field in fields(HandoverConfig):
+        flag = f"--handover-{field.name.replace('_', '-')}"
+        handover.add_argument(flag, dest=field.name, type=type(field.default), default=field.default)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
@@ -56,7 +61,10 @@ def main() -> None:
             tokenizer=options.tokenizer,
             end_tokens=tuple(options.end_token),
         )
-        asyncio.run(serve(config, options.controller, model, HandoverConfig(), options.name))
+        agreed = HandoverConfig(
+            **{field.name: getattr(options, field.name) for field in fields(HandoverConfig)}
+        )
+        asyncio.run(serve(config, options.controller, model, agreed, options.name))
     except ValueError as error:
         sys.exit(parser.error(str(error)))
 

@@ -13,6 +13,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from ..handover.channel import CHANNEL
 from ..handover.config import HandoverConfig
 from ..handover.values import End, Logprobs
 from ..policy.state import InstanceView
@@ -20,7 +21,6 @@ from ..proto import control_pb2, control_pb2_grpc, inference_pb2, inference_pb2_
 from .attach import attach
 from .config import ModelInfo, RouterConfig
 from .constraints import Constraints
-from .links import CHANNEL
 from .malformed import RefuseMalformed
 from .output import Output, Piece
 from .refusal import DETAILS_KEY, Refused

@@ -27,7 +27,7 @@ from penstock.engine import server as server_module
 from penstock.engine.config import EngineConfig
 from penstock.engine.server import InstanceServer
 from penstock.handover.config import HandoverConfig
-from penstock.handover.frames import Dead, Hello, PeerHello
+from penstock.handover.frames import Dead, Hello, PeerHello, Step
 from penstock.handover.values import (
     Address,
     Context,
@@ -35,8 +35,10 @@ from penstock.handover.values import (
     Incarnation,
     LeaseKey,
     MoveMode,
+    News,
     Reserve,
     SamplingParams,
+    TokenRecord,
 )
 from penstock.handover.wire import to_link_request, to_peer_request
 from penstock.prefill_worker.phase import PrefillPhase
@@ -326,6 +328,24 @@ def test_only_the_right_life_is_spoken_to():
                     async for _ in stub.Link(iter([first])):
                         pass
                 assert caught.value.code() is code
+
+    asyncio.run(main())
+
+
+def test_a_router_that_takes_nothing_is_spoken_to_no_more():
+    async def main():
+        one = server("one")
+        async with running(one), grpc.aio.insecure_channel(one.address) as channel:
+            one._heart.cancel()  # which ends the process where the engine is silent for so short a time
+            one._handover = replace(HANDOVER, grace_s=0.5)
+            call = WorkerServiceStub(channel).Link()
+            await call.write(to_link_request(Hello("hung", one.me)))
+            await until(lambda: "hung" in one._links)
+            seen = News("s", Epoch(1, 1), 0, tuple(TokenRecord(1) for _ in range(100_000)))
+            for _ in range(16):
+                one._tell("hung", Step((seen,)))
+            await until(lambda: "hung" not in one._links)
+            await until(lambda: all(task.get_name() != "from hung" for task in asyncio.all_tasks()))
 
     asyncio.run(main())
 

@@ -20,6 +20,7 @@ from toy_fleet import MODEL, ONE_AND_TWO, Heard, fleet, generate, request, swept
 from toy_instance import FAST, ToyInstance, output
 
 from penstock.client.errors import from_rpc
+from penstock.handover.config import HandoverConfig
 from penstock.proto import (
     control_pb2,
     control_pb2_grpc,
@@ -27,6 +28,7 @@ from penstock.proto import (
     router_pb2,
     router_pb2_grpc,
 )
+from penstock.router import main
 from penstock.router.config import RouterConfig
 from penstock.router.server import RouterServer
 
@@ -368,20 +370,33 @@ def test_a_router_process_serves_without_torch_and_ends_on_sigterm():
         process.wait()
 
 
+NEEDED = ["--controller", "x:1", "--model", "m", "--context-tokens", "9", "--vocabulary", "9"]
+
+
+def test_a_router_process_is_told_the_clusters_handover_values(monkeypatch):
+    told = []
+
+    async def serve(config, controller, model, handover, name):
+        told.append(handover)
+
+    def run(*options) -> None:
+        monkeypatch.setattr(sys, "argv", ["penstock-router", *NEEDED, *options])
+        main.main()
+
+    monkeypatch.setattr(main, "serve", serve)
+    run()
+    run("--handover-heartbeat-s", "0.25", "--handover-stage-blocks", "32")
+    assert told == [HandoverConfig(), HandoverConfig(heartbeat_s=0.25, stage_blocks=32)]
+    with pytest.raises(SystemExit) as ended:
+        run("--handover-copy-share", "2")
+    assert ended.value.code == 2
+
+
 def test_a_wrong_option_of_the_process_is_one_line_and_exit_code_2():
-    arguments = [
-        "--controller",
-        "x:1",
-        "--port",
-        "99999",
-        "--model",
-        "m",
-        "--context-tokens",
-        "9",
-        "--vocabulary",
-        "9",
-    ]
     run = subprocess.run(
-        [sys.executable, "-m", "penstock.router.main", *arguments], capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "penstock.router.main", *NEEDED, "--port", "99999"],
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert run.returncode == 2 and "router.port" in run.stderr and "Traceback" not in run.stderr
