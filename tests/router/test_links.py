@@ -88,7 +88,7 @@ def start(number: int) -> Start:
     return Start(f"s{number}", Epoch(1, 1), LARGE)
 
 
-PATIENT = HandoverConfig(heartbeat_s=0.03, hung_after_s=60.0)
+PATIENT = HandoverConfig(heartbeat_s=0.03, hung_after_s=60.0, grace_s=61.0)
 """Nothing but the bound ends a stream."""
 FAST = HandoverConfig(heartbeat_s=0.03, hung_after_s=0.4)
 
