@@ -39,9 +39,10 @@ class Reference:
     def damaged_logits(
         self, prompt: Sequence[int], output: Sequence[int], at: int, block: int
     ) -> torch.Tensor:
-        """`logits` from row `at` on, `[len(output) - at, vocabulary]`, where one KV block is zeroed from there on.
+        """`logits` from row `at` on, `[len(output) - at, vocabulary]`, where one KV block is wrong from there on.
 
-        The block is the `block`-th, modulo their number, of those that the cache holds when token `at` is chosen.
+        The block is the `block`-th, modulo their number, of those that the cache holds when token `at` is chosen; it
+        holds what a stale read would find there: keys and values that look like others, and are not these.
         """
         ids = torch.tensor([[*prompt, *output[:-1]]])
         seen = len(prompt) + at - 1
@@ -50,5 +51,12 @@ class Reference:
             held = layer.keys.shape[-2]
             start = block % -(-held // BLOCK_SIZE) * BLOCK_SIZE
             for half in (layer.keys, layer.values):
-                half[:, :, start : start + BLOCK_SIZE].zero_()
+                garble(half, start, block)
         return self.model(ids[:, seen:], past_key_values=cache, logits_to_keep=len(output) - at).logits[0]
+
+
+def garble(half: torch.Tensor, start: int, seed: int) -> None:
+    """Overwrite one block of a layer's keys or values `[1, heads, tokens, dim]` with noise like it."""
+    hurt = half[:, :, start : start + BLOCK_SIZE]
+    noise = torch.randn(hurt.shape, generator=torch.Generator().manual_seed(seed))
+    hurt.copy_(noise * half.std(dim=2, keepdim=True) + half.mean(dim=2, keepdim=True))

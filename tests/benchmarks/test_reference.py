@@ -7,7 +7,7 @@ import torch
 
 from penstock.benchmarks.checkpoints import VARIANTS, make_checkpoint
 from penstock.benchmarks.compare import compare
-from penstock.benchmarks.reference import BLOCK_SIZE, Reference
+from penstock.benchmarks.reference import BLOCK_SIZE, Reference, garble
 
 TOKENS = 60
 PROMPT = [(7 * i) % 501 for i in range(300)]
@@ -54,16 +54,15 @@ def test_one_pass_over_a_damaged_cache_departs_where_free_running_does(reference
 
 
 def free_run(reference: Reference, generated: list[int], at: int, block: int) -> list[int]:
-    """Greedy tokens from `at` on, one pass each, from a cache whose block was zeroed."""
+    """Greedy tokens from `at` on, one pass each, from a cache whose block was garbled."""
     seen = [*PROMPT, *generated[:at]]
     tokens = []
     with torch.inference_mode():
         cache = reference.model(torch.tensor([seen[:-1]])).past_key_values
         for layer in cache.layers:
             blocks = -(-layer.keys.shape[-2] // BLOCK_SIZE)
-            hurt = slice(block % blocks * BLOCK_SIZE, (block % blocks + 1) * BLOCK_SIZE)
-            layer.keys[:, :, hurt] = 0
-            layer.values[:, :, hurt] = 0
+            for half in (layer.keys, layer.values):
+                garble(half, block % blocks * BLOCK_SIZE, block)
         last = seen[-1]
         while len(tokens) < TOKENS - at:
             out = reference.model(torch.tensor([[last]]), past_key_values=cache)
