@@ -28,7 +28,7 @@ LOOPBACK = "127.0.0.1"
 MESSAGE_BYTES = 8 << 20
 MESSAGE_BLOCKS = 32
 SLOTS = 4
-"""Messages under way at once; staging holds SLOTS * MESSAGE_BYTES at most. Of sizes tried, these were the fastest on gloo."""
+"""Messages under way at once, in staging of SLOTS * MESSAGE_BYTES at most. Of the sizes tried the fastest on gloo."""
 
 c10d: Any = torch.distributed  # its stubs lack the stores, and most methods of the backends
 Store = Any

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import transport_peer
 
 ALL = [None, None]
-MANY = list(range(149, -1, -1))
+MANY = list(range(299, -1, -1))
 TIMEOUT_S = 20.0
 SHORT_S = 1.0
 gids = (f"pair-{number}" for number in itertools.count())

@@ -17,7 +17,7 @@ from penstock.engine.transport import PeerLost
 
 
 def layout(dtype: str) -> CacheLayout:
-    return CacheLayout(layers=3, blocks=150, block_size=4, kv_heads=2, head_dim=8, dtype=dtype)
+    return CacheLayout(layers=3, blocks=300, block_size=4, kv_heads=2, head_dim=8, dtype=dtype)
 
 
 def fill(cache: KVCache, seed: int) -> None:
