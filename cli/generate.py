@@ -12,9 +12,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from ..client import Client, Completion, Delta, Event
+from ..client import Completion, Delta, Event
 from ..client.events import completions
-from .calls import SECONDS, told
+from .calls import SECONDS, connected
 
 TIMEOUT_S = 600.0
 
@@ -78,7 +78,7 @@ def command(
         asked[name] = _text_or_file(asked[name])
     asked["stop_token_ids"] = _ids(asked["stop_token_ids"] or "", "--stop-token-ids")
     several = (asked["n"] or 1) > 1
-    with told(), Client(address) as client:
+    with connected(address) as client:
         given = _chat(prompt, token_ids) if chat else {"prompt": _prompt(prompt, token_ids)}
         events = client.generate(**given, timeout_s=timeout_s, **asked)
         wholes = completions(events if as_json or several else _streamed(events))
