@@ -54,6 +54,11 @@ TIMEOUT_S = 600.0
     "--chat", is_flag=True, help="PROMPT is what a user says; answer it, by the model's chat template."
 )
 @click.option("--model", help="Which model; needed by nobody while one is served.")
+@click.option("--tenant", help="Whose request it is: prefixes are shared among those of one tenant only.")
+@click.option("--application", help="What it is made for: tells how long its output may become.")
+@click.option(
+    "--cache-ttl", "cache_ttl_s", type=SECONDS, help="Seconds to keep its KV cached for a next turn."
+)
 @click.option("--request-id", help="Name of the request, for `penstock migrate`. Default: a random one.")
 @click.option(
     "--timeout", "timeout_s", type=SECONDS, default=TIMEOUT_S, show_default=True, help="In seconds."

@@ -101,6 +101,8 @@ def test_leaving_a_stream_frees_the_request(cluster):
         ({"prompt": PROMPT, "temperature": float("nan")}, "INVALID_ARGUMENT", "sampling.temperature"),
         ({"prompt": PROMPT, "model": "other"}, "NOT_FOUND", "model"),
         ({"prompt": PROMPT, "n": 0}, "INVALID_ARGUMENT", "sampling.n"),
+        ({"prompt": PROMPT, "cache_ttl_s": -1.0}, "INVALID_ARGUMENT", "cache_ttl"),
+        ({"prompt": PROMPT, "tenant": "x" * 1000}, "INVALID_ARGUMENT", "tenant"),
         ({"prompt": PROMPT, "stop": "x"}, "FAILED_PRECONDITION", "sampling.stop"),
     ],
 )
@@ -121,6 +123,8 @@ def test_a_wrong_argument_is_refused_with_code_and_field(cluster, arguments, cod
         ({"prompt": PROMPT, "seed": -1}, "seed"),
         ({"prompt": PROMPT, "max_tokens": 2**70}, "max_tokens"),
         ({"prompt": PROMPT, "max_token": 5}, "max_token"),
+        ({"prompt": PROMPT, "tenant": 5}, "tenant"),
+        ({"prompt": PROMPT, "cache_ttl_s": float("nan")}, "cache_ttl_s"),
         ({"prompt": "\udcff"}, "prompt is no text: .* not UTF-8"),
         ({"prompt": PROMPT, "request_id": "\udcff"}, "request_id is no text"),
         ({"prompt": PROMPT, "model": "\udcff"}, "model is no text"),
@@ -414,11 +418,14 @@ def test_every_option_of_the_command_reaches_the_instance(cluster):
     shaping = {"top_p": 0.9, "top_k": 40, "min_p": 0.05, "presence_penalty": -0.5, "frequency_penalty": 0.25}
     shaping |= {"repetition_penalty": 1.1, "min_tokens": 2, "logprobs": 3, "prompt_logprobs": 1}
     options = [word for name, value in shaping.items() for word in (f"--{name.replace('_', '-')}", value)]
+    whose = ["--tenant", "us", "--application", "chat", "--cache-ttl", 1.5]
     more = ["--logit-bias", "9=-1.5", "--logit-bias", "4=2", "--stop-token-ids", "8,6", "--echo"]
-    asked = ["--token-ids", "1,2,3", "--max-tokens", 4, "--ignore-eos", *options, *more]
+    asked = ["--token-ids", "1,2,3", "--max-tokens", 4, "--ignore-eos", *options, *more, *whose]
     result = generate(*asked, "--json", "--address", cluster.fleet.address)
     assert result.exit_code == 0, result.output
-    params = cluster.fleet.instances["a"].starts[-1].context.params
+    context = cluster.fleet.instances["a"].starts[-1].context
+    assert (context.salt, context.application, context.cache_ttl_s) == ("us", "chat", 1.5)
+    params = context.params
     assert {name: getattr(params, name) for name in shaping} == shaping
     assert params.logit_bias == ((4, 2.0), (9, -1.5)) and params.stop_token_ids == (6, 8)
     assert json.loads(result.stdout)["prompt"]["token_ids"] == [1, 2, 3]
