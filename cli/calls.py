@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from ..client import PenstockError
+from ..client import Client, PenstockError
+from ..client.address import VARIABLE, serving
 
 
 class Seconds(click.ParamType):
@@ -34,3 +36,17 @@ def told() -> Iterator[None]:
         yield
     except PenstockError as error:
         raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[Client]:
+    """A client of the cluster at `address`, else of the one that is found; where there are several, say which."""
+    with told(), Client(address) as client:
+        here = [] if address or os.environ.get(VARIABLE) else serving()
+        if len(here) > 1:
+            others = ", ".join(one.address for one in here[:-1])
+            click.echo(
+                f"{len(here)} clusters run here: this is the latest, {client.address}; --address: {others}",
+                err=True,
+            )
+        yield client

@@ -10,6 +10,7 @@ import time
 import click
 from rich.console import Console
 
+from ..client.address import VARIABLE
 from ..cluster import processes, state
 
 STOP_S = 30.0
@@ -17,24 +18,45 @@ STOP_S = 30.0
 
 
 @click.command("down")
+@click.option("--address", metavar="HOST:PORT", help="Which cluster, where several run. Default: the latest.")
+@click.option(
+    "--all", "every", is_flag=True, help="Every cluster that a `penstock up` of this machine serves."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(as_json: bool) -> None:
-    """Stop the cluster of the last `penstock up`, and reap what killed ones left."""
+def command(address: str | None, every: bool, as_json: bool) -> None:
+    """Stop the cluster that other commands would speak to, or all, and reap what killed ones left."""
+    if address and every:
+        raise click.UsageError("Give --address or --all, not both.")
     console = Console(stderr=True, highlight=False)
-    running = state.running()
-    if running is None and not state.abandoned():
+    asked = state.running() if every else _chosen(address or os.environ.get(VARIABLE))
+    if not asked and not state.abandoned():
         raise click.ClickException("no cluster is running")
-    if running is not None:
-        with console.status(f"stopping {running.name} at {running.address}"):
-            _stop(running)
+    for record in asked:
+        with console.status(f"stopping {_title(record)}"):
+            _stop(record)
+        if not as_json:
+            click.echo(f"{_title(record)} has stopped")
     reaped = reap_abandoned()
     if as_json:
-        stopped = running and running.name
+        stopped = [{"name": record.name, "address": record.address} for record in asked]
         click.echo(json.dumps({"stopped": stopped, "reaped_processes": reaped}))
-    elif running is not None:
-        click.echo(f"{running.name} has stopped")
     if reaped and not as_json:
         click.echo(f"reaped {reaped} processes that a killed `penstock up` left")
+
+
+def _chosen(address: str | None) -> list[state.ClusterRecord]:
+    """The cluster at `address`, else the latest; none where none runs. `ClickException` for an address of no `up`."""
+    running = state.running()
+    if not address:
+        return running[-1:]
+    chosen = [record for record in running if record.address == address]
+    if not chosen:
+        raise click.ClickException(f"no `penstock up` of this machine serves at {address}")
+    return chosen
+
+
+def _title(record: state.ClusterRecord) -> str:
+    return f"{record.name} at {record.address}" if record.address else f"{record.name}, which was starting,"
 
 
 def reap_abandoned() -> int:

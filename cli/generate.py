@@ -12,9 +12,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from ..client import Client, Completion, Delta, Event
+from ..client import Completion, Delta, Event
 from ..client.events import completions
-from .calls import SECONDS, told
+from .calls import SECONDS, connected
 
 TIMEOUT_S = 600.0
 
@@ -54,6 +54,11 @@ TIMEOUT_S = 600.0
     "--chat", is_flag=True, help="PROMPT is what a user says; answer it, by the model's chat template."
 )
 @click.option("--model", help="Which model; needed by nobody while one is served.")
+@click.option("--tenant", help="Whose request it is: prefixes are shared among those of one tenant only.")
+@click.option("--application", help="What it is made for: tells how long its output may become.")
+@click.option(
+    "--cache-ttl", "cache_ttl_s", type=SECONDS, help="Seconds to keep its KV cached for a next turn."
+)
 @click.option("--request-id", help="Name of the request, for `penstock migrate`. Default: a random one.")
 @click.option(
     "--timeout", "timeout_s", type=SECONDS, default=TIMEOUT_S, show_default=True, help="In seconds."
@@ -78,7 +83,7 @@ def command(
         asked[name] = _text_or_file(asked[name])
     asked["stop_token_ids"] = _ids(asked["stop_token_ids"] or "", "--stop-token-ids")
     several = (asked["n"] or 1) > 1
-    with told(), Client(address) as client:
+    with connected(address) as client:
         given = _chat(prompt, token_ids) if chat else {"prompt": _prompt(prompt, token_ids)}
         events = client.generate(**given, timeout_s=timeout_s, **asked)
         wholes = completions(events if as_json or several else _streamed(events))

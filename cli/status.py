@@ -10,8 +10,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from ..client import Client, Cluster, Instance
-from .calls import told
+from ..client import Cluster, Instance
+from .calls import connected
 
 MIB = 1 << 20
 WIDE = 120
@@ -23,7 +23,7 @@ WIDE = 120
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(address: str | None, as_json: bool) -> None:
     """Show the instances with their pools, blocks and load, and every running request."""
-    with told(), Client(address) as client:
+    with connected(address) as client:
         cluster = client.cluster(sessions=True)
     if as_json:
         click.echo(json.dumps(asdict(cluster)))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from ..client import address as client_address
 from ..cluster import processes
 from ..cluster.config import Config, default, load
 from .calls import told
@@ -51,14 +50,11 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
         Cluster.start(settled, progress=console.print, began=began, foreground=True) as cluster,
     ):
         try:
-            client_address.write_state(cluster.address, os.getpid())
             _announce(cluster, as_json)
             while True:
                 signal.pause()
         except KeyboardInterrupt:
             return
-        finally:
-            client_address.remove_state(os.getpid())
 
 
 def configured(

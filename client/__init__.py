@@ -9,7 +9,7 @@ from .asynchronous import AsyncClient
 from .cluster import Blocks, Cluster, Instance, Move, Role, Router, Session, Work
 from .errors import InvalidRequest, PenstockError
 from .events import Completion, Delta, Event, Finished, Logprobs, Model, Prompt, Segment, Started, Usage
-from .request import Message, Sampling
+from .request import Message, Options, Sampling
 from .sync import Client
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Message",
     "Model",
     "Move",
+    "Options",
     "PenstockError",
     "Prompt",
     "Role",

@@ -1,57 +1,53 @@
-"""Where the cluster is: an argument, else PENSTOCK_ADDRESS, else what the last `penstock up` on this machine wrote."""
+"""Where the cluster is: an argument, else PENSTOCK_ADDRESS, else the latest one that `penstock up` serves from here."""
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 VARIABLE = "PENSTOCK_ADDRESS"
 
 
-def state_file() -> Path:
-    """Where `penstock up` writes the address that it serves at."""
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A cluster of a `penstock up` on this machine: its name, its router's address, and the process that serves it."""
+
+    name: str
+    address: str
+    pid: int
+
+
+def folder() -> Path:
+    """Where each cluster that was started on this machine has its record, as long as it is not stopped."""
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "penstock" / "up.json"
+    return Path(base) / "penstock" / "clusters"
 
 
-def write_state(address: str, pid: int) -> None:
-    """Say that the process `pid` serves at `address`."""
-    path = state_file()
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps({"address": address, "pid": pid}))
-    draft.replace(path)
-
-
-def remove_state(pid: int) -> None:
-    """Forget the cluster of that process; that of another, started since, stays."""
-    if _read_state()[1] == pid:
-        state_file().unlink(missing_ok=True)
+def serving() -> list[Serving]:
+    """Those that a living `penstock up` serves now, the latest last."""
+    found = []
+    for path in folder().glob("*.json"):
+        try:
+            said, written = json.loads(path.read_text()), path.stat().st_mtime_ns
+            here = Serving(str(said["name"]), str(said["address"]), int(said["pid"]))
+            if said["foreground"] and here.address and _lives(here.pid):
+                found.append((written, here))
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    return [here for _, here in sorted(found, key=lambda pair: pair[0])]
 
 
 def resolve(address: str | None = None) -> str:
     """The router's address, host:port. `ValueError` where none is known or it has no port."""
-    known = address or os.environ.get(VARIABLE) or _last_up()
+    known = address or os.environ.get(VARIABLE) or next((one.address for one in reversed(serving())), "")
     if not known:
         raise ValueError("No cluster is running: start one with `penstock up`, or give its address.")
     host, colon, port = known.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
         raise ValueError(f"{known!r} is no address: it must be host:port.")
     return known
-
-
-def _last_up() -> str:
-    address, pid = _read_state()
-    return address if _lives(pid) else ""
-
-
-def _read_state() -> tuple[str, int]:
-    try:
-        state = json.loads(state_file().read_text())
-        return str(state["address"]), int(state["pid"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return "", 0
 
 
 def _lives(pid: int) -> bool:

@@ -17,7 +17,7 @@ from .address import resolve
 from .cluster import Cluster, Move, from_cluster, from_moves, migrate_request
 from .errors import from_rpc
 from .events import Completion, Event, Model, completion, completions, from_response
-from .request import Attempts, Message, Sampling, build
+from .request import Attempts, Message, Options, build
 from .sync import ASK_S, CHANNEL, GENERATE_S, MIGRATE_S
 
 
@@ -38,10 +38,10 @@ class AsyncClient:
         request_id: str | None = None,
         model: str | None = None,
         timeout_s: float = GENERATE_S,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> AsyncGenerator[Event, None]:
         """Stream one completion. To leave early use `contextlib.aclosing`, or cancel the task: the request ends too."""
-        attempts = Attempts(build(prompt, messages, request_id, model, sampling))
+        attempts = Attempts(build(prompt, messages, request_id, model, options))
         return self._events(attempts, time.monotonic() + timeout_s)
 
     async def complete(
@@ -52,11 +52,11 @@ class AsyncClient:
         request_id: str | None = None,
         model: str | None = None,
         timeout_s: float = GENERATE_S,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> Completion:
         """The one completion, whole."""
         events = self.generate(
-            prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **sampling
+            prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **options
         )
         return completion([event async for event in events])
 
@@ -68,11 +68,11 @@ class AsyncClient:
         request_id: str | None = None,
         model: str | None = None,
         timeout_s: float = GENERATE_S,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> tuple[Completion, ...]:
         """All `n` completions, whole, in order of choices."""
         events = self.generate(
-            prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **sampling
+            prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **options
         )
         return completions([event async for event in events])
 

@@ -16,7 +16,7 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Once, first. `seed` with `request_id` and the same prompt gives the same tokens again."""
+    """Once, first. The same prompt and parameters with this `seed` give the same tokens again."""
 
     request_id: str
     model: str

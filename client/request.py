@@ -68,6 +68,17 @@ class Sampling(TypedDict, total=False):
     """The output is a sentence of this grammar, in Lark's notation as llguidance reads it."""
 
 
+class Options(Sampling, total=False):
+    """Sampling fields, and what concerns the request as a whole."""
+
+    tenant: str
+    """Whose request it is: KV of equal prefixes is shared among the requests of one tenant only."""
+    application: str
+    """What it is made for: the lengths of its outputs tell admission how long the next ones may become."""
+    cache_ttl_s: float
+    """How long its KV is to stay cached for a next turn, in seconds, where memory allows."""
+
+
 class Message(TypedDict):
     """One message of a chat."""
 
@@ -80,7 +91,7 @@ def build(
     messages: Sequence[Message] | None,
     request_id: str | None,
     model: str | None,
-    sampling: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> pb.GenerateRequest:
     """The request; an id is drawn where none is given. `ValueError` names an argument that no request can hold."""
     if (prompt is None) == (messages is None):
@@ -96,15 +107,23 @@ def build(
     else:
         _set("prompt", lambda: request.token_ids.ids.extend(prompt))
         request.token_ids.SetInParent()
-    for name, value in sampling.items():
+    for name, value in options.items():
         if value is not None:
-            if name in pb.StructuredOutput.DESCRIPTOR.fields_by_name:
-                _set(name, lambda name=name, value=value: _set_structured(request, name, value))
-                continue
-            if name not in pb.SamplingParams.DESCRIPTOR.fields_by_name:
-                raise ValueError(f"There is no sampling field {name!r}.")
-            _set(name, lambda name=name, value=value: _set_sampling(request, name, value))
+            _set(name, lambda name=name, value=value: _set_option(request, name, value))
     return request
+
+
+def _set_option(request: pb.GenerateRequest, name: str, value: Any) -> None:
+    if name in ("tenant", "application"):
+        setattr(request, name, value)
+    elif name == "cache_ttl_s":
+        request.cache_ttl.FromNanoseconds(round(value * 1e9))
+    elif name in pb.StructuredOutput.DESCRIPTOR.fields_by_name:
+        _set_structured(request, name, value)
+    elif name in pb.SamplingParams.DESCRIPTOR.fields_by_name:
+        _set_sampling(request, name, value)
+    else:
+        raise ValueError("there is no such option")
 
 
 def _set_sampling(request: pb.GenerateRequest, name: str, value: Any) -> None:

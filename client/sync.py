@@ -15,7 +15,7 @@ from .address import resolve
 from .cluster import Cluster, Move, from_cluster, from_moves, migrate_request
 from .errors import from_rpc
 from .events import Completion, Event, Model, completion, completions, from_response
-from .request import Attempts, Message, Sampling, build
+from .request import Attempts, Message, Options, build
 
 CHANNEL = (
     ("grpc.enable_http_proxy", 0),
@@ -48,14 +48,14 @@ class Client:
         request_id: str | None = None,
         model: str | None = None,
         timeout_s: float = GENERATE_S,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> Generator[Event, None, None]:
         """Stream one completion of a text or of token ids, or the answer to a chat's messages; or `n`, interleaved.
 
         Closing the iterator cancels the request. Where the router is lost in mid-stream the request is resumed by
         itself, and no token comes twice.
         """
-        attempts = Attempts(build(prompt, messages, request_id, model, sampling))
+        attempts = Attempts(build(prompt, messages, request_id, model, options))
         return self._events(attempts, time.monotonic() + timeout_s)
 
     def complete(
@@ -66,11 +66,11 @@ class Client:
         request_id: str | None = None,
         model: str | None = None,
         timeout_s: float = GENERATE_S,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> Completion:
         """The one completion, whole."""
         events = self.generate(
-            prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **sampling
+            prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **options
         )
         return completion(events)
 
@@ -82,11 +82,11 @@ class Client:
         request_id: str | None = None,
         model: str | None = None,
         timeout_s: float = GENERATE_S,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> tuple[Completion, ...]:
         """All `n` completions, whole, in order of choices."""
         events = self.generate(
-            prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **sampling
+            prompt, messages=messages, request_id=request_id, model=model, timeout_s=timeout_s, **options
         )
         return completions(events)
 

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..client.address import folder
 from . import processes
 
 TEMP_PREFIX = "pk-"
@@ -35,11 +36,6 @@ class ClusterRecord:
         return processes.started_at(self.pid) == self.pid_started_at
 
 
-def folder() -> Path:
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "penstock" / "clusters"
-
-
 def write(record: ClusterRecord) -> None:
     """Replaces the cluster's record at once, never by halves."""
     folder().mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -56,7 +52,7 @@ def remove(cluster_id: str) -> None:
 def records() -> list[ClusterRecord]:
     """All on record, the newest last. What cannot be read is no record."""
     found = []
-    for path in sorted(folder().glob("*.json"), key=lambda path: path.stat().st_mtime):
+    for path in sorted(folder().glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
         try:
             found.append(ClusterRecord(**json.loads(path.read_text())))
         except (OSError, ValueError, TypeError):
@@ -69,9 +65,10 @@ def abandoned() -> list[ClusterRecord]:
     return [record for record in records() if not record.alive]
 
 
-def running() -> ClusterRecord | None:
-    """The newest cluster of a `penstock up` that runs."""
-    return next((record for record in reversed(records()) if record.alive and record.foreground), None)
+def running() -> list[ClusterRecord]:
+    """The clusters of every `penstock up` that runs: those that only start first, then by age, the newest last."""
+    ups = [record for record in records() if record.alive and record.foreground]
+    return sorted(ups, key=lambda record: bool(record.address))
 
 
 def reap(record: ClusterRecord) -> list[int]:

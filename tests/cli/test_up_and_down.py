@@ -73,6 +73,51 @@ def test_a_port_in_use_is_one_line_and_leaves_nothing():
     assert state.records() == []
 
 
+def sleeping_up(cluster_id: str, address: str) -> subprocess.Popen:
+    """The process of an `up` as `down` knows it: one that is on record, and that SIGTERM ends."""
+    process = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    state.write(
+        state.ClusterRecord(
+            cluster_id=cluster_id,
+            name="penstock",
+            pid=process.pid,
+            pid_started_at=processes.started_at(process.pid),
+            temp_dir="",
+            address=address,
+            foreground=True,
+        )
+    )
+    return process
+
+
+@pytest.mark.parametrize(
+    "arguments, stopped",
+    [
+        ([], {"h:2"}),
+        (["--address", "h:1"], {"h:1"}),
+        (["--all"], {"h:1", "h:2", ""}),
+        (["--address", "h:9"], None),
+        (["--address", "h:1", "--all"], None),
+    ],
+)
+def test_down_stops_the_cluster_that_commands_find_or_the_one_named_or_all(arguments, stopped):
+    ups = {address: sleeping_up(f"c{n}", address) for n, address in enumerate(("h:1", "h:2", ""))}
+    try:
+        for up in ups.values():  # `down` waits until the process has gone, and a zombie has
+            assert up.poll() is None
+        run = penstock("down", "--json", *arguments)
+        if stopped is None:
+            assert arguments[1] in refused(run) or "not both" in run.stderr
+            assert all(up.poll() is None for up in ups.values())
+            return
+        assert {said["address"] for said in json.loads(run.stdout)["stopped"]} == stopped
+        assert {address for address, up in ups.items() if up.poll() is not None} == stopped
+    finally:
+        for up in ups.values():
+            up.kill()
+            up.wait()
+
+
 class Up:
     """A `penstock up` in a process group of its own."""
 

@@ -19,6 +19,7 @@ from penstock.client import AsyncClient, Client, Delta, Finished, InvalidRequest
 from penstock.client import address as addresses
 from penstock.client.events import Usage, from_response
 from penstock.client.request import MOST_RETRIES, Attempts, build
+from penstock.cluster import processes, state
 from penstock.proto import inference_pb2
 from penstock.router.config import RouterConfig
 from penstock.router.server import RouterServer
@@ -100,6 +101,8 @@ def test_leaving_a_stream_frees_the_request(cluster):
         ({"prompt": PROMPT, "temperature": float("nan")}, "INVALID_ARGUMENT", "sampling.temperature"),
         ({"prompt": PROMPT, "model": "other"}, "NOT_FOUND", "model"),
         ({"prompt": PROMPT, "n": 0}, "INVALID_ARGUMENT", "sampling.n"),
+        ({"prompt": PROMPT, "cache_ttl_s": -1.0}, "INVALID_ARGUMENT", "cache_ttl"),
+        ({"prompt": PROMPT, "tenant": "x" * 1000}, "INVALID_ARGUMENT", "tenant"),
         ({"prompt": PROMPT, "stop": "x"}, "FAILED_PRECONDITION", "sampling.stop"),
     ],
 )
@@ -120,6 +123,8 @@ def test_a_wrong_argument_is_refused_with_code_and_field(cluster, arguments, cod
         ({"prompt": PROMPT, "seed": -1}, "seed"),
         ({"prompt": PROMPT, "max_tokens": 2**70}, "max_tokens"),
         ({"prompt": PROMPT, "max_token": 5}, "max_token"),
+        ({"prompt": PROMPT, "tenant": 5}, "tenant"),
+        ({"prompt": PROMPT, "cache_ttl_s": float("nan")}, "cache_ttl_s"),
         ({"prompt": "\udcff"}, "prompt is no text: .* not UTF-8"),
         ({"prompt": PROMPT, "request_id": "\udcff"}, "request_id is no text"),
         ({"prompt": PROMPT, "model": "\udcff"}, "model is no text"),
@@ -290,8 +295,17 @@ def no_cluster(monkeypatch, tmp_path):
     monkeypatch.delenv("PENSTOCK_ADDRESS", raising=False)
 
 
+def serve(address: str, pid: int | None = None, foreground: bool = True, cluster_id: str = "a") -> None:
+    """The record that a `penstock up` leaves."""
+    pid = os.getpid() if pid is None else pid
+    fields = {"name": "penstock", "pid_started_at": processes.started_at(pid), "temp_dir": ""}
+    state.write(
+        state.ClusterRecord(cluster_id=cluster_id, pid=pid, address=address, foreground=foreground, **fields)
+    )
+
+
 def test_the_address_is_the_argument_then_the_variable_then_the_last_up(no_cluster, monkeypatch):
-    addresses.write_state("127.0.0.1:7", os.getpid())
+    serve("127.0.0.1:7")
     assert addresses.resolve() == "127.0.0.1:7"
     monkeypatch.setenv("PENSTOCK_ADDRESS", "127.0.0.1:8")
     assert addresses.resolve() == "127.0.0.1:8"
@@ -303,30 +317,49 @@ def test_without_a_cluster_the_way_to_one_is_told(no_cluster):
         addresses.resolve()
 
 
-def test_the_state_of_a_dead_up_is_no_cluster(no_cluster):
+def test_the_record_of_a_dead_up_is_no_cluster(no_cluster):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    addresses.write_state("127.0.0.1:7", gone.pid)
+    serve("127.0.0.1:7", gone.pid)
     with pytest.raises(ValueError, match="No cluster is running"):
         addresses.resolve()
 
 
-@pytest.mark.parametrize("text", ["", "{}", "no json", '{"address": 1, "pid": "x"}', "[]"])
-def test_a_broken_state_file_is_no_cluster(no_cluster, text):
-    path = addresses.state_file()
-    path.parent.mkdir(parents=True)
-    path.write_text(text)
+@pytest.mark.parametrize("fields", [{"address": ""}, {"address": "127.0.0.1:7", "foreground": False}])
+def test_a_cluster_that_starts_and_one_of_a_program_are_not_found(no_cluster, fields):
+    serve(**fields)
     with pytest.raises(ValueError, match="No cluster is running"):
         addresses.resolve()
 
 
-def test_the_state_of_another_up_is_not_removed(no_cluster):
-    addresses.write_state("127.0.0.1:7", os.getpid())
-    addresses.remove_state(os.getpid() + 1)
-    assert addresses.resolve() == "127.0.0.1:7"
-    addresses.remove_state(os.getpid())
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize("text", ["", "{}", "no json", '{"address": 1, "pid": "x"}', "[]", "7"])
+def test_a_broken_record_is_no_cluster(no_cluster, text):
+    addresses.folder().mkdir(parents=True)
+    (addresses.folder() / "a.json").write_text(text)
+    with pytest.raises(ValueError, match="No cluster is running"):
         addresses.resolve()
+
+
+def test_when_the_latest_cluster_ends_the_one_before_is_found_again(no_cluster):
+    for port in (7, 8):
+        serve(f"127.0.0.1:{port}", cluster_id=str(port))
+    serve("", cluster_id="9")
+    assert [one.address for one in addresses.serving()] == ["127.0.0.1:7", "127.0.0.1:8"]
+    assert addresses.resolve() == state.running()[-1].address == "127.0.0.1:8"
+    state.remove("8")
+    assert addresses.resolve() == state.running()[-1].address == "127.0.0.1:7"
+
+
+def test_of_several_clusters_a_command_says_which(no_cluster, cluster):
+    alone = generate("--token-ids", "1", "--max-tokens", 1, "--address", cluster.fleet.address)
+    serve("127.0.0.1:7", cluster_id="7")
+    serve(cluster.fleet.address, cluster_id="8")
+    said = generate("--token-ids", "1", "--max-tokens", 1)
+    assert said.exit_code == 0 and "clusters run here" not in alone.stderr
+    assert (
+        f"2 clusters run here: this is the latest, {cluster.fleet.address}; --address: 127.0.0.1:7"
+        in said.stderr
+    )
 
 
 @pytest.mark.parametrize("wrong", ["nonsense", "host:", ":5", "host:99999", "host:http"])
@@ -385,11 +418,14 @@ def test_every_option_of_the_command_reaches_the_instance(cluster):
     shaping = {"top_p": 0.9, "top_k": 40, "min_p": 0.05, "presence_penalty": -0.5, "frequency_penalty": 0.25}
     shaping |= {"repetition_penalty": 1.1, "min_tokens": 2, "logprobs": 3, "prompt_logprobs": 1}
     options = [word for name, value in shaping.items() for word in (f"--{name.replace('_', '-')}", value)]
+    whose = ["--tenant", "us", "--application", "chat", "--cache-ttl", 1.5]
     more = ["--logit-bias", "9=-1.5", "--logit-bias", "4=2", "--stop-token-ids", "8,6", "--echo"]
-    asked = ["--token-ids", "1,2,3", "--max-tokens", 4, "--ignore-eos", *options, *more]
+    asked = ["--token-ids", "1,2,3", "--max-tokens", 4, "--ignore-eos", *options, *more, *whose]
     result = generate(*asked, "--json", "--address", cluster.fleet.address)
     assert result.exit_code == 0, result.output
-    params = cluster.fleet.instances["a"].starts[-1].context.params
+    context = cluster.fleet.instances["a"].starts[-1].context
+    assert (context.salt, context.application, context.cache_ttl_s) == ("us", "chat", 1.5)
+    params = context.params
     assert {name: getattr(params, name) for name in shaping} == shaping
     assert params.logit_bias == ((4, 2.0), (9, -1.5)) and params.stop_token_ids == (6, 8)
     assert json.loads(result.stdout)["prompt"]["token_ids"] == [1, 2, 3]

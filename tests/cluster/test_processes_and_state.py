@@ -76,19 +76,19 @@ def test_memory_of_what_has_gone_is_nothing():
 def test_a_record_is_read_as_it_was_written():
     mine = record(address="127.0.0.1:1")
     state.write(mine)
-    assert state.records() == [mine] and state.running() == mine and state.abandoned() == []
+    assert state.records() == [mine] == state.running() and state.abandoned() == []
     state.remove("abc")
-    assert state.records() == [] and state.running() is None
+    assert state.records() == state.running() == []
 
 
 def test_a_pid_that_another_process_has_now_is_not_ours():
     state.write(record(pid_started_at=processes.started_at(os.getpid()) + 1))
-    assert state.running() is None and len(state.abandoned()) == 1
+    assert state.running() == [] and len(state.abandoned()) == 1
 
 
 def test_only_an_up_is_what_down_stops():
     state.write(record(foreground=False))
-    assert state.running() is None
+    assert state.running() == []
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"cluster_id": 1', json.dumps({"unknown": 1})])
