@@ -73,7 +73,8 @@ def _describe_missing(error: ModuleNotFoundError) -> str | None:
     """A missing package of ours is a defect; a missing dependency is an extra not installed."""
     if not error.name or error.name.startswith("penstock"):
         return None
-    return f"this command needs the Python package {error.name}: pip install 'penstock[all]'"
+    install = "in Penstock's folder, pip install -c constraints.txt '.[all]'"
+    return f"this command needs the Python package {error.name}: {install}"
 
 
 def _describe_rpc_error(error: Exception) -> str | None:

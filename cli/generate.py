@@ -12,7 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from ..client import Completion, Delta, Event
+from ..client import Completion, Delta, Event, Started
 from ..client.events import completions
 from .calls import SECONDS, connected
 
@@ -36,11 +36,13 @@ TIMEOUT_S = 600.0
 @click.option("--min-tokens", type=click.IntRange(0, 2**32 - 1), help="Fewest tokens of output.")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; repeatable.")
 @click.option("--stop-token-ids", metavar="ID,ID,...", help="End after any of these tokens.")
-@click.option("--n", type=click.IntRange(0, 2**32 - 1), help="Completions of the prompt. Default 1.")
+@click.option("--n", type=click.IntRange(1, 64), help="Completions of the prompt. Default 1.")
 @click.option(
-    "--logprobs", type=click.IntRange(0, 2**32 - 1), help="Log-probabilities, with so many alternatives."
+    "--logprobs",
+    type=click.IntRange(0, 20),
+    help="Log-probabilities, with so many alternatives; shown by --json.",
 )
-@click.option("--prompt-logprobs", type=click.IntRange(0, 2**32 - 1), help="The same of the prompt.")
+@click.option("--prompt-logprobs", type=click.IntRange(0, 20), help="The same of the prompt.")
 @click.option("--json-schema", metavar="JSON|@FILE", help="The output is JSON that this schema admits.")
 @click.option("--regex", help="The whole output matches it.")
 @click.option(
@@ -143,8 +145,10 @@ def _standard_input() -> str:
 
 
 def _streamed(events: Iterator[Event]) -> Iterator[Event]:
-    """Pass the events on, their text to the terminal."""
+    """Pass the events on, their text to the terminal, and the name for `migrate` to stderr, while it is of use."""
     for event in events:
+        if isinstance(event, Started):
+            click.echo(f"request {event.request_id}", err=True)
         if isinstance(event, Delta):
             click.echo((event.prompt.text if event.prompt else "") + event.text, nl=False)
         yield event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import signal
@@ -45,6 +46,11 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
 
     console = Console(stderr=True, highlight=False)
     _interrupt_once()
+    if not is_loopback(settled.router.host):
+        host = settled.router.host
+        console.print(
+            f"warning: router.host is {host}, and whoever reaches it may do everything: nobody is authenticated"
+        )
     with (
         told(),
         Cluster.start(settled, progress=console.print, began=began, foreground=True) as cluster,
@@ -77,6 +83,14 @@ def configured(
 
 def _changed(part: Any, **values: object) -> Any:
     return replace(part, **{name: value for name, value in values.items() if value is not None})
+
+
+def is_loopback(host: str) -> bool:
+    """Only this machine reaches what listens there. A name but `localhost` may be anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _interrupt_once() -> None:
@@ -119,4 +133,5 @@ def _announce(cluster: Cluster, as_json: bool) -> None:
     )
     if cluster.record.temp_dir:
         click.echo(f"logs in {cluster.record.temp_dir}/session_latest/logs")
-    click.echo('try: penstock generate "Return the"; Ctrl-C or `penstock down` stops the cluster')
+    prompt = '"Return the"' if cluster.model.tokenizer else "--token-ids 1,2,3"
+    click.echo(f"try: penstock generate {prompt}; Ctrl-C or `penstock down` stops the cluster")

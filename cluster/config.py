@@ -223,6 +223,7 @@ def _unknown(where: str, key: str, known: set[str]) -> str:
 def _convert(kind: Any, value: object, where: str) -> Any:
     """`value` as a field of type `kind`: a dataclass, a scalar, an optional one, or a tuple of such."""
     if is_dataclass(kind):
+        value = {} if value is None else value  # as YAML reads a section without keys
         return build(kind, value, where)  # pyright: ignore[reportArgumentType]
     if get_origin(kind) in (Union, types.UnionType):
         if value is None and type(None) in get_args(kind):

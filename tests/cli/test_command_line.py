@@ -83,7 +83,8 @@ def test_a_wrong_word_is_one_line_and_exit_code_2(arguments):
         (
             ModuleNotFoundError("No module named 'ray'", name="ray"),
             2,
-            "penstock: this command needs the Python package ray: pip install 'penstock[all]'",
+            "penstock: this command needs the Python package ray: "
+            "in Penstock's folder, pip install -c constraints.txt '.[all]'",
         ),
     ],
 )

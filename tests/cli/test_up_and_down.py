@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.cli.up import is_loopback
 from penstock.cluster import processes, state
 
 COMMAND = [sys.executable, "-m", "penstock.cli.main"]
@@ -71,6 +72,22 @@ def test_a_port_in_use_is_one_line_and_leaves_nothing():
         line = refused(penstock("up", "--port", str(port)))
         assert f"port {port} on 127.0.0.1 cannot be had" in line and "in use" in line
     assert state.records() == []
+
+
+@pytest.mark.parametrize(
+    "host, loopback",
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+    ]
+    + [("10.0.0.1", False), ("box", False)],
+)
+def test_a_host_that_others_reach_is_known(host, loopback):
+    assert is_loopback(host) == loopback
 
 
 def sleeping_up(cluster_id: str, address: str) -> subprocess.Popen:

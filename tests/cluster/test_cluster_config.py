@@ -17,7 +17,7 @@ def parts() -> list[type]:
 
 
 def test_nothing_written_is_the_default():
-    assert parse(None) == parse({}) == default()
+    assert parse(None) == parse({}) == parse({"router": None, "engine": {}}) == default()
     assert (default().cluster.prefill, default().cluster.decode) == (1, 2)
 
 
