@@ -337,7 +337,7 @@ def test_a_router_that_takes_nothing_is_spoken_to_no_more():
         one = server("one")
         async with running(one), grpc.aio.insecure_channel(one.address) as channel:
             one._heart.cancel()  # which ends the process where the engine is silent for so short a time
-            one._handover = replace(HANDOVER, grace_s=0.5)
+            one._handover = replace(HANDOVER, hung_after_s=0.4, grace_s=0.5)
             call = WorkerServiceStub(channel).Link()
             await call.write(to_link_request(Hello("hung", one.me)))
             await until(lambda: "hung" in one._links)
