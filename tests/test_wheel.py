@@ -84,4 +84,4 @@ def test_a_command_that_needs_more_says_what_to_install(python, tmp_path):
     command = [python.parent / "penstock", "up"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "pip install 'penstock[" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "pip install -c constraints.txt '.[" in done.stderr and len(done.stderr.splitlines()) == 1
