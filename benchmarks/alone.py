@@ -20,7 +20,7 @@ from ..engine.scheduler import Scheduler
 from ..handover.config import HandoverConfig
 from ..handover.effects import FromRouter
 from ..handover.frames import InstanceFrame, Step
-from ..handover.seat import House
+from ..handover.house import House
 from ..handover.values import (
     Address,
     Context,

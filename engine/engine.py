@@ -47,7 +47,8 @@ from ..handover.effects import (
     Written,
 )
 from ..handover.frames import InstanceFrame, Step
-from ..handover.seat import House, Seat
+from ..handover.house import House
+from ..handover.seat import Seat
 from ..handover.values import (
     Address,
     Ask,

@@ -32,7 +32,8 @@ from ..handover.frames import (
     Turn,
     Welcome,
 )
-from ..handover.seat import House, Seat
+from ..handover.house import House
+from ..handover.seat import Seat
 from ..handover.values import (
     Address,
     Incarnation,

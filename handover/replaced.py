@@ -12,10 +12,10 @@ _set = object.__setattr__
 def replace(value: Value, **changes: Any) -> Value:
     """A copy of a frozen dataclass with slots, with some fields changed, in half the time of `dataclasses.replace`.
 
-    The class has no base with fields, and nothing to be checked when one is made.
+    The class has nothing to be checked when one is made.
     """
     made = object.__new__(type(value))
-    for name in value.__slots__:  # pyright: ignore[reportAttributeAccessIssue]
+    for name in value.__dataclass_fields__:  # pyright: ignore[reportAttributeAccessIssue]
         _set(made, name, getattr(value, name))
     for name, changed in changes.items():
         _set(made, name, changed)

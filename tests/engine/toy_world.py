@@ -23,7 +23,7 @@ from penstock.engine.scheduler import Scheduler
 from penstock.handover import effects as fx
 from penstock.handover.config import HandoverConfig
 from penstock.handover.frames import InstanceFrame, Step
-from penstock.handover.seat import House
+from penstock.handover.house import House
 from penstock.handover.session import Session
 from penstock.handover.values import (
     Address,

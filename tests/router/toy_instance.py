@@ -14,7 +14,8 @@ from penstock.handover import effects as fx
 from penstock.handover import wire
 from penstock.handover.config import HandoverConfig
 from penstock.handover.frames import Hello, PeerHello, SeenBatch, Step, Welcome
-from penstock.handover.seat import House, Seat
+from penstock.handover.house import House
+from penstock.handover.seat import Seat
 from penstock.handover.values import (
     Address,
     Context,

@@ -41,7 +41,8 @@ from penstock.handover.effects import (
     Write,
     Written,
 )
-from penstock.handover.seat import House, Seat
+from penstock.handover.house import House
+from penstock.handover.seat import Seat
 from penstock.handover.values import (
     Context,
     End,
