@@ -13,8 +13,9 @@ import torch
 from ..decode_worker.phase import DecodePhase
 from ..engine.blocks import BlockPool
 from ..engine.config import EngineConfig
-from ..engine.engine import Engine, Limits
+from ..engine.engine import Engine
 from ..engine.model import Model
+from ..engine.outside import Limits
 from ..engine.runner import Runner
 from ..engine.scheduler import Scheduler
 from ..handover.config import HandoverConfig

@@ -68,6 +68,10 @@ class Scheduler:
     def get(self, session: str, epoch: Epoch) -> Sequence | None:
         return self._sequences.get(LeaseKey(session, epoch))
 
+    def __getitem__(self, key: LeaseKey) -> Sequence:
+        """One that is here."""
+        return self._sequences[key]
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence for its prefill."""
         assert sequence.key not in self._sequences

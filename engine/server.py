@@ -56,12 +56,13 @@ from .blocks import BlockPool
 from .cache import KVCache
 from .checkpoint import ModelSpec, read_checkpoint
 from .config import EngineConfig
-from .engine import Engine, Limits
+from .engine import Engine
 from .grammar import Grammars
 from .host_tier import Swap
 from .intake import Intake
 from .local import LocalWindow
 from .memory import SharedMemory
+from .outside import Limits
 from .peers import Peers
 from .phase import Phase
 from .runner import Runner, choose_device, choose_dtype, choose_layout, memory_bytes

@@ -166,6 +166,7 @@ class Reserving:
     epoch: Epoch
     destination: Address
     router: str
+    one_sided: bool
 
 
 @dataclass(frozen=True, slots=True)

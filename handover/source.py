@@ -107,7 +107,7 @@ class Source:
         """Ask the destination for blocks; `made` tokens were generated so far."""
         assert self.state is State.PLANNED
         source = replace(self, state=State.RESERVING, reserved_at=made, tells_stop=True)
-        asked = Reserving(self.lease, self.epoch, self.destination, self.router)
+        asked = Reserving(self.lease, self.epoch, self.destination, self.router, self.one_sided)
         return source, [asked, Timer(Clock.RESERVE, self.lease)]
 
     def grant(self, grant: Grant) -> tuple[Source, list[InstanceEffect]]:

@@ -10,6 +10,7 @@ from toy_model import VOCABULARY, answer
 from toy_world import BLOCK, CONTEXT, ROUTER, Clock, Instance, World
 
 from penstock.engine import engine as engine_module
+from penstock.engine import moving
 from penstock.engine.engine import Engine
 from penstock.handover.config import HandoverConfig
 from penstock.handover.effects import FromRouter, PeerLost
@@ -136,7 +137,7 @@ def honest(instance: Instance) -> bool:
 @pytest.mark.parametrize("host_blocks", [0, 30, 400])
 @pytest.mark.parametrize("roles", [SPLIT, MIXED], ids=["split", "mixed"])
 def test_what_gives_its_memory_back_says_the_same_and_nothing_twice(clock, roles, host_blocks, monkeypatch):
-    monkeypatch.setattr(engine_module, "MOVING_ROOM", BLOCK)
+    monkeypatch.setattr(moving, "MOVING_ROOM", BLOCK)
     preemptions = swapped = 0
     for seed in range(5):
         in_place, loss = seed % 2 == 0, (0.0, 0.02)[seed % 3 == 2]

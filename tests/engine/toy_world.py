@@ -17,8 +17,9 @@ from toy_model import EOS, ToyModel
 
 from penstock.decode_worker.phase import DecodePhase
 from penstock.engine.blocks import BlockPool
-from penstock.engine.engine import Engine, Limits
+from penstock.engine.engine import Engine
 from penstock.engine.host_tier import Swap
+from penstock.engine.outside import Limits
 from penstock.engine.scheduler import Scheduler
 from penstock.handover import effects as fx
 from penstock.handover.config import HandoverConfig
@@ -159,7 +160,7 @@ class Instance:
     def idle(self) -> bool:
         """Nothing is held, and the ledger of the driver is as empty as the pool's."""
         engine, counts = self.engine, self.pool.counts()
-        books = engine._coming or engine._waiting or self.scheduler._leased or list(self.scheduler)
+        books = not engine._moving.idle or self.scheduler._leased or list(self.scheduler)
         seats_empty = all(seat.empty for seat in engine._seats.values())
         books = books or self.scheduler.kv.swapping
         return counts.free + counts.cached == counts.total and not books and seats_empty

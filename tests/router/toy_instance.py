@@ -174,14 +174,12 @@ class ToyInstance(worker_pb2_grpc.WorkerServiceServicer):
             case fx.Begin(start):
                 self.starts.append(start)
                 self.sequences[session, start.epoch] = Sequence(start.context, list(start.context.emitted))
-            case fx.Reserving(lease, epoch, destination, router):
+            case fx.Reserving(lease, epoch, destination, router, one_sided):
                 self.book[destination.incarnation] = destination.at
                 sequence = self.sequences[session, epoch]
                 context = replace(sequence.context, emitted=tuple(sequence.emitted))
                 to = destination.incarnation
-                self.to_peer(
-                    to, Reserve(lease, self.me, to, "toy", LAYOUT, 1, context, router, one_sided=True)
-                )
+                self.to_peer(to, Reserve(lease, self.me, to, "toy", LAYOUT, 1, context, router, one_sided))
             case fx.Pause(epoch):
                 self.sequences[session, epoch].paused = True
             case fx.Unpause(was, epoch):

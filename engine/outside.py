@@ -1,0 +1,76 @@
+"""What an engine is given: the limits of its model and cache, and the threads around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..handover.frames import InstanceFrame
+from ..handover.values import Address, Incarnation, LeaseKey, PeerMessage, Stage, Window
+from ..policy.state import blocks_for
+from .grammar import Grammars
+from .host_tier import Swap
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the model and its cache allow."""
+
+    context: int
+    """Tokens, prompt and output together."""
+    ends: frozenset[int]
+    block_size: int
+    grammars: Grammars | None = None
+    """None where the model has no tokenizer."""
+
+    def blocks(self, tokens: int) -> int:
+        return blocks_for(tokens, self.block_size)
+
+
+class Outside(Protocol):
+    """What the engine asks of the threads around it. Every call returns at once."""
+
+    def send(
+        self, to_routers: list[tuple[str, InstanceFrame]], to_peers: list[tuple[Incarnation, PeerMessage]]
+    ) -> None:
+        """Send these, in order."""
+        ...
+
+    def condemn(self, writer: Incarnation) -> None: ...
+
+    def write_in_place(
+        self,
+        stage: Stage,
+        window: Window | None,
+        source_ids: Sequence[int],
+        destination_ids: Sequence[int],
+        urgent: bool,
+    ) -> None:
+        """Copy blocks into a peer's memory (None: it shares none); `Written` is posted when that has ended.
+
+        `urgent` where a paused sequence waits for it; else it takes its time, so that steps do not feel it.
+        """
+        ...
+
+    def send_blocks(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
+        """Send the header and the blocks; `Written` is posted when that has ended."""
+        ...
+
+    def receive_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
+        """Take the blocks that follow a header; `Received` is posted when that has ended."""
+        ...
+
+    def decline_blocks(self, stage: Stage) -> None:
+        """Nobody wants the blocks that follow this header."""
+        ...
+
+    def close_receive(self, lease: LeaseKey) -> None: ...
+
+    def swap(self, swap: Swap) -> None:
+        """Copy blocks between the cache and host memory; `Swapped` is posted when that has ended."""
+        ...
+
+    def reaches(self, destination: Address) -> bool:
+        """Whether the destination's memory may be written in place."""
+        ...
