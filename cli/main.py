@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": ("penstock.cli.generate", "Stream a completion to the terminal."),
     "status": ("penstock.cli.status", "Show instances, their load and running requests."),
     "migrate": ("penstock.cli.migrate", "Move a running request to another instance."),
+    "explain": ("penstock.cli.explain", "Tell what was decided and done for a request, and why."),
     "down": ("penstock.cli.down", "Stop the cluster, and reap what a killed one left."),
     "verify": ("penstock.cli.verify", "Compare a cluster's tokens with transformers, under moves."),
     "profile": ("penstock.cli.profile", "Measure what steps and copies cost here, and write a profile."),

@@ -6,7 +6,7 @@ with Client() as client:
 """
 
 from .asynchronous import AsyncClient
-from .cluster import Blocks, Cluster, Instance, Move, Role, Router, Session, Work
+from .cluster import Blocks, Cluster, Decision, Explanation, Instance, Move, Role, Router, Session, Work
 from .errors import InvalidRequest, PenstockError
 from .events import Completion, Delta, Event, Finished, Logprobs, Model, Prompt, Segment, Started, Usage
 from .request import Message, Options, Sampling
@@ -18,8 +18,10 @@ __all__ = [
     "Client",
     "Cluster",
     "Completion",
+    "Decision",
     "Delta",
     "Event",
+    "Explanation",
     "Finished",
     "Instance",
     "InvalidRequest",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +117,27 @@ class Move:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a router, an instance or the controller decided or did for a request, with its figures."""
+
+    at: float
+    """Unix time in seconds, on the clock of who noted it."""
+    where: str
+    session: str
+    what: str
+    figures: Mapping[str, float | str]
+    """Names end in their units."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """All that is remembered of a request, in the order of its times; `silent` did not answer."""
+
+    decisions: tuple[Decision, ...]
+    silent: tuple[str, ...]
+
+
 def from_cluster(said: pb.GetClusterResponse) -> Cluster:
     return Cluster(
         cluster=said.cluster,
@@ -128,6 +150,14 @@ def from_cluster(said: pb.GetClusterResponse) -> Cluster:
 
 def from_moves(said: pb.MigrateRequestResponse) -> tuple[Move, ...]:
     return tuple(_value(Move, move) for move in said.moves)
+
+
+def from_explanation(said: pb.ExplainRequestResponse) -> Explanation:
+    decisions = (
+        _value(Decision, one, figures={name: one.figures[name] for name in one.figures})
+        for one in said.decisions
+    )
+    return Explanation(tuple(decisions), tuple(said.silent))
 
 
 def migrate_request(

@@ -12,7 +12,15 @@ from ..proto import control_pb2, inference_pb2
 from ..proto.control_pb2_grpc import ControlServiceStub
 from ..proto.inference_pb2_grpc import InferenceServiceStub
 from .address import resolve
-from .cluster import Cluster, Move, from_cluster, from_moves, migrate_request
+from .cluster import (
+    Cluster,
+    Explanation,
+    Move,
+    from_cluster,
+    from_explanation,
+    from_moves,
+    migrate_request,
+)
 from .errors import from_rpc
 from .events import Completion, Event, Model, completion, completions, from_response
 from .request import Attempts, Message, Options, build
@@ -114,6 +122,11 @@ class Client:
         """
         request = migrate_request(request_id, destination, choice, mode)
         return from_moves(self._ask(self._control.MigrateRequest, request, timeout_s))
+
+    def explain(self, request_id: str, timeout_s: float = ASK_S) -> Explanation:
+        """What was decided and done for a request, running or ended lately, with the figures."""
+        request = control_pb2.ExplainRequestRequest(request_id=request_id)
+        return from_explanation(self._ask(self._control.ExplainRequest, request, timeout_s))
 
     def close(self) -> None:
         self._channel.close()

@@ -12,10 +12,13 @@ import grpc
 import grpc.aio
 
 from ..handover.config import HandoverConfig
+from ..handover.recall import sessions_of, to_wire
+from ..policy.journal import Journal
 from ..policy.state import LoadView
 from ..proto import control_pb2 as pb
 from ..proto import router_pb2
 from ..proto.control_pb2_grpc import ControlServiceServicer
+from .recall import recall
 from .registry import Record, State, freest
 from .routers import AttachedRouter, Routers
 from .supervisor import Supervisor
@@ -32,6 +35,8 @@ STATES = {
     State.DRAINING: pb.INSTANCE_STATE_DRAINING,
     State.LOST: pb.INSTANCE_STATE_LOST,
 }
+RECALL_S = 2.0
+"""How long routers and instances may take to say what they remember of a request."""
 HELD_AFTER_BEATS = 3
 """A router lists its sessions at each heartbeat, so a request is known by then if it runs."""
 
@@ -64,6 +69,7 @@ class Control(ControlServiceServicer):
         self._config = config
         self._move_s = move_s
         self._rss_bytes = rss_bytes
+        self.journal = Journal("controller", time.time)
 
     async def GetCluster(
         self, request: pb.GetClusterRequest, context: grpc.aio.ServicerContext
@@ -91,6 +97,21 @@ class Control(ControlServiceServicer):
         except Refused as refused:
             await context.abort(refused.code, refused.text)
         return pb.MigrateRequestResponse(moves=moves)
+
+    async def ExplainRequest(
+        self, request: pb.ExplainRequestRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ExplainRequestResponse:
+        if not request.request_id:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request_id must not be empty")
+        records = list(self._supervisor.registry.usable())
+        told = await recall(request.request_id, self._routers, records, RECALL_S)
+        decisions = [*told.decisions, *self.journal.of(sessions_of(request.request_id))]
+        if not decisions:
+            silent = f"; {', '.join(told.silent)} did not answer" if told.silent else ""
+            text = f"nobody remembers a request {request.request_id}{silent}"
+            await context.abort(grpc.StatusCode.NOT_FOUND, text)
+        decisions.sort(key=lambda decision: decision.at)
+        return pb.ExplainRequestResponse(decisions=to_wire(decisions), silent=told.silent)
 
     def _time_left_s(self, context: grpc.aio.ServicerContext) -> float:
         left = context.time_remaining()

@@ -18,6 +18,9 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        decision = getattr(record, "decision", None)
+        if decision is not None:
+            line |= {"session": decision.session, "what": decision.what, "figures": dict(decision.figures)}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)

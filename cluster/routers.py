@@ -13,7 +13,9 @@ from typing import NamedTuple
 import grpc
 import grpc.aio
 
+from ..handover.recall import from_wire
 from ..handover.values import Incarnation
+from ..policy.journal import Decision
 from ..proto import router_pb2 as pb
 from ..proto.router_pb2_grpc import RouterServiceServicer
 from .registry import Record, State
@@ -46,6 +48,7 @@ class AttachedRouter:
     instances: pb.Instances | None = None
     """To be sent next; a newer one replaces it."""
     asks: list[pb.AskMove] = field(default_factory=list)
+    recalls: list[pb.Recall] = field(default_factory=list)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -70,6 +73,7 @@ class Routers(RouterServiceServicer):
             time.time_ns()
         )  # an answer to an earlier controller's ask matches none of ours
         self._asks: dict[int, _Ask] = {}
+        self._recalls: dict[int, asyncio.Future[list[Decision]]] = {}
 
     @property
     def attached(self) -> list[AttachedRouter]:
@@ -119,6 +123,20 @@ class Routers(RouterServiceServicer):
             del self._asks[number]
             if message in router.asks:
                 router.asks.remove(message)
+
+    async def recall(self, router: AttachedRouter, request_id: str, timeout_s: float) -> list[Decision]:
+        """What the router remembers of a request; TimeoutError where it does not say."""
+        number = next(self._numbers)
+        answer = self._recalls[number] = asyncio.get_running_loop().create_future()
+        recall = pb.Recall(ask=number, request_id=request_id)
+        router.recalls.append(recall)
+        router.wake.set()
+        try:
+            return await asyncio.wait_for(answer, timeout_s)
+        finally:
+            del self._recalls[number]
+            if recall in router.recalls:
+                router.recalls.remove(recall)
 
     async def Attach(
         self, request_iterator: AsyncIterator[pb.AttachRequest], context: grpc.aio.ServicerContext
@@ -184,6 +202,10 @@ class Routers(RouterServiceServicer):
                 router.sessions = {held.session: held for held in request.sessions.sessions}
             case "moved":
                 self._moved(request.moved)
+            case "recalled":
+                answer = self._recalls.get(request.recalled.ask)
+                if answer is not None and not answer.done():
+                    answer.set_result(from_wire(request.recalled.decisions))
             case "lost":
                 lost = request.lost
                 self._on_lost(Incarnation(lost.name, lost.life), lost.condemned)
@@ -201,9 +223,10 @@ class Routers(RouterServiceServicer):
 def _due(router: AttachedRouter) -> list[pb.AttachResponse]:
     """What the router is to hear now: instances first, since a move may name a new one."""
     responses = [pb.AttachResponse(ask_move=ask) for ask in router.asks]
+    responses += [pb.AttachResponse(recall=recall) for recall in router.recalls]
     if router.instances is not None:
         responses.insert(0, pb.AttachResponse(instances=router.instances))
-    router.asks, router.instances = [], None
+    router.asks, router.recalls, router.instances = [], [], None
     return responses
 
 

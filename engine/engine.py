@@ -37,7 +37,9 @@ from ..handover.effects import (
 from ..handover.house import House
 from ..handover.seat import Seat
 from ..handover.values import Address, Epoch, Grant, LeaseKey, Move, News, Stage, Start, Window
+from ..policy.journal import Journal
 from ..policy.state import LoadView
+from .chronicle import Chronicle
 from .moving import Moving
 from .outbox import Outbox
 from .outside import Limits, Outside
@@ -85,7 +87,9 @@ class Engine:
         limits: Limits,
         outside: Outside,
         window: Window | None,
+        journal: Journal | None = None,
     ):
+        """`journal` keeps what was done with each sequence, and when; None is one that nobody reads."""
         self._model = model
         self._scheduler = scheduler
         self._house = house
@@ -99,7 +103,8 @@ class Engine:
         self._marks: dict[str, tuple[float, Seat]] = {}
         """Seats that hold nothing but their mark, and since when, the oldest first."""
         self._outbox = Outbox()
-        self._moving = Moving(scheduler, house, limits, outside, window, self._outbox)
+        self._chronicle = Chronicle(journal or Journal(house.me.instance, time.monotonic))
+        self._moving = Moving(scheduler, house, limits, outside, window, self._outbox, self._chronicle)
         self._timers = Timers(house.config)
         self._next_beat = 0.0
         self._steps = 0
@@ -162,6 +167,7 @@ class Engine:
         """One step, and all that has arrived; where nothing is to run, `wait` for what arrives or falls due."""
         batch = self._scheduler.next_batch()
         for sequence in self._scheduler.take_preempted():
+            self._chronicle.preempted(sequence)
             self._feed(sequence.session, Preempted())
         self._begin_swaps()
         self.stepping = bool(batch)
@@ -188,6 +194,8 @@ class Engine:
         self._steps += 1
         for (sequence, tokens), item, token in zip(batch, items, drawn, strict=True):
             sequence.log(item.start, item.log)
+            if not sequence.decoding:
+                self._chronicle.chunk(sequence, item.start, tokens, len(batch), took)
             self._scheduler.ran(sequence, tokens)
             records = () if token is None else (sequence.append(token, item.log and item.log.of_drawn),)
             if records and records[-1].end is not None:
@@ -295,10 +303,13 @@ class Engine:
                     session, start.epoch, start.context, limits.context, limits.ends, limits.grammars
                 )
                 self._scheduler.add(sequence)
+                self._chronicle.queued(sequence)
             case Drop(epoch):
-                self._scheduler.remove(LeaseKey(session, epoch), time.monotonic())
+                key = LeaseKey(session, epoch)
+                self._chronicle.gone(self._scheduler[key])
+                self._scheduler.remove(key, time.monotonic())
             case Pause(epoch):
-                self._scheduler[LeaseKey(session, epoch)].paused = True
+                self._pause(self._scheduler[LeaseKey(session, epoch)])
             case Unpause(was, epoch):
                 self._unpause(self._scheduler[LeaseKey(session, was)], epoch)
             case Timer(clock, lease):
@@ -310,10 +321,15 @@ class Engine:
                 if answer is not None:
                     self._feed(session, answer)
 
+    def _pause(self, sequence: Running) -> None:
+        sequence.paused = True
+        self._chronicle.paused(sequence)
+
     def _unpause(self, sequence: Running, epoch: Epoch) -> None:
         sequence.paused = False
         if sequence.epoch != epoch:
             self._scheduler.rename(sequence, epoch)
+        self._chronicle.resumed(sequence)
 
     # ---- time
 

@@ -20,6 +20,7 @@ from ..handover.effects import (
 )
 from ..handover.house import House
 from ..handover.values import Grant, LeaseKey, PeerMessage, Reserve, Stage, Window
+from .chronicle import Chronicle
 from .outbox import Outbox
 from .outside import Limits, Outside
 from .phase import Size
@@ -50,6 +51,7 @@ class Moving:
         outside: Outside,
         window: Window | None,
         outbox: Outbox,
+        chronicle: Chronicle,
     ):
         self.committing: set[LeaseKey] = set()
         """Final stages that are being written in place."""
@@ -60,6 +62,7 @@ class Moving:
         self._outside = outside
         self._window = window
         self._outbox = outbox
+        self._chronicle = chronicle
         self._coming: dict[LeaseKey, _Coming] = {}
         self._waiting: list[LeaseKey] = []
         self._grants: dict[LeaseKey, Grant] = {}
@@ -114,6 +117,7 @@ class Moving:
     def granted(self, grant: Grant) -> None:
         """A destination has room, and says where."""
         self._grants[grant.lease] = grant
+        self._chronicle.granted(grant.lease.session, grant.destination.instance, grant.have)
 
     def _reserve(self, session: str, effect: Reserving) -> None:
         sequence = self._scheduler[LeaseKey(session, effect.epoch)]
@@ -133,6 +137,7 @@ class Moving:
             router=effect.router,
             one_sided=effect.one_sided,
         )
+        self._chronicle.reserving(sequence, reserve.destination.instance, blocks)
         self._outbox.to_peer(reserve.destination, reserve)
 
     def _write(self, sequence: Sequence, stage: Stage, one_sided: bool) -> None:
@@ -186,6 +191,8 @@ class Moving:
     def _adopt(self, effect: Adopt) -> None:
         coming, limits = self._coming.pop(effect.lease), self._limits
         model = (limits.context, limits.ends, limits.grammars)
-        self._scheduler.adopt(
-            Sequence.adopt(effect.lease, coming.reserve.context, effect.commit, *model, names=coming.names)
+        sequence = Sequence.adopt(
+            effect.lease, coming.reserve.context, effect.commit, *model, names=coming.names
         )
+        self._scheduler.adopt(sequence)
+        self._chronicle.adopted(sequence, len(self._scheduler.pool.table(sequence.key)))

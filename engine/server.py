@@ -33,6 +33,7 @@ from ..handover.frames import (
     Welcome,
 )
 from ..handover.house import House
+from ..handover.recall import sessions_of, to_wire
 from ..handover.seat import Seat
 from ..handover.values import (
     Address,
@@ -49,6 +50,7 @@ from ..handover.values import (
 )
 from ..policy.batching import Budget, Target
 from ..policy.cost import CostModel
+from ..policy.journal import Journal
 from ..policy.state import LoadView
 from ..proto import worker_pb2 as pb
 from ..proto.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
@@ -108,6 +110,7 @@ class InstanceServer(WorkerServiceServicer):
         self._host = host
         self._cost = cost
         self._target = Target(cost.step, itl_target_s) if cost is not None and itl_target_s else None
+        self._journal = Journal(name, time.time)
         self._links: dict[str, asyncio.Queue[InstanceFrame]] = {}
         self._heard_at: dict[str, float] = {}
         self._told_at: dict[str, float] = {}
@@ -132,6 +135,7 @@ class InstanceServer(WorkerServiceServicer):
         self._transfers = Transfers(
             *(self.me, self._runner.cache, self._handover, self._host, self._peers.send, self._post),
             stepping=lambda: self._engine.stepping,
+            journal=self._journal,
         )
         self._engine = self._make_engine()
         self._swapper = self._make_swapper()
@@ -211,6 +215,7 @@ class InstanceServer(WorkerServiceServicer):
             Limits(self._context_tokens, self._spec.eos, shape.block_size, self._grammars),
             self,
             self._window(),
+            self._journal,
         )
 
     def _make_swapper(self) -> Swapper | None:
@@ -334,6 +339,10 @@ class InstanceServer(WorkerServiceServicer):
         return Step(news, load)
 
     # ---- WorkerService
+
+    async def Recall(self, request: pb.RecallRequest, context: grpc.aio.ServicerContext) -> pb.RecallResponse:
+        decisions = self._journal.of(sessions_of(request.request_id))
+        return pb.RecallResponse(decisions=to_wire(decisions))
 
     async def Link(
         self, request_iterator: AsyncIterator[pb.LinkRequest], context: grpc.aio.ServicerContext

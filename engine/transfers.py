@@ -19,6 +19,7 @@ from ..handover.config import HandoverConfig
 from ..handover.effects import InstanceEvent, Received, Written
 from ..handover.frames import PairOffer, PeerFrame, Turn, TurnKind
 from ..handover.values import Incarnation, LeaseKey, Stage, Window
+from ..policy.journal import Journal
 from .cache import BlockStore
 from .local import LocalWindow, WindowDescriptor
 from .pace import Pace
@@ -53,6 +54,7 @@ class Transfers:
         tell: Callable[[Incarnation, PeerFrame], None],
         post: Callable[[str, InstanceEvent], None],
         stepping: Callable[[], bool],
+        journal: Journal,
     ):
         self._me = me
         self._cache = cache
@@ -60,6 +62,7 @@ class Transfers:
         self._host = host
         self._tell = tell
         self._post = post
+        self._journal = journal
         self._backend = "gloo" if cache.device.type == "cpu" else "nccl"
         self._rendezvous = Rendezvous(host)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="transfer")
@@ -101,7 +104,8 @@ class Transfers:
 
         `Written` is posted when that has ended. What is not `urgent` waits for its time.
         """
-        write = partial(self._write, stage, window, tuple(source_ids), tuple(destination_ids))
+        asked_at = time.monotonic()
+        write = partial(self._write, stage, window, tuple(source_ids), tuple(destination_ids), asked_at)
         if urgent:
             self._thread.submit(self._timed, write)
         else:
@@ -116,12 +120,18 @@ class Transfers:
         self._thread.submit(self._timed, write)
 
     def _write(
-        self, stage: Stage, window: Window | None, source_ids: Sequence[int], destination_ids: Sequence[int]
+        self,
+        stage: Stage,
+        window: Window | None,
+        source_ids: Sequence[int],
+        destination_ids: Sequence[int],
+        asked_at: float,
     ) -> None:
-        ok = False
+        ok, began = False, time.monotonic()
         try:
             self._window(stage.destination, window).write(self._cache, source_ids, destination_ids)
             ok = True
+            self._note_copied(stage, "in place", asked_at, began)
         except Exception as error:  # noqa: BLE001 - the copy ends here; the next one goes another way
             self._unreachable.add(stage.destination)
             logger.warning("cannot write to %s.%d in place: %r", *stage.destination, error)
@@ -149,14 +159,17 @@ class Transfers:
         self._spawn(self._send(stage, tuple(ids), urgent))
 
     async def _send(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
-        ok = False
+        ok, asked_at = False, time.monotonic()
         try:
             if not urgent:
                 await self._rest()
             async with asyncio.timeout(self._config.transport_s):
                 name = await self._take_both_turns(stage.destination)
+            began = time.monotonic()
             try:
                 ok = await self._send_holding_turns(stage, ids, name)
+                if ok:
+                    self._note_copied(stage, self._backend, asked_at, began)
             finally:
                 self._turn.give_back()
         except TimeoutError:
@@ -344,6 +357,19 @@ class Transfers:
             del self._receives[lease]
 
     # ---- both
+
+    def _note_copied(self, stage: Stage, way: str, asked_at: float, began: float) -> None:
+        self._journal.note(
+            stage.lease.session,
+            "copied" if stage.commit is None else "committed",
+            destination=stage.destination.instance,
+            way=way,
+            first_block=stage.first,
+            blocks=stage.count,
+            bytes=stage.count * self._cache.layout.block_bytes,
+            queue_s=began - asked_at,
+            wire_s=time.monotonic() - began,
+        )
 
     def forget(self, peer: Incarnation) -> None:
         """The incarnation is dead."""

@@ -44,6 +44,11 @@ class ControlServiceStub:
                 request_serializer=penstock_dot_proto_dot_control__pb2.MigrateRequestRequest.SerializeToString,
                 response_deserializer=penstock_dot_proto_dot_control__pb2.MigrateRequestResponse.FromString,
                 _registered_method=True)
+        self.ExplainRequest = channel.unary_unary(
+                '/penstock.control.v1.ControlService/ExplainRequest',
+                request_serializer=penstock_dot_proto_dot_control__pb2.ExplainRequestRequest.SerializeToString,
+                response_deserializer=penstock_dot_proto_dot_control__pb2.ExplainRequestResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -62,6 +67,13 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainRequest(self, request, context):
+        """What routers and instances remember of a request, running or ended: each decision with the figures that made it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -74,6 +86,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.MigrateRequest,
                     request_deserializer=penstock_dot_proto_dot_control__pb2.MigrateRequestRequest.FromString,
                     response_serializer=penstock_dot_proto_dot_control__pb2.MigrateRequestResponse.SerializeToString,
+            ),
+            'ExplainRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainRequest,
+                    request_deserializer=penstock_dot_proto_dot_control__pb2.ExplainRequestRequest.FromString,
+                    response_serializer=penstock_dot_proto_dot_control__pb2.ExplainRequestResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -130,6 +147,33 @@ class ControlService:
             '/penstock.control.v1.ControlService/MigrateRequest',
             penstock_dot_proto_dot_control__pb2.MigrateRequestRequest.SerializeToString,
             penstock_dot_proto_dot_control__pb2.MigrateRequestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.control.v1.ControlService/ExplainRequest',
+            penstock_dot_proto_dot_control__pb2.ExplainRequestRequest.SerializeToString,
+            penstock_dot_proto_dot_control__pb2.ExplainRequestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,3 +1,4 @@
+from penstock.proto import control_pb2 as _control_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -19,16 +20,18 @@ MOVE_MODE_BLOCKING: MoveMode
 MOVE_MODE_RECOMPUTE: MoveMode
 
 class AttachRequest(_message.Message):
-    __slots__ = ("hello", "sessions", "moved", "lost")
+    __slots__ = ("hello", "sessions", "moved", "lost", "recalled")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     MOVED_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    RECALLED_FIELD_NUMBER: _ClassVar[int]
     hello: RouterHello
     sessions: SessionsHeld
     moved: Moved
     lost: LostInstance
-    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., sessions: _Optional[_Union[SessionsHeld, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., lost: _Optional[_Union[LostInstance, _Mapping]] = ...) -> None: ...
+    recalled: Recalled
+    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., sessions: _Optional[_Union[SessionsHeld, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., lost: _Optional[_Union[LostInstance, _Mapping]] = ..., recalled: _Optional[_Union[Recalled, _Mapping]] = ...) -> None: ...
 
 class RouterHello(_message.Message):
     __slots__ = ("name", "address", "pid")
@@ -87,12 +90,14 @@ class LostInstance(_message.Message):
     def __init__(self, name: _Optional[str] = ..., life: _Optional[int] = ..., condemned: _Optional[bool] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
-    __slots__ = ("instances", "ask_move")
+    __slots__ = ("instances", "ask_move", "recall")
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
     ASK_MOVE_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
     instances: Instances
     ask_move: AskMove
-    def __init__(self, instances: _Optional[_Union[Instances, _Mapping]] = ..., ask_move: _Optional[_Union[AskMove, _Mapping]] = ...) -> None: ...
+    recall: Recall
+    def __init__(self, instances: _Optional[_Union[Instances, _Mapping]] = ..., ask_move: _Optional[_Union[AskMove, _Mapping]] = ..., recall: _Optional[_Union[Recall, _Mapping]] = ...) -> None: ...
 
 class Instances(_message.Message):
     __slots__ = ("cluster", "model", "instances")
@@ -135,3 +140,19 @@ class AskMove(_message.Message):
     reason: str
     mode: MoveMode
     def __init__(self, ask: _Optional[int] = ..., session: _Optional[str] = ..., destination: _Optional[str] = ..., reason: _Optional[str] = ..., mode: _Optional[_Union[MoveMode, str]] = ...) -> None: ...
+
+class Recall(_message.Message):
+    __slots__ = ("ask", "request_id")
+    ASK_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ask: int
+    request_id: str
+    def __init__(self, ask: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class Recalled(_message.Message):
+    __slots__ = ("ask", "decisions")
+    ASK_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    ask: int
+    decisions: _containers.RepeatedCompositeFieldContainer[_control_pb2.Decision]
+    def __init__(self, ask: _Optional[int] = ..., decisions: _Optional[_Iterable[_Union[_control_pb2.Decision, _Mapping]]] = ...) -> None: ...

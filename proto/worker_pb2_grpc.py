@@ -44,6 +44,11 @@ class WorkerServiceStub:
                 request_serializer=penstock_dot_proto_dot_worker__pb2.PeerRequest.SerializeToString,
                 response_deserializer=penstock_dot_proto_dot_worker__pb2.PeerResponse.FromString,
                 _registered_method=True)
+        self.Recall = channel.unary_unary(
+                '/penstock.worker.v1.WorkerService/Recall',
+                request_serializer=penstock_dot_proto_dot_worker__pb2.RecallRequest.SerializeToString,
+                response_deserializer=penstock_dot_proto_dot_worker__pb2.RecallResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -63,6 +68,13 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Recall(self, request, context):
+        """What the instance remembers of the sessions of a request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Peer,
                     request_deserializer=penstock_dot_proto_dot_worker__pb2.PeerRequest.FromString,
                     response_serializer=penstock_dot_proto_dot_worker__pb2.PeerResponse.SerializeToString,
+            ),
+            'Recall': grpc.unary_unary_rpc_method_handler(
+                    servicer.Recall,
+                    request_deserializer=penstock_dot_proto_dot_worker__pb2.RecallRequest.FromString,
+                    response_serializer=penstock_dot_proto_dot_worker__pb2.RecallResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class WorkerService:
             '/penstock.worker.v1.WorkerService/Peer',
             penstock_dot_proto_dot_worker__pb2.PeerRequest.SerializeToString,
             penstock_dot_proto_dot_worker__pb2.PeerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.worker.v1.WorkerService/Recall',
+            penstock_dot_proto_dot_worker__pb2.RecallRequest.SerializeToString,
+            penstock_dot_proto_dot_worker__pb2.RecallResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 
 from ..handover.channel import CHANNEL
+from ..handover.recall import to_wire
 from ..policy.state import InstanceView, LoadView
 from ..proto import router_pb2 as pb
 from ..proto.router_pb2_grpc import RouterServiceStub
@@ -83,6 +84,8 @@ def _take(router: Router, response: pb.AttachResponse) -> None:
             ask = response.ask_move
             mode = MODES.get(ask.mode, Mode.LIVE)
             router.want_move(MoveWanted(ask.ask, ask.session, ask.destination, mode, ask.reason))
+        case "recall":
+            router.recall(response.recall.ask, response.recall.request_id)
 
 
 def _listed(info: pb.InstanceInfo) -> InstanceView:
@@ -132,7 +135,7 @@ def _held(router: Router) -> pb.SessionsHeld:
 
 
 def _due(router: Router) -> Iterator[pb.AttachRequest]:
-    """Results of moves and lost instances, each told once."""
+    """Results of moves, what was recalled, and lost instances, each told once."""
     while router.moves:
         result = router.moves.popleft()
         moved = pb.Moved(
@@ -143,6 +146,9 @@ def _due(router: Router) -> Iterator[pb.AttachRequest]:
             source=result.source,
         )
         yield pb.AttachRequest(moved=moved)
+    while router.recalled:
+        ask, decisions = router.recalled.popleft()
+        yield pb.AttachRequest(recalled=pb.Recalled(ask=ask, decisions=to_wire(decisions)))
     while router.lost_instances:
         (name, life), condemned = router.lost_instances.popleft()
         yield pb.AttachRequest(lost=pb.LostInstance(name=name, life=life, condemned=condemned))

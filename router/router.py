@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 import grpc
 
 from ..handover.config import HandoverConfig
+from ..handover.recall import sessions_of
 from ..handover.values import FOREVER, Epoch, Incarnation, InstanceMessage, Revoke, RouterMessage
 from ..policy import dispatch as policy
 from ..policy.dispatch import Assignment, Memory, NoInstance
+from ..policy.journal import Decision, Journal
 from ..policy.state import InstanceView, RequestShape
 from .config import ModelInfo, RouterConfig
 from .fleet import MoveResult, MoveWanted
@@ -51,6 +53,9 @@ class Router:
         """Results that the controller has not been told yet."""
         self.lost_instances: deque[tuple[Incarnation, bool]] = deque(maxlen=UNTOLD)
         """Instances that the controller is to hear of, and whether they are condemned."""
+        self.journal = Journal(name, time.time)
+        self.recalled: deque[tuple[int, list[Decision]]] = deque(maxlen=UNTOLD)
+        """Answers that the controller is to be given, by its ask."""
         self._idle = asyncio.Event()
         """No session is open."""
         self._idle.set()
@@ -65,11 +70,12 @@ class Router:
     def open(self, calls: Sequence[Call]) -> list[LiveSession]:
         """A session, started, for each of these choices of one request. Raises `Refused`; close them in the end."""
         replaced = self._held(calls[0].request_id)
-        self._check_attempt(calls[0], replaced)
-        others = len(self.sessions) - len(replaced)
-        if others + len(calls) > self.config.max_sessions:
-            message = f"{others} sessions are open, and no {len(calls)} more are taken."
-            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+        try:
+            self._check_attempt(calls[0], replaced)
+            self._check_room(len(self.sessions) - len(replaced), len(calls))
+        except Refused as refused:
+            self.note(calls[0].session, "refused", code=refused.code.name, reason=refused.message)
+            raise
         for session in replaced:
             message = f"The request was resumed as attempt {calls[0].attempt}."
             session.cancel(Refused(grpc.StatusCode.ABORTED, message))
@@ -92,6 +98,11 @@ class Router:
         if len(self._ended) > FORGET_AFTER:
             del self._ended[next(iter(self._ended))]
 
+    def _check_room(self, others: int, more: int) -> None:
+        if others + more > self.config.max_sessions:
+            message = f"{others} sessions are open, and no {more} more are taken."
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+
     def _check_attempt(self, call: Call, held: Sequence[LiveSession]) -> None:
         """A later attempt takes over from an earlier one; the same or an earlier one is refused."""
         attempt, ended_at = self._ended.get(call.request_id, (0, 0.0))
@@ -112,6 +123,10 @@ class Router:
             self.moved(MoveResult(wanted.ask, False, "the request ended", 0.0, ""))
         else:
             self._guarded(session, lambda: session.want_move(wanted))
+
+    def recall(self, ask: int, request_id: str) -> None:
+        """Tell the controller what is remembered of a request."""
+        self.recalled.append((ask, self.journal.of(sessions_of(request_id))))
 
     # ---- instances
 
@@ -175,6 +190,10 @@ class Router:
 
     def moved(self, result: MoveResult) -> None:
         self.moves.append(result)
+
+    def note(self, session: str, what: str, **figures: float | str) -> None:
+        decision = self.journal.note(session, what, **figures)
+        logger.info("%s: %s", session, decision, extra={"decision": decision})
 
     # ---- time
 

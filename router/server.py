@@ -200,6 +200,11 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
     ) -> control_pb2.MigrateRequestResponse:
         return await self._forward("MigrateRequest", request, context)
 
+    async def ExplainRequest(
+        self, request: control_pb2.ExplainRequestRequest, context: Any
+    ) -> control_pb2.ExplainRequestResponse:
+        return await self._forward("ExplainRequest", request, context)
+
     async def _forward(self, name: str, request: Any, context: Any) -> Any:
         if self._channel is None:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "This router has no controller.")

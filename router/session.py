@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
@@ -49,8 +48,6 @@ from .fleet import Delta, Fleet, Mode, MoveResult, MoveWanted
 from .refusal import Refused, unserved
 from .wire import Call
 
-logger = logging.getLogger(__name__)
-
 RETRY_S = 0.1
 """How soon an instance or a destination is looked for again."""
 
@@ -92,11 +89,22 @@ class LiveSession:
         self._destination_since: float | None = None
         """Since when none could be found and no token came."""
         self._move: _Move | None = None
+        self._began_at = self._token_at = fleet.now()
+        self._maker = ""
+        """Who made the last token."""
 
     # ---- the client's side
 
     def start(self) -> None:
         """Send the session to an instance."""
+        call = self.call
+        self._note(
+            "received",
+            prompt_tokens=len(call.prompt),
+            max_tokens=call.params.max_tokens,
+            attempt=call.attempt,
+            received_tokens=len(call.received),
+        )
         self._dispatch("")
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
@@ -186,7 +194,7 @@ class LiveSession:
             case NeedDispatch(reason):
                 self._recover(reason)
             case NeedDestination(reason, refused):
-                logger.info("%s: %s did not take it: %s", self.key, refused.instance, reason)
+                self._note("not_taken", by=refused.instance, reason=reason)
                 self._find_destination(frozenset({refused}))
             case MoveEnded():
                 self._move_ended(effect)
@@ -210,6 +218,7 @@ class LiveSession:
         assert deliver.first_index == len(self.emitted)
         self.emitted.extend(ids)
         self._destination_since = None
+        self._note_delivery(deliver.maker.instance, deliver.first_index)
         self._landed(deliver.maker)
         end = deliver.records[-1].end
         if len(self._pending) >= self._cfg.session_queue and end is None:
@@ -222,17 +231,38 @@ class LiveSession:
         self._pending.append(made)
         self._news.set()
 
+    def _note_delivery(self, maker: str, index: int) -> None:
+        """The first token, and the first of each later maker."""
+        now = self._fleet.now()
+        if not self._maker:
+            self._note("first_token", instance=maker, ttft_s=now - self._began_at)
+        elif maker != self._maker:
+            self._note("continued", instance=maker, gap_s=now - self._token_at, index=index)
+        self._maker, self._token_at = maker, now
+
     def _close(self, end: End | None) -> None:
         self.end = end
         self._dispatch_since = self._destination_due = None
         self._move_over(self._move is not None and self._move.landed, "the request ended")
+        why = {"error": self.error.message} if self.error else {}
+        self._note(
+            "ended" if end else "cancelled",
+            tokens=len(self.emitted),
+            seconds=self._fleet.now() - self._began_at,
+            handovers=self.handovers,
+            recoveries=self.recoveries,
+            **why,
+        )
         self._news.set()
+
+    def _note(self, what: str, **figures: float | str) -> None:
+        self._fleet.note(self.key, what, **figures)
 
     # ---- where to
 
     def _recover(self, reason: str) -> None:
         self.recoveries += 1
-        logger.info("%s: re-prefilling %d tokens: %s", self.key, self._shape().prompt_tokens, reason)
+        self._note("recovering", tokens=self._shape().prompt_tokens, reason=reason)
         self._destination_due = self._destination_since = None
         if self.recoveries > self._cfg.max_recoveries:
             message = f"The request was recovered {self._cfg.max_recoveries} times, last after: {reason}."
@@ -250,11 +280,15 @@ class LiveSession:
         self._dispatch_since, self._nudged_at = None, now
         self._heard_at = self._fleet.lived()
         decode = None if found.decode is None else _address(found.decode)
-        logger.info(
-            "%s: prefill on %s, decode on %s",
-            self.key,
-            found.prefill.name,
-            (found.decode or found.prefill).name,
+        there = found.decode or found.prefill
+        self._note(
+            "dispatched",
+            prefill=found.prefill.name,
+            decode=there.name,
+            queued_tokens=found.prefill.load.queued_tokens,
+            prefill_free_blocks=found.prefill.load.free_blocks + found.prefill.load.cached_blocks,
+            decode_free_blocks=there.load.free_blocks + there.load.cached_blocks,
+            decode_running=there.load.running,
         )
         self._feed(Dispatched(_address(found.prefill), decode))
         self._sent(decode or _address(found.prefill))
@@ -267,6 +301,7 @@ class LiveSession:
             return
         if self._dispatch_since is None:
             self._dispatch_since = now
+            self._note("waiting", reason=none.reason)
         elif now - self._dispatch_since > self._cfg.dispatch_wait_s:
             self.cancel(unserved(f"The request cannot be served now: {none.reason}."))
 
@@ -282,6 +317,9 @@ class LiveSession:
             return
         self._destination_due = self._destination_since = None
         self._nudged_at = self._fleet.now()
+        self._note(
+            "redirected", decode=found.name, free_blocks=found.load.free_blocks + found.load.cached_blocks
+        )
         self._feed(MoveAsked(_address(found), first=True))
 
     def _wait_for_destination(self, none: NoInstance) -> None:
@@ -290,6 +328,7 @@ class LiveSession:
         self._destination_due = now + RETRY_S
         if self._destination_since is None:
             self._destination_since = now
+            self._note("waiting", reason=none.reason)
         elif now - self._destination_since > self._cfg.dispatch_wait_s:
             message = f"The request cannot be served now: {none.reason}."
             self.cancel(unserved(message))
@@ -320,7 +359,15 @@ class LiveSession:
         to = _address(found)
         move.to = to.incarnation
         self._nudged_at = self._fleet.now()
-        logger.info("%s: moving from %s to %s: %s", self.key, owner.instance, found.name, move.wanted.reason)
+        self._note(
+            "moving",
+            source=owner.instance,
+            destination=found.name,
+            mode=move.wanted.mode.value,
+            reason=move.wanted.reason,
+            tokens=self._shape().prompt_tokens,
+            free_blocks=found.load.free_blocks + found.load.cached_blocks,
+        )
         if move.wanted.mode is Mode.RECOMPUTE:
             self._feed(RecoverAsked(move.wanted.reason or "asked for"))
         else:
@@ -352,6 +399,7 @@ class LiveSession:
         move, self._move = self._move, None
         if move is not None:
             seconds = self._fleet.now() - move.since
+            self._note("moved" if done else "not_moved", source=move.source, seconds=seconds, reason=reason)
             self._fleet.moved(MoveResult(move.wanted.ask, done, reason, seconds, move.source))
 
 

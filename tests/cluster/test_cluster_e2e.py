@@ -115,6 +115,26 @@ def test_a_request_is_moved_in_mid_stream(client, reference, mode):
     assert whole.segments[-1].instance == move.destination != move.source
 
 
+def test_a_requests_whole_life_can_be_read_afterwards(client):
+    stream(client, lambda delta: client.migrate("life", mode="live"), request_id="life")
+    told = client.explain("life")
+    assert told.silent == ()
+    lives = {(decision.where.partition("-")[0], decision.what) for decision in told.decisions}
+    router = {"received", "dispatched", "first_token", "moving", "moved", "ended"}
+    assert {("router", what) for what in router} <= lives
+    assert {
+        ("prefill", "queued"),
+        ("prefill", "chunk"),
+        ("prefill", "granted"),
+        ("decode", "adopted"),
+    } <= lives
+    committed = [decision.figures for decision in told.decisions if decision.what == "committed"]
+    assert len(committed) == 2 and all(one["wire_s"] > 0 and one["queue_s"] >= 0 for one in committed)
+    gone = [decision for decision in told.decisions if decision.what == "gone"]
+    assert sum(int(decision.figures["made_tokens"]) for decision in gone) == TOKENS
+    assert all(decision.figures["stall_s"] >= 0 for decision in gone if decision.where == "prefill-0")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_an_instance_that_dies_or_hangs_loses_no_token_and_comes_back(cluster, client, reference, number):
     before = lives(cluster)

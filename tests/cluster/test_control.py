@@ -8,6 +8,7 @@ import grpc.aio
 import pytest
 from waiting import until
 
+from penstock.cluster import control as control_module
 from penstock.cluster import routers
 from penstock.cluster.config import ClusterConfig
 from penstock.cluster.control import Control
@@ -31,6 +32,8 @@ class FakeRouter:
     def __init__(self, answer: pb.Moved | None):
         self.answer = answer
         self.asked: list[pb.AskMove] = []
+        self.remembers: list[control.Decision] | None = []
+        """Of any request; None: it does not say."""
         self.listed: list[pb.Instances] = []
         self._out: asyncio.Queue[pb.AttachRequest | None] = asyncio.Queue()
 
@@ -42,6 +45,10 @@ class FakeRouter:
         async for response in stub.Attach(self._requests()):
             if response.HasField("instances"):
                 self.listed.append(response.instances)
+            elif response.HasField("recall"):
+                if self.remembers is not None:
+                    recalled = pb.Recalled(ask=response.recall.ask, decisions=self.remembers)
+                    self.say(pb.AttachRequest(recalled=recalled))
             else:
                 self.asked.append(response.ask_move)
                 if self.answer is not None:
@@ -289,5 +296,41 @@ def test_a_router_may_condemn_an_instance():
     async def scenario(party: Party, stub: ControlServiceStub) -> None:
         party.router.say(pb.AttachRequest(lost=pb.LostInstance(name="decode-0", life=1, condemned=True)))
         await until(lambda: party.lost == [(Incarnation("decode-0", 1), True)])
+
+    play(scenario)
+
+
+def test_a_requests_life_is_told_in_order_and_who_says_nothing_is_named(monkeypatch):
+    monkeypatch.setattr(control_module, "RECALL_S", 0.3)
+    decision = control.Decision(at=2.0, where="router-0", session="r#0#1", what="dispatched")
+    decision.figures.update({"prefill": "prefill-0", "queued_tokens": 7})
+
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        party.router.remembers = [decision, control.Decision(at=1.0, where="router-0", what="received")]
+        told = await stub.ExplainRequest(control.ExplainRequestRequest(request_id="r"))
+        assert [one.what for one in told.decisions] == ["received", "dispatched"]
+        assert dict(told.decisions[1].figures.items()) == {"prefill": "prefill-0", "queued_tokens": 7}
+        assert sorted(told.silent) == [
+            "decode-0",
+            "decode-1",
+            "prefill-0",
+        ]  # nobody serves at their addresses
+
+    play(scenario)
+
+
+def test_a_request_that_nobody_remembers_is_not_found(monkeypatch):
+    monkeypatch.setattr(control_module, "RECALL_S", 0.3)
+
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        for router_remembers in ([], None):
+            party.router.remembers = router_remembers
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.ExplainRequest(control.ExplainRequestRequest(request_id="r"))
+            assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+            assert ("router-0" in (refused.value.details() or "")) == (router_remembers is None)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ExplainRequest(control.ExplainRequestRequest())
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
     play(scenario)

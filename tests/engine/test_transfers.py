@@ -23,6 +23,7 @@ from penstock.handover.config import HandoverConfig
 from penstock.handover.effects import Received, Written
 from penstock.handover.frames import PairOffer, Turn, TurnKind
 from penstock.handover.values import Epoch, Incarnation, LeaseKey, Stage, Window
+from penstock.policy.journal import Journal
 
 CONFIG = HandoverConfig(transport_s=4.0, heartbeat_s=0.1)
 LAYOUT = CacheLayout(layers=2, blocks=64, block_size=4, kv_heads=1, head_dim=8, dtype="float32")
@@ -38,7 +39,9 @@ class End:
         for layer in self.cache.layers:
             layer.fill_(ord(name[0]))
         self.transfers = Transfers(
-            *(self.me, self.cache, config, "127.0.0.1", self._tell, self._post), stepping=lambda: False
+            *(self.me, self.cache, config, "127.0.0.1", self._tell, self._post),
+            stepping=lambda: False,
+            journal=Journal(name, time.time),
         )
         self.posted: dict[str, asyncio.Future] = defaultdict(asyncio.get_running_loop().create_future)
         self.loop = asyncio.get_running_loop()

@@ -42,6 +42,7 @@ class Desk:
         self.time = 0.0
         self.told = []
         self.results = []
+        self.noted = []
         self.assignment: Assignment | NoInstance = Assignment(VIEWS["a"], VIEWS["b"])
         self.destination: InstanceView | NoInstance = VIEWS["c"]
 
@@ -65,6 +66,9 @@ class Desk:
 
     def moved(self, result):
         self.results.append(result)
+
+    def note(self, session, what, **figures):
+        self.noted.append((what, figures))
 
     def of(self, kind):
         return [(instance, message) for instance, message in self.told if isinstance(message, kind)]
@@ -346,3 +350,25 @@ def test_a_defect_ends_the_session_and_frees_it_everywhere():
     assert {instance for instance, _ in desk.of(Revoke)} == {A, B}
     with pytest.raises(Refused):
         read(live)
+
+
+def test_every_turn_of_a_requests_life_is_noted_with_its_figures():
+    desk, live = started()
+    live.heard(A, news(1, 0, 5))
+    live.want_move(MoveWanted(4, live.key, "c", Mode.LIVE, "balance"))
+    desk.time += 0.5
+    live.heard(B, news(2, 1, 6))
+    live.lost(B)
+    again = live.machine.epoch.n
+    live.heard(A, news(again, 2, 7))
+    live.heard(A, news(again, 3, 8, end=End.LENGTH))
+    told = [what for what, _ in desk.noted]
+    assert told[:2] == ["received", "dispatched"] and told[-1] == "ended"
+    assert told.count("first_token") == 1
+    by_name = dict(desk.noted)
+    assert by_name["dispatched"]["decode"] == "b"
+    assert by_name["continued"]["gap_s"] == 0.0 and by_name["recovering"]["tokens"] == 5
+    assert by_name["ended"] == {"tokens": 4, "seconds": 0.5, "handovers": live.handovers, "recoveries": 1}
+    assert all(
+        isinstance(value, (int, float, str)) for _, figures in desk.noted for value in figures.values()
+    )
