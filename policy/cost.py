@@ -6,6 +6,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
+NEAR = ("local", "nvlink")
+"""Links between instances on one host, the first that is priced."""
+FAR = ("gloo", "cross_node")
+"""Links between hosts."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
@@ -153,6 +158,13 @@ class CostModel:
     def copy_s(self, link: str, tokens: int) -> float:
         """Seconds to move the KV of `tokens` tokens over a link."""
         return self.link(link).predict(tokens * self.kv_bytes_per_token)
+
+    def between_s(self, source: str, destination: str, tokens: int) -> float:
+        """Seconds to move the KV of `tokens` tokens between instances at two addresses; 0 where no way is priced."""
+        near = source.rpartition(":")[0] == destination.rpartition(":")[0]
+        ways = (*NEAR, *FAR) if near else (*FAR, *NEAR)
+        link = next((self.links[name] for name in ways if name in self.links), None)
+        return link.predict(tokens * self.kv_bytes_per_token) if link else 0.0
 
     def swap_s(self, tokens: int) -> float:
         """Seconds to move the KV of `tokens` tokens to host memory, or back."""

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+
+Key = tuple[str, int]
+"""Name and life of an instance."""
+
+
+class Priority(IntEnum):
+    """Classes of requests; the higher one goes first."""
+
+    NORMAL = 1
+    HIGH = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +55,40 @@ class LoadView:
     """Blocks that were sent away by writing them in place, in another instance's memory."""
     sent_blocks: int = 0
     """Blocks that were sent away over a pair."""
+    peak_blocks: int = 0
+    """Most that those with memory, and what is leased to others, are predicted to need at a time."""
+    head_blocks: int = 0
+    """What the first that waits for memory needs; 0 where none does."""
+    high_priority: int = 0
+    """Sequences of high priority that have memory."""
+    decoding: int = 0
+    """Sequences past their prefill."""
+    decode_tokens: int = 0
+    """Sum of their contexts."""
+
+    @property
+    def needed_blocks(self) -> int:
+        """What those inside need at their peak, as far as that is predicted; at least what they hold."""
+        return max(self.peak_blocks, self.held_blocks + self.leased_blocks + self.quarantined_blocks)
 
     @property
     def free_slots(self) -> int:
         """Decode slots that nothing here has or waits for; below 0 where recovered requests wait for one."""
         return self.decode_slots - self.running - self.waiting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceView:
+    """A running sequence, as its router knows it."""
+
+    session: str
+    tokens: int
+    """Prompt and output so far: the KV that a move copies."""
+    remaining: int
+    """Output that it is expected to make yet."""
+    priority: int = Priority.NORMAL
+    movable: bool = True
+    """It has made its first token, and no handover of it is under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +104,11 @@ class InstanceView:
     """When `load` arrived, on the observer's clock."""
     alive: bool = True
     draining: bool = False
+    sequences: tuple[SequenceView, ...] = ()
+    """Those that it runs, where the observer knows them one by one."""
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         return self.name, self.life
 
     @property
@@ -83,10 +126,63 @@ class InstanceView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestShape:
-    """What a policy may know of a request: its size. `prompt_tokens` counts output that must be prefilled again."""
+    """What a policy may know of a request: its size and whose it is."""
 
     prompt_tokens: int
+    """Output that must be prefilled again counts."""
     max_new_tokens: int = 1
+    expected_tokens: int | None = None
+    """Output that it is expected to make; None where nothing tells."""
+    cached: Mapping[Key, int] = field(default_factory=dict)
+    """How many tokens of its prompt an instance is believed to have cached; none where it is not named."""
+    priority: int = Priority.NORMAL
+    tenant: str = ""
+    application: str = ""
+
+
+class MoveReason(Enum):
+    """Why a running sequence is moved."""
+
+    BALANCE = "balance"
+    MAKE_ROOM = "make_room"
+    """For the first that waits there: free memory is scattered over instances."""
+    HEADROOM = "headroom"
+    """For one of high priority that runs there."""
+    DRAIN = "drain"
+    ROLE_CHANGE = "role_change"
+    """Its instance decodes no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A live migration to start."""
+
+    session: str
+    source: Key
+    destination: Key
+    reason: MoveReason
+
+
+class Scale(Enum):
+    """What is done to a pool."""
+
+    GROW = "grow"
+    """One more instance."""
+    DRAIN = "drain"
+    """One of its instances moves its requests away and ends."""
+    FLIP = "flip"
+    """One of its instances goes over to another pool, weights and all."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleAction:
+    """A change of the pools to start. `instance` is whom it concerns, and `to` the pool that a flip leads to."""
+
+    kind: Scale
+    pool: str
+    reason: str
+    instance: Key | None = None
+    to: str = ""
 
 
 def blocks_for(tokens: int, block_size: int) -> int:

@@ -1,0 +1,218 @@
+"""How many instances each pool has: grown, drained, or flipped to another role, on freeness and SLO attainment.
+
+Where one pool is short while another idles, as when prompts grow and outputs shrink, a flip serves at once; a new
+machine takes minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .freeness import freeness, usage_blocks
+from .state import InstanceView, Scale, ScaleAction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolLimits:
+    """Bounds of one pool, in instances."""
+
+    least: int = 1
+    """It is never drained or flipped below."""
+
+    most: int = 1
+    """It never grows above."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise ValueError(f"least must be at least 1 and at most `most`, got {self.least} and {self.most}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoscaleConfig:
+    """When pools change by themselves. Freeness is of a whole pool, in decode steps until its memory is used up."""
+
+    limits: Mapping[str, PoolLimits] = field(default_factory=dict)
+    """By pool; one that is not named is left alone."""
+
+    attainment: float = 0.9
+    """A pool is short where a smaller share of its requests meets its SLO."""
+
+    low_steps: float = 64.0
+    """A pool of less freeness is short."""
+
+    high_steps: float = 512.0
+    """A pool of less freeness does not idle."""
+
+    busy_steps: float = 8.0
+    """A pool is short where an instance has more steps of prompts before it, on the average."""
+
+    idle_steps: float = 1.0
+    """A pool does not idle where it has more."""
+
+    short_s: float = 5.0
+    """How long a pool must be short before it grows, or has an instance of an idle one, in seconds."""
+
+    idle_s: float = 60.0
+    """How long a pool must idle before it is drained, in seconds."""
+
+    cooldown_s: float = 30.0
+    """How long a pool is left alone after a change, in seconds."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.attainment <= 1:
+            raise ValueError(f"attainment must be from 0 to 1, got {self.attainment:g}")
+        for low, high in (("low_steps", "high_steps"), ("idle_steps", "busy_steps")):
+            if not getattr(self, low) <= getattr(self, high):
+                raise ValueError(f"{low} must not be above {high}")
+        for name in ("short_s", "idle_s", "cooldown_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or above, got {getattr(self, name):g}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was seen at a time: all instances, and of each pool the share of its requests that met their SLO lately.
+
+    Prefill's SLO is the time to the first token, decode's the time per token. A pool without requests is not named.
+    An instance that is starting, or lost and to be started again, is one that is not alive.
+    """
+
+    at: float
+    views: tuple[InstanceView, ...]
+    attainment: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """When each pool was last changed."""
+
+    changed_at: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """How a pool does in one sample."""
+
+    members: int
+    """Those that start or are lost too."""
+    serving: tuple[InstanceView, ...]
+    attainment: float | None
+
+    @classmethod
+    def of(cls, sample: Sample, name: str) -> _Pool:
+        members = [view for view in sample.views if view.pool == name and not view.draining]
+        serving = tuple(view for view in members if view.alive)
+        return cls(len(members), serving, sample.attainment.get(name))
+
+    def freeness(self, but: int = 0) -> float:
+        """Of each of its instances if all had the same, when `but` are gone and the others run what those ran."""
+        left = len(self.serving) - but
+        if left <= 0:
+            return 0.0
+        total = sum(view.load.total_blocks for view in self.serving) / len(self.serving)
+        used = sum(usage_blocks(view.load) for view in self.serving) / left
+        running = sum(view.load.running for view in self.serving) / left
+        return (total - used) * self.serving[0].load.block_size / max(1.0, running)
+
+    def queued_steps(self, but: int = 0) -> float:
+        """Steps of prompts that wait for an instance, on the average."""
+        steps = [
+            view.load.queued_tokens / view.load.prefill_tokens
+            for view in self.serving
+            if view.load.prefill_tokens
+        ]
+        return sum(steps) / max(1, len(steps) - but)
+
+
+def autoscale(
+    history: Sequence[Sample], cfg: AutoscaleConfig, now: float, memory: Memory
+) -> tuple[list[ScaleAction], Memory]:
+    """Changes to start now: at most one of each pool. `history` is oldest first, and must reach `idle_s` back."""
+    changed_at = dict(memory.changed_at)
+    actions: list[ScaleAction] = []
+
+    def rested(name: str) -> bool:
+        return now - changed_at.get(name, -cfg.cooldown_s) >= cfg.cooldown_s
+
+    def start(action: ScaleAction, *pools: str) -> None:
+        actions.append(action)
+        changed_at.update(dict.fromkeys(pools, now))
+
+    for name in sorted(cfg.limits):
+        if rested(name) and (why := _throughout(history, name, now, cfg.short_s, cfg, _short)):
+            donor = _donor(history, name, now, cfg, [other for other in cfg.limits if rested(other)])
+            if _Pool.of(history[-1], name).members >= cfg.limits[name].most:
+                continue
+            if donor is not None:
+                start(
+                    ScaleAction(Scale.FLIP, donor.pool, f"{name}: {why}", donor.key, name), name, donor.pool
+                )
+            else:
+                start(ScaleAction(Scale.GROW, name, why), name)
+    for name in sorted(cfg.limits):
+        if rested(name) and (why := _throughout(history, name, now, cfg.idle_s, cfg, _idle)):
+            spare = _spare(_Pool.of(history[-1], name), name, cfg)
+            if spare is not None:
+                start(ScaleAction(Scale.DRAIN, name, why, spare.key), name)
+    return actions, Memory(changed_at)
+
+
+def _short(pool: _Pool, cfg: AutoscaleConfig) -> str:
+    """Why the pool is short; empty where it is not. One of which nothing serves is being started already."""
+    if not pool.serving:
+        return ""
+    if pool.attainment is not None and pool.attainment < cfg.attainment:
+        return f"{pool.attainment:.0%} of its requests meet their SLO"
+    if pool.queued_steps() > cfg.busy_steps:
+        return f"{pool.queued_steps():.1f} steps of prompts wait"
+    if pool.freeness() < cfg.low_steps:
+        return f"it is free for {pool.freeness():.0f} steps"
+    return ""
+
+
+def _idle(pool: _Pool, cfg: AutoscaleConfig, but: int = 0) -> str:
+    """Why the pool idles, or would without `but` instances; empty where it does not."""
+    if not pool.serving or _short(pool, cfg):
+        return ""
+    if pool.freeness(but) < cfg.high_steps or pool.queued_steps(but) > cfg.idle_steps:
+        return ""
+    return f"it is free for {pool.freeness():.0f} steps"
+
+
+def _throughout(
+    history: Sequence[Sample],
+    name: str,
+    now: float,
+    for_s: float,
+    cfg: AutoscaleConfig,
+    state: Callable[[_Pool, AutoscaleConfig], str],
+) -> str:
+    """Why the pool is in the state, if it was for so long; empty where it was not, or history does not tell."""
+    began = next((place for place in range(len(history), 0, -1) if history[place - 1].at <= now - for_s), 0)
+    if not began:
+        return ""
+    why = [state(_Pool.of(sample, name), cfg) for sample in history[began - 1 :]]
+    return why[-1] if all(why) else ""
+
+
+def _donor(
+    history: Sequence[Sample], short: str, now: float, cfg: AutoscaleConfig, rested: Sequence[str]
+) -> InstanceView | None:
+    """The instance that another pool gives; None where none idles and can spare one."""
+    idle = [
+        name for name in rested if name != short and _throughout(history, name, now, cfg.short_s, cfg, _idle)
+    ]
+    spares = [_spare(_Pool.of(history[-1], name), name, cfg) for name in idle]
+    return max((view for view in spares if view is not None), key=_freest_first, default=None)
+
+
+def _spare(pool: _Pool, name: str, cfg: AutoscaleConfig) -> InstanceView | None:
+    """The instance that the pool can do without, the freest; None where the others would not be idle."""
+    if len(pool.serving) <= cfg.limits[name].least or not _idle(pool, cfg, but=1):
+        return None
+    return max(pool.serving, key=_freest_first)
+
+
+def _freest_first(view: InstanceView) -> tuple[int, float, str]:
+    return -view.load.running - view.load.waiting, freeness(view), view.name

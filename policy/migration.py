@@ -1,0 +1,279 @@
+"""Which running sequences go elsewhere: the least free instance is relieved by the freest, and what ends is emptied.
+
+Llumnix's rescheduling (Sun et al., OSDI 2024): as all demands are memory in the one measure of `freeness`, making room
+for one that waits, headroom for one of high priority and balance are the same rule, told apart by its cause.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from .cost import CostModel, StepShape
+from .freeness import freeness, usage_blocks
+from .projection import joined, left
+from .state import InstanceView, Key, LoadView, Move, MoveReason, SequenceView, blocks_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationConfig:
+    """When running requests move by themselves. Freeness is in decode steps until memory is predicted to be full."""
+
+    low_steps: float = 32.0
+    """An instance of less freeness is relieved."""
+
+    enough_steps: float = 96.0
+    """It is relieved until it has so much."""
+
+    high_steps: float = 192.0
+    """An instance of at least so much takes what others are relieved of."""
+
+    most_per_instance: int = 2
+    """Moves under way at a time from or to an instance."""
+
+    most_per_link: int = 1
+    """Moves under way at a time from an instance to another."""
+
+    least_remaining: int = 16
+    """Tokens that a sequence must have before it to be worth a move."""
+
+    rest_s: float = 5.0
+    """How long a sequence that was moved stays where it is, in seconds."""
+
+    move_s: float = 10.0
+    """When a move of which nothing was seen counts as not done, in seconds."""
+
+    def __post_init__(self) -> None:
+        if not self.low_steps <= self.enough_steps <= self.high_steps:
+            raise ValueError(
+                "low_steps, enough_steps and high_steps must ascend, "
+                f"got {self.low_steps:g}, {self.enough_steps:g} and {self.high_steps:g}"
+            )
+        for name in ("most_per_instance", "most_per_link", "least_remaining"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("rest_s", "move_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or above, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A move that was planned at a time. `open` until the views show it done, it failed, or `move_s` has passed."""
+
+    move: Move
+    at: float
+    open: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Moves of late, by session, and the instances that are being relieved."""
+
+    planned: Mapping[str, Planned] = field(default_factory=dict)
+    relieved: frozenset[Key] = frozenset()
+
+
+def plan_moves(
+    views: Sequence[InstanceView],
+    cfg: MigrationConfig,
+    now: float,
+    cost: CostModel | None,
+    memory: Memory,
+) -> tuple[list[Move], Memory]:
+    """Live migrations to start now.
+
+    Views tell their `sequences`. A move counts as under way until they show it, or `failed` is told of it.
+    """
+    plan = _Plan(views, cfg, now, cost, _followed(memory, views, cfg, now))
+    plan.empty()
+    relieved = plan.relieve(memory.relieved)
+    return plan.moves, Memory(plan.planned, relieved)
+
+
+def failed(memory: Memory, session: str) -> Memory:
+    """The move of a session came to nothing: it counts no more, and the session rests before it is tried again."""
+    if session not in memory.planned:
+        return memory
+    return replace(memory, planned={**memory.planned, session: replace(memory.planned[session], open=False)})
+
+
+def _followed(
+    memory: Memory, views: Sequence[InstanceView], cfg: MigrationConfig, now: float
+) -> dict[str, Planned]:
+    """What is under way still, and what ended so lately that the sequence rests."""
+    at = {one.session: view.key for view in views for one in view.sequences}
+    followed = {}
+    for session, planned in memory.planned.items():
+        if planned.open and at.get(session) == planned.move.destination:
+            planned = replace(planned, at=now, open=False)
+        elif planned.open and (at.get(session) != planned.move.source or now - planned.at > cfg.move_s):
+            planned = replace(planned, open=False)
+        if planned.open or now - planned.at <= cfg.rest_s:
+            followed[session] = planned
+    return followed
+
+
+class _Plan:
+    """Views as they will be when all that is under way is done, and the moves that are added to that."""
+
+    def __init__(
+        self,
+        views: Sequence[InstanceView],
+        cfg: MigrationConfig,
+        now: float,
+        cost: CostModel | None,
+        planned: dict[str, Planned],
+    ):
+        self.moves: list[Move] = []
+        self.planned = planned
+        self._cfg = cfg
+        self._now = now
+        self._cost = cost
+        self._views = {view.key: view for view in sorted(views, key=lambda view: view.key)}
+        self._links: Counter[tuple[Key, Key]] = Counter()
+        self._ends: Counter[Key] = Counter()
+        for session, each in planned.items():
+            if each.open:
+                self._count(each.move)
+                self._shift(session, each.move)
+
+    # ---- what must go
+
+    def empty(self) -> None:
+        """Those that drain, or decode no more, lose what they run, the longest to remain first."""
+        for source in [view for view in self._views.values() if view.alive]:
+            if source.draining or not source.load.decode_slots:
+                reason = MoveReason.DRAIN if source.draining else MoveReason.ROLE_CHANGE
+                for one in sorted(source.sequences, key=lambda one: (-one.remaining, one.session)):
+                    self._send_off(source, one, reason)
+
+    def _send_off(self, source: InstanceView, one: SequenceView, reason: MoveReason) -> None:
+        came = one.session in self.planned and self.planned[one.session].move.destination == source.key
+        if not one.movable or (one.session in self.planned and not came):
+            return
+        able = [view for view in self._takers(source.key) if _has_room(view, one)]
+        best = max(able, key=lambda view: (_fits(view, one), freeness(view)), default=None)
+        if best is not None:
+            self._add(Move(one.session, source.key, best.key, reason))
+
+    # ---- what is better elsewhere
+
+    def relieve(self, before: frozenset[Key]) -> frozenset[Key]:
+        """Pair the least free with the freest; those that are to be relieved, `before` these now and from now on."""
+        limits = {
+            key: self._cfg.enough_steps if key in before else self._cfg.low_steps for key in self._views
+        }
+        low = [view for view in self._views.values() if view.may_decode and freeness(view) < limits[view.key]]
+        for source in sorted(low, key=freeness):
+            while self._relieve_once(source.key):
+                pass
+        return frozenset(view.key for view in low)
+
+    def _relieve_once(self, key: Key) -> bool:
+        source = self._views[key]
+        takers = [view for view in self._takers(key) if freeness(view) >= self._cfg.high_steps]
+        if freeness(source) >= self._cfg.enough_steps or not takers:
+            return False
+        freest = max(takers, key=freeness)
+        victim = next((one for one in self._victims(source) if self._helps(source, freest, one)), None)
+        if victim is None:
+            return False
+        self._add(Move(victim.session, key, freest.key, self._reason(source)))
+        return True
+
+    def _victims(self, source: InstanceView) -> list[SequenceView]:
+        """Those that may go: of low priority first, and then by the seconds of copying for a block that is freed."""
+        able = [
+            one
+            for one in source.sequences
+            if one.movable and one.session not in self.planned and one.remaining >= self._cfg.least_remaining
+        ]
+
+        def price(one: SequenceView) -> tuple[int, float, str]:
+            seconds = self._cost.between_s(source.address, "", one.tokens) if self._cost else one.tokens
+            return one.priority, seconds / (one.tokens + one.remaining), one.session
+
+        return sorted(able, key=price)
+
+    def _helps(self, source: InstanceView, to: InstanceView, one: SequenceView) -> bool:
+        """Whether both are freer afterwards than the source was, neither asks for relief for it, and the gain pays."""
+        after, there = left(source, one), joined(to, one)
+        was = freeness(source)
+        if not _fits(to, one) or freeness(after) <= was:
+            return False
+        return freeness(there) > max(was, self._cfg.enough_steps) and self._pays(source, there, one)
+
+    def _pays(self, source: InstanceView, there: InstanceView, one: SequenceView) -> bool:
+        """Whether the copy takes less time than it gains: the sequence's own steps that are shorter elsewhere, and
+        where memory is wanted, the time for which it would have kept it."""
+        if self._cost is None:
+            return True
+        here_s, there_s = _step_s(source.load, self._cost), _step_s(there.load, self._cost)
+        gain_s = one.remaining * max(0.0, here_s - there_s)
+        if usage_blocks(source.load) > source.load.total_blocks:
+            gain_s += one.remaining * here_s
+        return gain_s > self._cost.between_s(source.address, there.address, one.tokens)
+
+    def _reason(self, source: InstanceView) -> MoveReason:
+        load = source.load
+        if load.head_blocks and load.needed_blocks + load.head_blocks > load.total_blocks:
+            return MoveReason.MAKE_ROOM
+        common = replace(source, load=replace(load, high_priority=0))
+        if load.high_priority and freeness(common) >= self._cfg.low_steps:
+            return MoveReason.HEADROOM
+        return MoveReason.BALANCE
+
+    # ---- what is under way
+
+    def _takers(self, source: Key) -> list[InstanceView]:
+        """Whoever may take a sequence of the source within the bounds on what is under way."""
+        most, per_link = self._cfg.most_per_instance, self._cfg.most_per_link
+        if self._ends[source] >= most:
+            return []
+        return [
+            view
+            for view in self._views.values()
+            if view.key != source
+            and view.may_decode
+            and self._ends[view.key] < most
+            and self._links[source, view.key] < per_link
+        ]
+
+    def _add(self, move: Move) -> None:
+        self.moves.append(move)
+        self.planned[move.session] = Planned(move, self._now)
+        self._count(move)
+        self._shift(move.session, move)
+
+    def _count(self, move: Move) -> None:
+        self._links[move.source, move.destination] += 1
+        self._ends[move.source] += 1
+        self._ends[move.destination] += 1
+
+    def _shift(self, session: str, move: Move) -> None:
+        source, to = self._views.get(move.source), self._views.get(move.destination)
+        one = next((one for one in source.sequences if one.session == session), None) if source else None
+        if source is None or one is None:
+            return
+        self._views[source.key] = left(source, one)
+        if to is not None:
+            self._views[to.key] = joined(to, one)
+
+
+def _has_room(view: InstanceView, one: SequenceView) -> bool:
+    """Whether it can have the sequence's memory and a slot now."""
+    load = view.load
+    blocks = blocks_for(one.tokens + 1, load.block_size)
+    return load.free_slots > 0 and blocks <= load.free_blocks + load.cached_blocks
+
+
+def _fits(view: InstanceView, one: SequenceView) -> bool:
+    """Whether it is predicted to have room until all end."""
+    there = joined(view, one)
+    return _has_room(view, one) and usage_blocks(there.load) <= there.load.total_blocks
+
+
+def _step_s(load: LoadView, cost: CostModel) -> float:
+    return cost.step.predict(StepShape(decodes=load.decoding, context_tokens=load.decode_tokens))

@@ -1,0 +1,57 @@
+"""Views as they will be: with a sequence that has come, or without one that has left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from . import admission
+from .admission import Need
+from .state import InstanceView, LoadView, Priority, SequenceView, blocks_for
+
+
+def joined(view: InstanceView, one: SequenceView) -> InstanceView:
+    """The instance when it runs the sequence too."""
+    return _running(view, (*view.sequences, one))
+
+
+def left(view: InstanceView, gone: SequenceView) -> InstanceView:
+    """The instance without one of its `sequences`."""
+    return _running(view, tuple(one for one in view.sequences if one is not gone))
+
+
+def _running(view: InstanceView, sequences: tuple[SequenceView, ...]) -> InstanceView:
+    """The view with these sequences in the place of those that it has."""
+    load = view.load
+    held = _held(sequences, load) - _held(view.sequences, load)
+    peak = load.needed_blocks + peak_blocks(sequences, load) - peak_blocks(view.sequences, load)
+    more = len(sequences) - len(view.sequences)
+    changed = replace(
+        load,
+        free_blocks=load.free_blocks - held,
+        held_blocks=load.held_blocks + held,
+        peak_blocks=max(0, peak),
+        running=load.running + more,
+        decoding=load.decoding + more,
+        decode_tokens=load.decode_tokens + _tokens(sequences) - _tokens(view.sequences),
+        high_priority=load.high_priority + _high(sequences) - _high(view.sequences),
+    )
+    return replace(view, load=changed, sequences=sequences)
+
+
+def peak_blocks(sequences: Iterable[SequenceView], load: LoadView) -> int:
+    """What they are predicted to need together."""
+    needs = [Need(one.tokens, one.remaining, one.tokens + one.remaining) for one in sequences]
+    return admission.predicted(needs, load.block_size)
+
+
+def _held(sequences: Iterable[SequenceView], load: LoadView) -> int:
+    return sum(blocks_for(one.tokens, load.block_size) for one in sequences)
+
+
+def _tokens(sequences: Iterable[SequenceView]) -> int:
+    return sum(one.tokens for one in sequences)
+
+
+def _high(sequences: Iterable[SequenceView]) -> int:
+    return sum(one.priority >= Priority.HIGH for one in sequences)
