@@ -147,7 +147,7 @@ class _Run:
         return self.streams
 
     async def _follow(self) -> None:
-        call: Any = self._stub.Generate(_request(self._trial), timeout=STREAM_S)
+        call: Any = self._stub.Generate(request_of(self._trial), timeout=STREAM_S)
         try:
             async for response in call:
                 await self._take(response)
@@ -209,7 +209,8 @@ def _logprobs(told: inference_pb2.Logprobs) -> Logprobs:
     return Logprobs(told.logprob, tuple((one.token_id, one.logprob) for one in told.top))
 
 
-def _request(trial: Trial) -> inference_pb2.GenerateRequest:
+def request_of(trial: Trial) -> inference_pb2.GenerateRequest:
+    """What a client asks for it."""
     shape = {name: value for name, value in asdict(trial.shape).items() if value != NEUTRAL[name]}
     shape |= {"logit_bias": dict(trial.shape.logit_bias), "n": trial.choices}
     shape |= {"temperature": trial.temperature, "seed": trial.seed}
