@@ -123,10 +123,10 @@ def chaos(asked: Chaos, say: Say = logger.info) -> Verdict:
     figures = _figures(counts, struck, runs)
     units = {key: _unit(key) for key in figures}
     report = Report(command=asked.command, figures=figures, units=units)
-    return Verdict(report, tuple(failures(figures, asked.faults, barred)))
+    return Verdict(report, tuple(failures(figures, asked.faults)))
 
 
-def failures(figures: Mapping[str, float], faults: int, barred: Mapping[str, str]) -> Iterator[str]:
+def failures(figures: Mapping[str, float], faults: int) -> Iterator[str]:
     """What the figures show to be wrong."""
     for name in MUST_BE_0:
         if figures[name]:

@@ -33,6 +33,8 @@ READY_S = 60.0
 """How long a fault waits for the cluster to be able to bear it."""
 AGAIN_S = 0.2
 """Before a request that no router took is sent anew."""
+PROMPT_S = 10.0
+"""How long the end of a prefill instance waits for a prompt that it may have."""
 LOOK_S = 0.2
 """Between two looks at a cluster that cannot bear the next fault yet, or whose controller is away."""
 
@@ -78,10 +80,13 @@ class Client:
     def __init__(self, address: str):
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL)
         self._stub = InferenceServiceStub(self._channel)
+        self.waiting: set[str] = set()
+        """Requests that have no token yet."""
 
     async def run(self, trial: Trial) -> Run:
         """Never raises for what becomes of the request: it is told in its streams."""
         run = Run(trial, [Stream(trial, choice) for choice in range(trial.choices)], time.monotonic())
+        self.waiting.add(trial.request_id)
         try:
             async with asyncio.timeout(STREAM_S):
                 await self._until_taken(run)
@@ -90,6 +95,8 @@ class Client:
             run.streams[0].troubles.append(f"it hangs: no end within {STREAM_S:g} s")
         except PenstockError as error:
             run.streams[0].troubles.append(f"the stream ended: {error}")
+        finally:
+            self.waiting.discard(trial.request_id)
         run.ended = time.monotonic()
         return run
 
@@ -130,6 +137,7 @@ class Client:
             run.streams[delta.choice].take(delta)
             if delta.token_ids:
                 run.arrivals.append((time.monotonic(), delta.instance))
+                self.waiting.discard(run.trial.request_id)
         elif response.HasField("finished"):
             stream = run.streams[response.finished.choice]
             stream.recoveries = response.finished.usage.recoveries
@@ -173,9 +181,8 @@ async def storm(
     draw, client = random.Random(seed), Client(address)
     runs: list[asyncio.Task[Run]] = []
     skipped = 0
-    striking = asyncio.create_task(
-        _strike(controller, cluster_id, kinds, seconds, draw.getrandbits(32), say, struck)
-    )
+    strikes = Strikes(controller, cluster_id, client, say, struck)
+    striking = asyncio.create_task(strikes.strike(kinds, seconds, random.Random(draw.getrandbits(32))))
     due = time.monotonic()
     try:
         while not striking.done():
@@ -196,42 +203,59 @@ async def storm(
         await client.close()
 
 
-async def _strike(
-    controller: str,
-    cluster_id: str,
-    kinds: Sequence[str],
-    seconds: float,
-    seed: int,
-    say: Callable[[str], None],
-    struck: Callable[[], None],
-) -> list[Struck]:
-    """All faults, each when its time has come and the cluster can bear it."""
-    draw, began = random.Random(seed), time.monotonic()
-    struck_at: list[Struck] = []
-    lasting: list[asyncio.Task[None]] = []
-    async with AsyncClient(controller) as client:
-        for number, kind in enumerate(kinds):
-            due = began + seconds * (number + draw.uniform(0.25, 0.75)) / len(kinds)
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            fault = await _aimed(client, kind, cluster_id, draw)
-            if fault is None:
-                say(f"{kind} was not injected: the cluster could not bear it for {READY_S:g} s")
-                continue
-            say(f"{time.monotonic() - began:.1f} s: {fault}")
-            struck_at.append(Struck(fault, time.monotonic()))
-            lasting.append(asyncio.create_task(inject(fault)))
-            struck()
-        await asyncio.gather(*lasting)
-    return struck_at
+class Strikes:
+    """Injects faults into the cluster whose controller is at an address."""
 
+    def __init__(
+        self,
+        controller: str,
+        cluster_id: str,
+        client: Client,
+        say: Callable[[str], None],
+        struck: Callable[[], None],
+    ):
+        self._controller = controller
+        self._cluster_id = cluster_id
+        self._client = client
+        self._say = say
+        self._struck = struck
 
-async def _aimed(client: AsyncClient, kind: str, cluster_id: str, draw: random.Random) -> Fault | None:
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
-        with suppress(PenstockError):
-            cluster: Cluster = await client.cluster(timeout_s=2.0)
-            fault = aim(kind, cluster, cluster_id, draw)
-            if fault is not None:
-                return fault
-        await asyncio.sleep(LOOK_S)
-    return None
+    async def strike(self, kinds: Sequence[str], seconds: float, draw: random.Random) -> list[Struck]:
+        """All faults, each when its time has come and the cluster can bear it."""
+        began = time.monotonic()
+        struck: list[Struck] = []
+        lasting: list[asyncio.Task[None]] = []
+        async with AsyncClient(self._controller) as client:
+            for number, kind in enumerate(kinds):
+                due = began + seconds * (number + draw.uniform(0.25, 0.75)) / len(kinds)
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                fault = await self._aimed(client, kind, draw)
+                if fault is None:
+                    self._say(f"{kind} was not injected: the cluster could not bear it for {READY_S:g} s")
+                    continue
+                if kind == "kill_prefill":
+                    await self._prompt_waits()
+                self._say(f"{time.monotonic() - began:.1f} s: {fault}")
+                struck.append(Struck(fault, time.monotonic()))
+                lasting.append(asyncio.create_task(inject(fault)))
+                self._struck()
+            await asyncio.gather(*lasting)
+        return struck
+
+    async def _aimed(self, client: AsyncClient, kind: str, draw: random.Random) -> Fault | None:
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            with suppress(PenstockError):
+                cluster: Cluster = await client.cluster(timeout_s=2.0)
+                fault = aim(kind, cluster, self._cluster_id, draw)
+                if fault is not None:
+                    return fault
+            await asyncio.sleep(LOOK_S)
+        return None
+
+    async def _prompt_waits(self) -> None:
+        """Until some prompt is being prefilled, lest the end of an idle instance count; not for long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PROMPT_S):
+                while not self._client.waiting:  # noqa: ASYNC110 - the set is changed by many
+                    await asyncio.sleep(0.002)
