@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from ..handover.effects import (
@@ -109,6 +109,8 @@ class Engine:
         self._next_beat = 0.0
         self._steps = 0
         self._step_s = 0.0
+        self._outlook = scheduler.outlook()
+        """As of the last heartbeat."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping = False
         self.failure: BaseException | None = None
@@ -346,6 +348,7 @@ class Engine:
         self._next_beat = now + self._house.config.heartbeat_s
         for session in list(self._seats):
             self._feed(session, Beat())
+        self._outlook = self._scheduler.outlook()
         self._forget(now)
 
     def _forget(self, now: float) -> None:
@@ -399,4 +402,5 @@ class Engine:
             preemptions=scheduler.preemptions,
             written_blocks=self._moving.written_blocks,
             sent_blocks=self._moving.sent_blocks,
+            **asdict(self._outlook),
         )

@@ -8,9 +8,10 @@ from ..handover.values import Context, Epoch, LeaseKey
 from ..policy.admission import Need
 from ..policy.batching import Budget, Candidate, Target, bounded, choose_batch
 from ..policy.cost import CostModel
-from ..policy.state import blocks_for
+from ..policy.state import Priority, blocks_for
 from .admission import Admission
 from .blocks import BlockPool, OutOfBlocks
+from .outlook import Outlook, memory
 from .phase import Phase, Size
 from .residence import Residence
 from .sequence import Sequence
@@ -21,9 +22,9 @@ RECOMPUTED_TOKENS = 256
 
 
 class Scheduler:
-    """Sequences in order of arrival.
+    """Sequences by priority, those of one in order of arrival.
 
-    One that needs a block takes it, where none is left, from those that came after it; so the oldest that has memory
+    One that needs a block takes it, where none is left, from those that stand after it; so the first that has memory
     always comes to its end: alone it fits, for nothing longer is admitted, and what is leased, paused or read by a
     transfer is so for a bounded time. Who gave memory back is the first to have it again.
     """
@@ -75,7 +76,12 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence for its prefill."""
         assert sequence.key not in self._sequences
+        self._enter(sequence)
+
+    def _enter(self, sequence: Sequence) -> None:
         self._sequences[sequence.key] = sequence
+        if sequence.priority > Priority.NORMAL:
+            self._sequences = {one.key: one for one in sorted(self, key=lambda one: -one.priority)}
 
     def remove(self, key: LeaseKey, now: float) -> None:
         """Forget a sequence; its full blocks stay cached, pinned for as long as it asked from `now` on."""
@@ -121,7 +127,7 @@ class Scheduler:
         """The leased blocks are the sequence's; it runs from the next step on."""
         sequence.room = self._room(self._leased.pop(sequence.key))
         self.pool.adopt(sequence.key)
-        self._sequences[sequence.key] = sequence
+        self._enter(sequence)
         self.kv.publish(sequence)
 
     def quarantine(self, key: LeaseKey) -> None:
@@ -297,3 +303,15 @@ class Scheduler:
     @property
     def queued_tokens(self) -> int:
         return sum(sequence.pending for sequence in self if not sequence.decoding)
+
+    def outlook(self) -> Outlook:
+        """What it costs grows with all that is here: not for every step."""
+        waits = next((sequence for sequence in self if not sequence.admitted), None)
+        first = self._need(waits) if waits else None
+        decoding = [sequence for sequence in self if sequence.decoding]
+        return Outlook(
+            *memory(self._needs(), first, self.block_size, self.pool.overlap),
+            high_priority=sum(one.priority > Priority.NORMAL for one in self if one.admitted),
+            decoding=len(decoding),
+            decode_tokens=sum(sequence.computed for sequence in decoding),
+        )

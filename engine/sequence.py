@@ -15,6 +15,7 @@ from ..handover.values import (
     SamplingParams,
     TokenRecord,
 )
+from ..policy.state import Priority
 from .grammar import Constraint, Grammars
 from .phase import Size
 from .step import Logbook, SampleSpec, Shaping
@@ -63,6 +64,7 @@ class Sequence:
     application: str = ""
     cache_ttl_s: float = 0.0
     """How long its KV is to stay cached when it has gone."""
+    priority: int = Priority.NORMAL
     names: list[bytes] = field(default_factory=list)
     """Of its leading full blocks, as far as they were needed."""
     asked: bool = False
@@ -111,6 +113,7 @@ class Sequence:
             salt=context.salt,
             application=context.application,
             cache_ttl_s=context.cache_ttl_s,
+            priority=context.priority,
         )
 
     @classmethod
@@ -147,7 +150,9 @@ class Sequence:
     def context(self) -> Context:
         """What another instance must know to go on with it."""
         prompt, emitted = tuple(self.tokens[: self.prompt]), tuple(self.tokens[self.prompt :])
-        return Context(prompt, emitted, self.params, self.salt, self.application, self.cache_ttl_s)
+        return Context(
+            prompt, emitted, self.params, self.salt, self.application, self.cache_ttl_s, self.priority
+        )
 
     @property
     def size(self) -> Size:

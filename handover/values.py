@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from ..policy.state import Priority
+
 GRAMMAR_LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
@@ -130,6 +132,7 @@ class Context:
     application: str = ""
     cache_ttl_s: float = 0.0
     """How long the KV is to stay cached for a next turn."""
+    priority: int = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from typing import Any
 
-from ..policy.state import LoadView
+from ..policy.state import LoadView, Priority
 from ..proto import worker_pb2 as pb
 from .effects import Condemn
 from .frames import (
@@ -187,6 +187,7 @@ def _context(context: Context) -> pb.Context:
         salt=context.salt,
         application=context.application,
         cache_ttl_s=context.cache_ttl_s,
+        priority=context.priority,
     )
 
 
@@ -365,6 +366,7 @@ def _read_context(frame: Any) -> Context:
         context.salt,
         context.application,
         context.cache_ttl_s,
+        context.priority or Priority.NORMAL,
     )
 
 

@@ -108,20 +108,22 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ..., max_tokens: _Optional[int] = ..., ignore_eos: _Optional[bool] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., grammar: _Optional[str] = ...) -> None: ...
 
 class Context(_message.Message):
-    __slots__ = ("prompt", "emitted", "params", "salt", "application", "cache_ttl_s")
+    __slots__ = ("prompt", "emitted", "params", "salt", "application", "cache_ttl_s", "priority")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     EMITTED_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     APPLICATION_FIELD_NUMBER: _ClassVar[int]
     CACHE_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     prompt: _containers.RepeatedScalarFieldContainer[int]
     emitted: _containers.RepeatedScalarFieldContainer[int]
     params: SamplingParams
     salt: str
     application: str
     cache_ttl_s: float
-    def __init__(self, prompt: _Optional[_Iterable[int]] = ..., emitted: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., salt: _Optional[str] = ..., application: _Optional[str] = ..., cache_ttl_s: _Optional[float] = ...) -> None: ...
+    priority: int
+    def __init__(self, prompt: _Optional[_Iterable[int]] = ..., emitted: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., salt: _Optional[str] = ..., application: _Optional[str] = ..., cache_ttl_s: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class TokenRecord(_message.Message):
     __slots__ = ("id", "end", "logprobs", "prompt")

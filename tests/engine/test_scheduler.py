@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from penstock.decode_worker.phase import DecodePhase
 from penstock.engine.blocks import BlockPool
+from penstock.engine.outlook import Outlook
 from penstock.engine.phase import Size
 from penstock.engine.scheduler import Scheduler
 from penstock.engine.sequence import Sequence
@@ -14,6 +15,7 @@ from penstock.handover.values import Commit, Context, Epoch, LeaseKey, SamplingP
 from penstock.policy.admission import RULES
 from penstock.policy.batching import Budget, Target
 from penstock.policy.cost import Law, Piece, StepCost
+from penstock.policy.state import Priority
 from penstock.prefill_worker.phase import PrefillPhase
 
 BLOCK, TOTAL, CONTEXT = 4, 30, 80
@@ -84,10 +86,15 @@ class Laws(RuleBasedStateMachine):
         setattr(sequences[place % len(sequences)], state, on)
 
     @precondition(lambda self: self.now.role.prefill_tokens)
-    @rule(prompt=st.integers(1, 60), more=st.integers(1, 60), like=st.integers(0, 2))
-    def a_prompt_comes(self, prompt, more, like):
+    @rule(
+        prompt=st.integers(1, 60),
+        more=st.integers(1, 60),
+        like=st.integers(0, 2),
+        priority=st.sampled_from((Priority.NORMAL, Priority.NORMAL, Priority.HIGH)),
+    )
+    def a_prompt_comes(self, prompt, more, like, priority):
         self.number += 1
-        self.now.add(sequence(self.number, prompt, more, like, cache_ttl_s=float(like)))
+        self.now.add(sequence(self.number, prompt, more, like, cache_ttl_s=float(like), priority=priority))
 
     @rule(held=st.integers(1, 60), more=st.integers(1, 60))
     def a_lease_is_asked_for(self, held, more):
@@ -145,8 +152,11 @@ class Laws(RuleBasedStateMachine):
                 assert self.now.get(*key) is None or list(self.now.pool.table(key))[: len(table)] == table
 
     def _oldest(self) -> Sequence | None:
-        """The first of those with memory; None where others than sequences that run have some."""
+        """The first of those with memory; None where others than sequences that run have some, or one of higher
+        priority is to have some."""
         if self.asked or self.quarantined or any(one.paused or one.locked for one in self.now):
+            return None
+        if any(one.priority > Priority.NORMAL and not one.admitted for one in self.now):
             return None
         return next((one for one in self.now if one.admitted), None)
 
@@ -195,6 +205,43 @@ def test_what_waits_for_memory_is_not_overtaken():
     while now.get("s0", Epoch(1, 1)):
         assert {one.session for one, _ in step(now)} == {"s0"}
     assert {one.session for one, _ in step(now)} == {"s1"}
+
+
+def test_high_priority_goes_first_and_gives_its_memory_back_last():
+    now = scheduler(Budget(8, 4), total=10, rule="aggressive")
+    now.add(sequence(0, 15, 24))
+    while not next(iter(now)).decoding:
+        step(now)
+    now.add(sequence(1, 12, 20))
+    now.add(sequence(2, 12, 24, priority=Priority.HIGH))
+    ended = []
+    while here := {one.session for one in now}:
+        step(now)
+        ended += sorted(here - {one.session for one in now})
+    assert now.preemptions and ended == ["s2", "s0", "s1"]
+
+
+def test_its_outlook_is_of_what_waits_and_of_what_will_be_needed():
+    now = scheduler(Budget(64, 4))
+    assert now.outlook() == Outlook()
+    now.add(sequence(0, 40, 40, priority=Priority.HIGH))
+    now.add(sequence(1, 40, 40))
+    now.add(sequence(2, 1, 1))
+    step(now)
+    assert [one.session for one in now if one.admitted] == ["s0"]
+    outlook = now.outlook()
+    assert (outlook.peak_blocks, outlook.head_blocks) == (80 // BLOCK, 80 // BLOCK)
+    assert (outlook.high_priority, outlook.decoding, outlook.decode_tokens) == (1, 1, 40)
+
+
+def test_blocks_that_several_hold_are_expected_once():
+    now = scheduler(Budget(64, 4), total=60)
+    now.add(sequence(0, 40, 20, like=0))
+    step(now)
+    alone = now.outlook().peak_blocks
+    now.add(sequence(1, 40, 20, like=0))
+    step(now)
+    assert now.outlook().peak_blocks == alone + 15 - 9
 
 
 def test_a_sequence_that_can_never_fit_holds_nobody_back():

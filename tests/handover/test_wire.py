@@ -19,6 +19,7 @@ SIZES = {
     "n": st.integers(0, values.FOREVER),
     "lease_s": st.floats(0.001, 1e6),
     "port": st.integers(1, 65535),
+    "priority": st.integers(1, 2),
     "own": st.floats(-1e9, 0, width=32),
     "top": st.lists(st.tuples(U32, st.floats(-1e9, 0, width=32)), max_size=4).map(tuple),
     "logit_bias": st.dictionaries(U32, st.floats(-100, 100), max_size=4).map(
