@@ -1,19 +1,44 @@
-"""Where a request goes: the freest instance to prefill it and the freest to decode it.
+"""Where a request goes: the instance to prefill it and the one to decode it, picked together.
 
 Views are as old as the last step, and a burst is faster: what was assigned counts as used until a view can show it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .state import InstanceView, RequestShape, blocks_for
+from . import forecast
+from .cost import CostModel
+from .forecast import Given
+from .prediction import Prediction
+from .rules import RULES, Asked, Pair, by_room, by_rule, least, room
+from .state import InstanceView, Key, RequestShape, blocks_for
 
 SETTLE_S = 0.25
 """Time from an assignment to the view that shows it: delivery, a step, and the way back."""
 
-Key = tuple[str, int]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchConfig:
+    """How requests are spread."""
+
+    rule: str = "predicted"
+    """One of `RULES`. Without a cost model nothing can be predicted: the shortest queue of prompts and the most free
+    blocks are taken."""
+
+    ahead_s: float = 0.0
+    """Seconds of prompts that an instance may have before it and be given more; 0 is no limit."""
+
+    itl_target_s: float = 0.0
+    """A prompt harms no decode beside it whose step is within this; 0 where nobody says, and then it harms all."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ValueError(f"rule must be one of {', '.join(RULES)}, got {self.rule!r}")
+        for name in ("ahead_s", "itl_target_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or above, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,45 +71,51 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Claims that are still unseen, oldest first."""
+    """Claims that are still unseen, oldest first, and how many requests were dispatched."""
 
     claims: tuple[Claim, ...] = ()
+    turn: int = 0
 
-    def of(self, view: InstanceView) -> list[Claim]:
-        return [claim for claim in self.claims if claim.instance == view.key]
+    def given(self) -> dict[Key, Given]:
+        """What each instance was given; nothing where it is not named."""
+        sums: dict[Key, list[int]] = {}
+        for claim in self.claims:
+            given = sums.setdefault(claim.instance, [0, 0, 0])
+            given[0] += 1
+            given[1] += claim.tokens
+            given[2] += claim.blocks
+        return {instance: Given(*given) for instance, given in sums.items()}
 
 
 def dispatch(
     request: RequestShape,
     views: Sequence[InstanceView],
+    cfg: DispatchConfig,
     now: float,
+    cost: CostModel | None,
     seed: int,
     memory: Memory,
     wanted: str = "",
 ) -> tuple[Assignment | NoInstance, Memory]:
-    """Pick the instance with the fewest prompt tokens queued, and the one with the most blocks free.
+    """Pick by the rule; `NoInstance` too where everybody has as much before it as it may.
 
-    One that decodes prefills only where none is free of that, for a prefill step stalls all that it decodes; one that
-    is best at both keeps the request. `now` is on the clock of the views' `seen_at`; `seed` breaks ties.
-    Where an instance is `wanted` by name, it decodes, and prefills if it may.
+    `now` is on the clock of the views' `seen_at`; `seed` breaks ties. Where an instance is `wanted` by name, it
+    decodes, and prefills if it may.
     """
     memory = unseen(memory, views, now)
-    decodes = [view for view in views if view.may_decode and wanted in ("", view.name)]
-    if not decodes:
-        return NoInstance(f"no instance named {wanted} decodes" if wanted else "no instance decodes"), memory
-    there = [view for view in decodes if wanted and view.may_prefill]
-    prefills = there or [view for view in views if view.may_prefill]
-    if not prefills:
-        return NoInstance("no instance prefills"), memory
-    tokens = request.prompt_tokens + 1
-    prefills = [view for view in prefills if view.holds(tokens)]
-    decodes = [view for view in decodes if view.holds(tokens)]
-    if not prefills or not decodes:
-        return NoInstance(f"{tokens} tokens fit the KV memory of no instance", ever=False), memory
-    prefill = _least(prefills, lambda view: _prefill_load(view, memory), seed)
-    decode = _least(decodes, lambda view: (*_decode_load(view, memory), view.key != prefill.key), seed)
+    able = _able(request, views, wanted)
+    if isinstance(able, NoInstance):
+        return able, memory
+    asked = Asked(request, seed, memory.turn, memory.given())
+    prefill, decode = _pick(asked, *able, cfg, cost)
+    queue_s = forecast.queue_s(prefill.load, asked.given(prefill), cost)
+    if 0 < cfg.ahead_s < queue_s:
+        return NoInstance(
+            f"{prefill.name} has {queue_s:.2f} s of prompts before it, and none has less"
+        ), memory
     assignment = Assignment(prefill, None if decode.key == prefill.key else decode)
-    return assignment, Memory(memory.claims + _claims(request, assignment, memory, now))
+    claims = memory.claims + _claims(asked, assignment, now)
+    return assignment, Memory(claims, memory.turn + 1)
 
 
 def redirect(
@@ -104,53 +135,68 @@ def redirect(
         return NoInstance(
             f"no instance named {wanted} decodes" if wanted else "no other instance decodes"
         ), memory
-    decode = _least(decodes, lambda view: _decode_load(view, memory), seed)
+    asked = Asked(request, seed, memory.turn, memory.given())
+    decode = least(decodes, lambda view: room(asked, view), seed)
     blocks = blocks_for(request.prompt_tokens, decode.load.block_size)
-    return decode, Memory((*memory.claims, Claim(decode.key, 0, blocks, now + SETTLE_S)))
+    claim = Claim(decode.key, 0, blocks, now + SETTLE_S)
+    return decode, Memory((*memory.claims, claim), memory.turn)
 
 
 def unseen(memory: Memory, views: Sequence[InstanceView], now: float) -> Memory:
     """Without the claims that the views show by now; of an instance that is away they last their time, for it may
     come back."""
     seen_at = {view.key: view.seen_at for view in views}
-    return Memory(tuple(claim for claim in memory.claims if seen_at.get(claim.instance, now) < claim.until))
+    claims = [claim for claim in memory.claims if seen_at.get(claim.instance, now) < claim.until]
+    return Memory(tuple(claims), memory.turn)
 
 
-def _prefill_load(view: InstanceView, memory: Memory) -> tuple[int, ...]:
-    jobs = view.load.waiting + view.load.running
-    return int(view.may_decode), _queued(view, memory), jobs, -_free_blocks(view, memory.of(view))
+def unservable(request: RequestShape, views: Sequence[InstanceView]) -> NoInstance | None:
+    """Why no instance that is there could ever take the request; None where one could, or nobody is there."""
+    able = _able(request, views, "")
+    return able if isinstance(able, NoInstance) and not able.ever else None
 
 
-def _queued(view: InstanceView, memory: Memory) -> int:
-    return view.load.queued_tokens + sum(claim.tokens for claim in memory.of(view))
+def _able(
+    request: RequestShape, views: Sequence[InstanceView], wanted: str
+) -> tuple[list[InstanceView], list[InstanceView]] | NoInstance:
+    """Those that may prefill it, and those that may decode it."""
+    decodes = [view for view in views if view.may_decode and wanted in ("", view.name)]
+    if not decodes:
+        return NoInstance(f"no instance named {wanted} decodes" if wanted else "no instance decodes")
+    there = [view for view in decodes if wanted and view.may_prefill]
+    prefills = there or [view for view in views if view.may_prefill]
+    if not prefills:
+        return NoInstance("no instance prefills")
+    tokens = request.prompt_tokens + 1
+    prefills = [view for view in prefills if view.holds(tokens)]
+    decodes = [view for view in decodes if view.holds(tokens)]
+    if not prefills or not decodes:
+        return NoInstance(f"{tokens} tokens fit the KV memory of no instance", ever=False)
+    return prefills, decodes
 
 
-def _decode_load(view: InstanceView, memory: Memory) -> tuple[int, ...]:
-    claims = memory.of(view)
-    full = view.load.free_slots <= len(claims)
-    return int(full), -_free_blocks(view, claims), view.load.running
+def _pick(
+    asked: Asked,
+    prefills: Sequence[InstanceView],
+    decodes: Sequence[InstanceView],
+    cfg: DispatchConfig,
+    cost: CostModel | None,
+) -> Pair:
+    if cfg.rule != "predicted":
+        return by_rule(cfg.rule, asked, prefills, decodes)
+    predicted = Prediction(asked, cost, cfg.itl_target_s).pick(prefills, decodes) if cost else None
+    return predicted or by_room(asked, prefills, decodes)
 
 
-def _free_blocks(view: InstanceView, claims: Sequence[Claim]) -> int:
-    """Cached blocks give way to new ones, so they count as free."""
-    return view.load.free_blocks + view.load.cached_blocks - sum(claim.blocks for claim in claims)
-
-
-def _claims(request: RequestShape, assignment: Assignment, memory: Memory, now: float) -> tuple[Claim, ...]:
-    prefill = assignment.prefill
-    blocks = blocks_for(request.prompt_tokens, prefill.load.block_size)
-    first = Claim(prefill.key, request.prompt_tokens, blocks, now + SETTLE_S)
+def _claims(asked: Asked, assignment: Assignment, now: float) -> tuple[Claim, ...]:
+    prefill, request = assignment.prefill, asked.request
+    load = prefill.load
+    tokens = request.prompt_tokens - request.prefix(prefill.key)
+    blocks = blocks_for(request.prompt_tokens, load.block_size)
+    first = Claim(prefill.key, tokens, blocks, now + SETTLE_S)
     if assignment.decode is None:
         return (first,)
     # The decode instance is asked for blocks only after the first chunk, behind what queues already.
-    ahead = _queued(prefill, memory) + min(request.prompt_tokens, prefill.load.prefill_tokens)
-    wait_s = ahead / prefill.load.prefill_tokens * prefill.load.step_s
+    ahead = forecast.queued_tokens(load, asked.given(prefill)) + min(tokens, load.prefill_tokens)
+    wait_s = ahead / load.prefill_tokens * load.step_s
     return first, Claim(assignment.decode.key, 0, blocks, now + wait_s + SETTLE_S)
-
-
-def _least(views: Sequence[InstanceView], load: Callable[[InstanceView], tuple], seed: int) -> InstanceView:
-    """The view of the smallest load; among equals the seed picks, whatever their order."""
-    loads = [(load(view), view) for view in views]
-    best = min(first for first, _ in loads)
-    equals = sorted((view for first, view in loads if first == best), key=lambda view: view.key)
-    return equals[seed % len(equals)]

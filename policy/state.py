@@ -139,6 +139,10 @@ class RequestShape:
     tenant: str = ""
     application: str = ""
 
+    def prefix(self, instance: Key) -> int:
+        """Tokens that the instance need not compute; the last one it computes in any case."""
+        return min(self.cached.get(instance, 0), self.prompt_tokens - 1)
+
 
 class MoveReason(Enum):
     """Why a running sequence is moved."""

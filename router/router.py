@@ -15,7 +15,7 @@ from ..handover.config import HandoverConfig
 from ..handover.recall import sessions_of
 from ..handover.values import FOREVER, Epoch, Incarnation, InstanceMessage, Revoke, RouterMessage
 from ..policy import dispatch as policy
-from ..policy.dispatch import Assignment, Memory, NoInstance
+from ..policy.dispatch import Assignment, DispatchConfig, Memory, NoInstance
 from ..policy.journal import Decision, Journal
 from ..policy.state import InstanceView, RequestShape
 from .config import ModelInfo, RouterConfig
@@ -170,8 +170,9 @@ class Router:
         self.links.tell(instance, message)
 
     def dispatch(self, request: RequestShape, wanted: str) -> Assignment | NoInstance:
+        cfg, cost = DispatchConfig(), None
         found, self._memory = policy.dispatch(
-            request, self.links.views(), self.now(), secrets.randbits(32), self._memory, wanted
+            request, self.links.views(), cfg, self.now(), cost, secrets.randbits(32), self._memory, wanted
         )
         return found
 

@@ -1,12 +1,39 @@
 """Laws of dispatch: the freest is picked, a burst does not herd, and the answer depends on values alone."""
 
+import math
+from collections import Counter
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import cost, instance, with_load
 
-from penstock.policy.dispatch import SETTLE_S, Assignment, Memory, NoInstance, dispatch, redirect
+from penstock.policy import dispatch as policy
+from penstock.policy.cost import LinkCost
+from penstock.policy.dispatch import (
+    SETTLE_S,
+    Assignment,
+    DispatchConfig,
+    Memory,
+    NoInstance,
+    redirect,
+    unservable,
+)
+from penstock.policy.rules import RULES
 from penstock.policy.state import InstanceView, LoadView, RequestShape, blocks_for
+
+PREDICTED = DispatchConfig()
+
+
+def dispatch(request, views, now, seed, memory, wanted="", cfg=PREDICTED, price=None):
+    return policy.dispatch(request, views, cfg, now, price, seed, memory, wanted)
+
+
+def picked(found):
+    """Who prefills and who decodes, by name."""
+    assert isinstance(found, Assignment), found
+    return found.prefill.name, (found.decode or found.prefill).name
 
 
 def view(name, prefill=0, decode=0, queued=0, free=100, running=0, waiting=0, **more):
@@ -41,12 +68,18 @@ VIEWS = st.lists(
 )
 REQUESTS = st.builds(RequestShape, prompt_tokens=st.integers(1, 2000))
 SEEDS = st.integers(0, 2**64 - 1)
+CFGS = st.builds(
+    DispatchConfig,
+    rule=st.sampled_from(RULES),
+    itl_target_s=st.sampled_from([0.0, 0.006, 0.1]),
+)
+PRICES = st.sampled_from([None, cost()])
 
 
 @settings(deadline=None)
-@given(REQUESTS, VIEWS, SEEDS)
-def test_only_instances_that_may_are_picked(request_, views, seed):
-    found, _ = dispatch(request_, views, 0.0, seed, Memory())
+@given(REQUESTS, VIEWS, SEEDS, CFGS, PRICES)
+def test_only_instances_that_may_are_picked(request_, views, seed, cfg, price):
+    found, _ = dispatch(request_, views, 0.0, seed, Memory(), cfg=cfg, price=price)
     fits = request_.prompt_tokens + 1 <= 1600
     prefills, decodes = [v for v in views if v.may_prefill], [v for v in views if v.may_decode]
     if prefills and decodes and fits:
@@ -73,10 +106,13 @@ def test_the_shortest_queue_and_the_most_room_win(request_, views, seed):
 
 
 @settings(deadline=None)
-@given(REQUESTS, VIEWS, SEEDS, st.randoms())
-def test_the_order_of_the_views_does_not_matter(request_, views, seed, random):
+@given(REQUESTS, VIEWS, SEEDS, CFGS, PRICES, st.randoms())
+def test_the_order_of_the_views_does_not_matter(request_, views, seed, cfg, price, random):
     shuffled = random.sample(views, len(views))
-    assert dispatch(request_, views, 0.0, seed, Memory()) == dispatch(request_, shuffled, 0.0, seed, Memory())
+    found, again = (
+        dispatch(request_, some, 0.0, seed, Memory(), cfg=cfg, price=price) for some in (views, shuffled)
+    )
+    assert found == again
 
 
 def test_a_lone_instance_prefills_and_decodes_without_a_handover():
@@ -172,3 +208,196 @@ def test_what_waits_for_its_prefill_where_it_is_to_decode_takes_a_slot():
     for seed in range(8):
         found, _ = redirect(RequestShape(prompt_tokens=10), views, frozenset(), 0.0, seed, Memory())
         assert found.name == "b"
+
+
+# ---- simple rules
+
+
+def mixed(*loads):
+    return [with_load(instance(name), **load) for name, load in zip("abcd", loads, strict=False)]
+
+
+def spread(rule, views, count, shape=None):
+    """Who decodes each of so many requests that come at once."""
+    memory, names = Memory(), []
+    for seed in range(count):
+        found, memory = dispatch(
+            shape or RequestShape(prompt_tokens=16), views, 0.0, seed, memory, cfg=DispatchConfig(rule=rule)
+        )
+        prefill, decode = picked(found)
+        assert prefill == decode, "one that may do both keeps the request"
+        names.append(decode)
+    return names
+
+
+def test_round_robin_takes_one_after_the_other_whatever_they_have():
+    assert spread("round_robin", mixed({}, {"held_blocks": 190, "running": 9}, {}), 6) == list("abcabc")
+
+
+def test_the_least_loaded_counts_what_waits_for_memory():
+    views = mixed({"held_blocks": 50}, {"queued_tokens": 16 * 40})
+    assert spread("least_loaded", views, 1) == ["b"]
+    assert spread("least_loaded", [with_load(views[0], held_blocks=30), views[1]], 1) == ["a"]
+
+
+def test_the_freest_is_not_always_the_least_loaded():
+    """By what it is predicted to need, over the number of those that will take the rest."""
+    few_long = {"held_blocks": 60, "peak_blocks": 180, "running": 2}
+    many_short = {"held_blocks": 80, "peak_blocks": 90, "running": 4}
+    assert spread("least_loaded", mixed(few_long, many_short), 1) == ["a"]
+    assert spread("freeness", mixed(few_long, many_short), 1) == ["b"]
+
+
+def test_power_of_two_avoids_the_worst_of_each_two_and_knows_all():
+    views = mixed({"held_blocks": 199, "running": 1}, {}, {}, {})
+    names = [
+        picked(
+            dispatch(
+                RequestShape(prompt_tokens=1),
+                views,
+                0.0,
+                seed,
+                Memory(),
+                cfg=DispatchConfig(rule="power_of_two"),
+            )[0]
+        )[1]
+        for seed in range(24)
+    ]
+    assert set(names) == {"b", "c", "d"}
+    assert spread("power_of_two", views[:1], 1) == ["a"]
+
+
+def test_simple_rules_leave_prefills_to_those_that_do_nothing_else():
+    views = [view("p", 512), view("q", 512), *mixed({}, {})]
+    for rule in ("round_robin", "least_loaded", "power_of_two", "freeness"):
+        for seed in range(4):
+            found, _ = dispatch(
+                RequestShape(prompt_tokens=8), views, 0.0, seed, Memory(), cfg=DispatchConfig(rule=rule)
+            )
+            prefill, decode = picked(found)
+            assert prefill in "pq" and decode in "ab"
+
+
+# ---- prediction
+
+
+def predict(views, itl_target_s=0.0, seed=0, memory=None, price=None, **shape):
+    shape = {"prompt_tokens": 64, "max_new_tokens": 100} | shape
+    cfg = DispatchConfig(itl_target_s=itl_target_s)
+    found, _ = dispatch(
+        RequestShape(**shape), views, 0.0, seed, memory or Memory(), cfg=cfg, price=price or cost()
+    )
+    return picked(found)
+
+
+BUSY = {"decoding": 8, "running": 8, "decode_tokens": 1600, "held_blocks": 100}
+QUIET = {"decoding": 1, "running": 1, "decode_tokens": 100, "held_blocks": 7}
+
+
+def pools(*decodes, queued=0):
+    """One instance that prefills, and some that decode and could prefill."""
+    prefill = with_load(instance("p"), decode_slots=0, queued_tokens=queued)
+    return [prefill, *mixed(*decodes)]
+
+
+def test_the_decode_instance_with_the_shortest_steps_is_taken():
+    assert predict(pools(BUSY, QUIET), prompt_tokens=1500) == ("p", "b")
+
+
+def test_one_without_room_is_the_last_choice_however_fast():
+    full = {**QUIET, "peak_blocks": 199}
+    assert predict(pools(BUSY, full), prompt_tokens=1500) == ("p", "a")
+    no_slot = {**QUIET, "decode_slots": 1}
+    assert predict(pools(BUSY, no_slot), prompt_tokens=1500) == ("p", "a")
+
+
+def test_a_short_prompt_is_prefilled_where_it_is_decoded_if_that_is_faster_and_harms_nobody():
+    views = pools(QUIET, queued=4000)
+    assert predict(views, itl_target_s=0.05) == ("a", "a")
+    assert predict(views) == ("p", "a"), "nobody says what harms it"
+    assert predict(views, itl_target_s=0.0051) == ("p", "a"), "its decode would be late"
+    assert predict(pools({}, queued=4000)) == ("a", "a"), "nothing decodes there"
+
+
+def test_a_long_prompt_is_not_squeezed_in_between_decodes():
+    assert predict(pools(QUIET), itl_target_s=0.02, prompt_tokens=1500) == ("p", "a")
+
+
+def test_a_prompt_goes_where_its_prefix_is():
+    views = pools(QUIET, QUIET)
+    cached = {("b", 1): 1984}
+    assert predict(views, itl_target_s=0.05, prompt_tokens=2000, cached=cached) == ("b", "b")
+    two = [with_load(instance(name), decode_slots=0) for name in "pq"] + mixed(BUSY)
+    assert predict(two, prompt_tokens=2000, cached={("q", 1): 1500})[0] == "q"
+    assert predict(two, prompt_tokens=2000, cached={("p", 1): 1500})[0] == "p"
+    queued = [with_load(two[0], queued_tokens=3000), *two[1:]]
+    assert predict(queued, prompt_tokens=2000, cached={("p", 1): 500})[0] == "q", "the queue costs more"
+
+
+def test_a_cheap_link_is_taken_before_a_dear_one():
+    links = {
+        "local": LinkCost(latency_s=1e-4, bandwidth_bytes_per_s=1e9),
+        "gloo": LinkCost(latency_s=1e-2, bandwidth_bytes_per_s=1e6),
+    }
+    near, far = mixed(BUSY, BUSY)
+    views = [with_load(instance("p"), decode_slots=0), near, replace(far, address="elsewhere:1")]
+    for seed in range(4):
+        price = replace(cost(), links=links)
+        assert predict(views, seed=seed, price=price, prompt_tokens=1500) == ("p", "a")
+
+
+def test_what_prompts_queue_at_a_decode_instance_counts_against_it():
+    assert predict(pools({**BUSY, "queued_tokens": 3000}, BUSY), prompt_tokens=1500) == ("p", "b")
+
+
+def test_a_burst_is_spread_by_prediction_too():
+    views, memory, counts = pools(BUSY, BUSY), Memory(), Counter()
+    for seed in range(20):
+        found, memory = dispatch(
+            RequestShape(prompt_tokens=32, max_new_tokens=50), views, 0.0, seed, memory, price=cost()
+        )
+        counts[picked(found)] += 1
+    assert counts == {("p", "a"): 10, ("p", "b"): 10}
+
+
+def test_a_fleet_of_mixed_instances_hands_nothing_over():
+    for seed in range(4):
+        prefill, decode = predict(mixed(BUSY, QUIET, BUSY), seed=seed)
+        assert (prefill, decode) == ("b", "b")
+
+
+# ---- who has enough
+
+
+def test_nobody_is_given_more_than_it_may_have_before_it():
+    cfg, shape = DispatchConfig(ahead_s=0.5), RequestShape(prompt_tokens=64)
+    for price in (None, cost()):
+        free = pools(BUSY, queued=512)
+        full = pools(BUSY, queued=51200)
+        assert picked(dispatch(shape, free, 0.0, 0, Memory(), cfg=cfg, price=price)[0])
+        held, memory = dispatch(shape, full, 0.0, 0, Memory(), cfg=cfg, price=price)
+        assert isinstance(held, NoInstance) and held.ever and memory == Memory()
+        assert picked(dispatch(shape, full, 0.0, 0, Memory(), price=price)[0])
+
+
+def test_what_was_given_counts_before_it_is_seen():
+    views, memory, given = pools(BUSY), Memory(), 0
+    for seed in range(100):
+        found, memory = dispatch(
+            RequestShape(prompt_tokens=512), views, 0.0, seed, memory, cfg=DispatchConfig(ahead_s=0.5)
+        )
+        given += isinstance(found, Assignment)
+    assert 0.5 / 0.01 <= given < 100
+
+
+def test_what_fits_no_instance_is_known_at_once():
+    views = pools(BUSY)
+    assert unservable(RequestShape(prompt_tokens=10**6), views)
+    assert unservable(RequestShape(prompt_tokens=10), views) is None
+    assert unservable(RequestShape(prompt_tokens=10**6), []) is None, "nobody is there yet"
+
+
+@pytest.mark.parametrize("wrong", [{"rule": "random"}, {"ahead_s": -1.0}, {"itl_target_s": math.nan}])
+def test_a_wrong_setting_is_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DispatchConfig(**wrong)

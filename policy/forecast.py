@@ -1,0 +1,72 @@
+"""What is expected of a request on an instance: when its first token comes, and how fast the others follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .batching import prefill_budget
+from .cost import CostModel, Piece, StepShape
+from .state import LoadView
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What an instance was given beside that its load shows."""
+
+    sequences: int = 0
+    tokens: int = 0
+    """Prompt tokens to prefill."""
+    blocks: int = 0
+
+
+NOTHING = Given()
+
+
+def queued_tokens(load: LoadView, given: Given) -> int:
+    return load.queued_tokens + given.tokens
+
+
+def prefill_s(load: LoadView, ahead: int, tokens: int, prefix: int, chunk: int, cost: CostModel) -> float:
+    """Seconds until `tokens` behind a cached `prefix` are computed, and those `ahead` of them, beside all decodes.
+
+    Steps take `chunk` tokens. Of what is ahead only the number is known: it is taken for chunks without a prefix.
+    """
+    total = ahead + tokens
+    law = cost.step.prefill
+    piece = law.piece(min(chunk, total) + load.decoding)
+    work = ahead * min(chunk, ahead) + tokens * (tokens + 2 * prefix)
+    steps = -(-total // chunk)
+    return steps * _decodes_s(piece, load) + total * piece.per_token_s + work * piece.per_chunk_work_s
+
+
+def _decodes_s(piece: Piece, load: LoadView) -> float:
+    """Of a step before any prompt is in it."""
+    return piece.base_s + load.decoding * piece.per_token_s + load.decode_tokens * piece.per_context_token_s
+
+
+def queue_s(load: LoadView, given: Given, cost: CostModel | None) -> float:
+    """Seconds of prompts before the instance; by its recent steps where nobody says what steps cost."""
+    queued = queued_tokens(load, given)
+    if not (queued and load.prefill_tokens):
+        return 0.0
+    if cost is None:
+        return queued / load.prefill_tokens * load.step_s
+    return prefill_s(load, queued, 0, 0, load.prefill_tokens, cost)
+
+
+def decode_s(load: LoadView, given: Given, tokens: int, cost: CostModel) -> float:
+    """Seconds of a step that decodes one more sequence, of `tokens`."""
+    context = load.decode_tokens + given.blocks * load.block_size + tokens
+    return cost.step.predict(StepShape(decodes=load.decoding + given.sequences + 1, context_tokens=context))
+
+
+def harmless_chunk(load: LoadView, given: Given, itl_s: float, cost: CostModel) -> int:
+    """The longest chunk beside which what decodes meets the target; without one, 0 where anything does."""
+    decodes = load.decoding + given.sequences
+    if not decodes:
+        return load.prefill_tokens
+    if not itl_s:
+        return 0
+    context = load.decode_tokens + given.blocks * load.block_size
+    running = StepShape(decodes=decodes, context_tokens=context)
+    return prefill_budget(cost.step, running, itl_s, load.prefill_tokens)
