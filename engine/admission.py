@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from ..policy import admission as policy
 from ..policy.admission import Demand, Need
+from ..policy.lengths import OutputLengths
 from .blocks import BlockPool
-from .lengths import OutputLengths
 
 
 class Admission:

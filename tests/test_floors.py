@@ -77,7 +77,6 @@ TORCH_FREE = (
     "engine/layout",
     "engine/leases",
     "engine/ledger",
-    "engine/lengths",
     "engine/moving",
     "engine/outbox",
     "engine/outside",

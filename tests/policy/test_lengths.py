@@ -5,7 +5,7 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.engine.lengths import APPLICATIONS, ENOUGH, WINDOW, OutputLengths
+from penstock.policy.lengths import APPLICATIONS, ENOUGH, WINDOW, OutputLengths
 
 
 @given(st.lists(st.integers(1, 9), min_size=ENOUGH, max_size=60))
