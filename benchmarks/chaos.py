@@ -36,6 +36,8 @@ AT_ONCE = 8
 RATE = 1.2
 """Requests a second while faults strike."""
 LONGEST_PROMPT = 900
+ROUTERS = 2
+"""The clients of one that is killed go on at the other."""
 ACTORS = ("ray::InstanceActor", "ray::RouterActor", "ray::Controller")
 MUST_BE_0 = ("mismatched", "duplicated", "missing", "hung", "leaked_blocks", "leaked_processes")
 MOST_TIES = 1e-4
@@ -75,7 +77,7 @@ class Chaos:
             self.config,
             engine=replace(self.config.engine, model=EMBEDDED),
             router=replace(self.config.router, port=0),
-            cluster=replace(self.config.cluster, prefill=self.prefill, decode=self.decode),
+            cluster=replace(self.config.cluster, prefill=self.prefill, decode=self.decode, routers=ROUTERS),
         )
 
 
@@ -176,9 +178,9 @@ def _kept(instance: Instance) -> int:
 
 
 def _surplus(cluster_id: str, instances: int) -> int:
-    """Actors that live though nobody counts on them: there is one an instance, a router and a controller."""
+    """Actors that live though nobody counts on them: there is one an instance and a router, and a controller."""
     actors = [pid for pid in processes.marked(cluster_id) if titled(pid).startswith(ACTORS)]
-    return max(0, len(actors) - instances - 2)
+    return max(0, len(actors) - instances - ROUTERS - 1)
 
 
 # ---- what came of it

@@ -127,7 +127,9 @@ def _instance(kind: str, instances: Sequence[Instance], draw: random.Random) -> 
 
 def _process(kind: str, cluster: Cluster, cluster_id: str) -> int | None:
     if kind == "kill_router":
-        return cluster.routers[0].pid if cluster.routers else None
+        if len(cluster.routers) < 2:
+            return None
+        return max(cluster.routers, key=lambda router: router.sessions).pid
     title = {"kill_controller": "ray::Controller", "head": "gcs_server"}[kind]
     return next((pid for pid in processes.marked(cluster_id) if title in titled(pid)), None)
 

@@ -14,6 +14,7 @@ from typing import Any
 import grpc.aio
 
 from ..client import AsyncClient, Cluster, PenstockError
+from ..client.address import target
 from ..client.errors import from_rpc
 from ..client.events import from_response
 from ..client.request import Attempts
@@ -78,7 +79,7 @@ class Client:
     """Runs trials against a router's address, as often as is asked."""
 
     def __init__(self, address: str):
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL)
+        self._channel = grpc.aio.insecure_channel(target(address), options=CHANNEL)
         self._stub = InferenceServiceStub(self._channel)
         self.waiting: set[str] = set()
         """Requests that have no token yet."""

@@ -49,7 +49,7 @@ def _chosen(address: str | None) -> list[state.ClusterRecord]:
     running = state.running()
     if not address:
         return running[-1:]
-    chosen = [record for record in running if record.address == address]
+    chosen = [record for record in running if address in (record.address, *record.address.split(","))]
     if not chosen:
         raise click.ClickException(f"no `penstock up` of this machine serves at {address}")
     return chosen

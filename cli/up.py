@@ -30,7 +30,8 @@ GIB = 1 << 30
 )
 @click.option("--prefill", type=int, metavar="N", help="Instances of the prefill pool.")
 @click.option("--decode", type=int, metavar="N", help="Instances of the decode pool.")
-@click.option("--port", type=int, metavar="P", help="The router's port; 0 takes a free one.")
+@click.option("--routers", type=int, metavar="N", help="Routers, at consecutive ports.")
+@click.option("--port", type=int, metavar="P", help="The first router's port; 0 takes a free one.")
 @click.option("--transport", metavar="NAME", help="How KV travels: auto, local, gloo or nccl.")
 @click.option("--ray-address", metavar="ADDR", help="Join this Ray cluster. Default: start Ray here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object once it serves.")
@@ -68,6 +69,7 @@ def configured(
     model: str | None,
     prefill: int | None,
     decode: int | None,
+    routers: int | None,
     port: int | None,
     transport: str | None,
     ray_address: str | None,
@@ -77,7 +79,9 @@ def configured(
         config,
         engine=_changed(config.engine, model=model, transport=transport),
         router=_changed(config.router, port=port),
-        cluster=_changed(config.cluster, prefill=prefill, decode=decode, ray_address=ray_address),
+        cluster=_changed(
+            config.cluster, prefill=prefill, decode=decode, routers=routers, ray_address=ray_address
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,14 +41,29 @@ def serving() -> list[Serving]:
 
 
 def resolve(address: str | None = None) -> str:
-    """The router's address, host:port. `ValueError` where none is known or it has no port."""
+    """The router's address, host:port, or those of several with commas between.
+
+    `ValueError` where none is known or one has no port.
+    """
     known = address or os.environ.get(VARIABLE) or next((one.address for one in reversed(serving())), "")
     if not known:
         raise ValueError("No cluster is running: start one with `penstock up`, or give its address.")
-    host, colon, port = known.rpartition(":")
-    if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError(f"{known!r} is no address: it must be host:port.")
+    for one in known.split(","):
+        host, colon, port = one.rpartition(":")
+        if not (host and host.split() == [host] and colon and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError(f"{one!r} is no address: it must be host:port.")
     return known
+
+
+def target(address: str) -> str:
+    """What gRPC is to connect to: of several addresses the first that answers, and the next when that is lost.
+
+    `OSError` where the name of one of several hosts means nothing.
+    """
+    if "," not in address:
+        return address
+    pairs = [one.rpartition(":")[::2] for one in address.split(",")]
+    return "ipv4:" + ",".join(f"{socket.gethostbyname(host)}:{port}" for host, port in pairs)
 
 
 def _lives(pid: int) -> bool:

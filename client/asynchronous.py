@@ -13,7 +13,7 @@ import grpc.aio
 from ..proto import control_pb2, inference_pb2
 from ..proto.control_pb2_grpc import ControlServiceStub
 from ..proto.inference_pb2_grpc import InferenceServiceStub
-from .address import resolve
+from .address import resolve, target
 from .cluster import (
     Cluster,
     Explanation,
@@ -34,7 +34,7 @@ class AsyncClient:
 
     def __init__(self, address: str | None = None):
         self.address = resolve(address)
-        self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL)
+        self._channel = grpc.aio.insecure_channel(target(self.address), options=CHANNEL)
         self._inference = InferenceServiceStub(self._channel)
         self._control = ControlServiceStub(self._channel)
 

@@ -11,7 +11,7 @@ import grpc
 from ..proto import control_pb2, inference_pb2
 from ..proto.control_pb2_grpc import ControlServiceStub
 from ..proto.inference_pb2_grpc import InferenceServiceStub
-from .address import resolve
+from .address import resolve, target
 from .cluster import (
     Cluster,
     Explanation,
@@ -39,12 +39,14 @@ MIGRATE_S = 60.0
 class Client:
     """Speaks to the router at `address`, else PENSTOCK_ADDRESS, else the last `penstock up` on this machine.
 
+    Of several addresses, with commas between, it takes the first that answers, and another when that is lost.
+
     Every method may raise `PenstockError`, or `ValueError` where an argument is wrong. Usable from several threads.
     """
 
     def __init__(self, address: str | None = None):
         self.address = resolve(address)
-        self._channel = grpc.insecure_channel(self.address, options=CHANNEL)
+        self._channel = grpc.insecure_channel(target(self.address), options=CHANNEL)
         self._inference = InferenceServiceStub(self._channel)
         self._control = ControlServiceStub(self._channel)
 

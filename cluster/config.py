@@ -38,6 +38,9 @@ class ClusterConfig:
     prefill: int = 1
     """Instances of the prefill pool."""
 
+    routers: int = 1
+    """Routers, at `router.port` and the ports after it. The clients of one that is lost go on at the next."""
+
     decode: int = 2
     """Instances of the decode pool; each can prefill too, so that it recovers lost requests by itself."""
 
@@ -88,7 +91,13 @@ class ClusterConfig:
             raise ValueError(
                 f"cluster.name must be up to 40 lower-case letters, digits and hyphens, got {self.name!r}"
             )
-        for name, least in (("prefill", 1), ("decode", 1), ("prefill_tokens", 0), ("decode_slots", 1)):
+        for name, least in (
+            ("prefill", 1),
+            ("decode", 1),
+            ("routers", 1),
+            ("prefill_tokens", 0),
+            ("decode_slots", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"cluster.{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("prefill_tensor_parallel", "decode_tensor_parallel", "itl_target_s"):

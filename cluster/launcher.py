@@ -59,11 +59,14 @@ class RouterServer(Protocol):
 
 
 class RouterActor:
-    """An actor that hosts the router; Ray starts it anew when it dies, on the same port."""
+    """An actor that hosts a router; Ray starts it anew when it dies, on the same port."""
 
-    def __init__(self, where: str, config: Config, controller: str, model: ModelInfo):
+    def __init__(self, where: str, config: Config, controller: str, model: ModelInfo, number: int):
         logs.configure(config.cluster.log_level, config.cluster.log_json)
-        self._server: RouterServer = resolve(where)(config.router, model, controller, config.handover)
+        listens = replace(config.router, port=config.router.port + number)
+        self._server: RouterServer = resolve(where)(
+            listens, model, controller, config.handover, f"router-{number}"
+        )
         loop = asyncio.get_running_loop()
         self._first = loop.create_task(self._server.start())
         self._serving = loop.create_task(tried_again(self._first, self._server))
@@ -117,12 +120,12 @@ class Cluster:
         self.model = model
         self.record = record
         self.address = ""
-        """The router's address, host:port."""
+        """The router's address, host:port; of several routers all, with commas between."""
         self.controller_address = ""
         self.started: Started | None = None
         self._progress = progress
         self._controller: Any = None
-        self._router: Any = None
+        self._routers: list[Any] = []
 
     @classmethod
     def start(
@@ -179,7 +182,7 @@ class Cluster:
         try:
             if ray.is_initialized():
                 self._progress("stopping")
-                self._stop_router()
+                self._stop_routers()
                 if self.record.ray_address:
                     _clear(self._namespace)
                 ray.shutdown()
@@ -200,7 +203,7 @@ class Cluster:
         _start_ray(self.config, self.record)
         self._start_actors(instance, router)
         self._await_instances(deadline)
-        self.address = _get(self._router.address.remote(), _left(deadline))
+        self.address = ",".join(_get(router.address.remote(), _left(deadline)) for router in self._routers)
         first_token_s = self._first_token(deadline) - began
         self.started = Started(time.monotonic() - began, first_token_s, self.memory())
         self.record = replace(self.record, address=self.address)
@@ -224,11 +227,12 @@ class Cluster:
             .options(name="controller", lifetime="detached", **options)
             .remote(config, place, self.controller_address, self.model.name, instance)
         )
-        self._router = (
+        self._routers = [
             ray.remote(RouterActor)
-            .options(name="router", **options)
-            .remote(router, config, self.controller_address, self.model)
-        )
+            .options(name=f"router-{number}", **options)
+            .remote(router, config, self.controller_address, self.model, number)
+            for number in range(config.cluster.routers)
+        ]
 
     def _await_instances(self, deadline: float) -> None:
         """Until each instance serves; its first failure ends the wait, since the next life would fare no better."""
@@ -256,14 +260,17 @@ class Cluster:
                     came = time.monotonic()
         return came
 
-    def _stop_router(self) -> None:
-        """Let open streams end, within the router's own limit."""
-        if self._router is None or not self.address:
+    def _stop_routers(self) -> None:
+        """Let open streams end, within the routers' own limit."""
+        if not self.address:
             return
-        try:
-            _get(self._router.stop.remote(), self.config.router.stop_s + 1.0)
-        except (ValueError, OSError) as error:
-            logger.warning("the router did not stop by itself: %s", error)
+        stopping = [router.stop.remote() for router in self._routers]
+        deadline = time.monotonic() + self.config.router.stop_s + 1.0
+        for number, stopped in enumerate(stopping):
+            try:
+                _get(stopped, max(0.0, deadline - time.monotonic()))
+            except (ValueError, OSError) as error:
+                logger.warning("router %d did not stop by itself: %s", number, error)
 
 
 def reap_abandoned(progress: Progress = logger.info) -> int:
@@ -296,7 +303,7 @@ def _start_ray(config: Config, record: state.ClusterRecord) -> None:
             ray.init(
                 address="local",
                 # Ray starts a worker process ahead for each: the instances, the controller and the router.
-                num_cpus=sum(counts.values()) + 2,
+                num_cpus=sum(counts.values()) + 1 + config.cluster.routers,
                 num_gpus=0 if config.engine.device == "cpu" else None,
                 resources={f"penstock_{pool}": float(count) for pool, count in counts.items()},
                 include_dashboard=False,

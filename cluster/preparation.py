@@ -34,7 +34,8 @@ def settled(config: Config) -> Config:
 
     `ValueError` where a port is in use, or the profile is none or of instances that are run otherwise.
     """
-    router = replace(config.router, port=_port("router.port", config.router.host, config.router.port))
+    first = _port("router.port", config.router.host, config.router.port, config.cluster.routers)
+    router = replace(config.router, port=first)
     port = _port("cluster.controller_port", LOOPBACK, config.cluster.controller_port)
     model = config.engine.model if config.engine.model == EMBEDDED else str(config.engine.folder.absolute())
     cost = _profiled(config) if config.cluster.profile else config.cost
@@ -71,15 +72,17 @@ def _prefill_tokens(cluster: ClusterConfig, cost: CostModel | None) -> int:
     return saturation_tokens(cost.step)
 
 
-def _port(key: str, host: str, port: int) -> int:
-    """`port`, or a free one where it is 0; `ValueError` where it cannot be had."""
+def _port(key: str, host: str, port: int, count: int = 1) -> int:
+    """`port`, the first of `count`, or free ones where it is 0; `ValueError` where one of them cannot be had."""
     if port == 0:
         candidates = random.SystemRandom().sample(PORTS, k=100)
-        free = (candidate for candidate in candidates if _refusal(host, candidate) is None)
+        wanted = (range(candidate, candidate + count) for candidate in candidates)
+        free = (ports[0] for ports in wanted if all(_refusal(host, one) is None for one in ports))
         port = next(free, candidates[0])
-    refusal = _refusal(host, port)
-    if refusal is not None:
-        raise ValueError(f"port {port} on {host} cannot be had ({key}): {refusal}")
+    for one in range(port, port + count):
+        refusal = _refusal(host, one) if one < 65536 else "there is no such port"
+        if refusal is not None:
+            raise ValueError(f"port {one} on {host} cannot be had ({key}): {refusal}")
     return port
 
 

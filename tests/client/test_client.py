@@ -11,7 +11,7 @@ from dataclasses import replace
 import grpc
 import pytest
 from click.testing import CliRunner
-from toy_fleet import MODEL, ThreadedFleet
+from toy_fleet import MODEL, ThreadedFleet, until
 from toy_instance import FAST, output
 
 from penstock.cli.generate import command
@@ -192,6 +192,36 @@ def test_a_stream_outlives_its_router_without_a_gap_or_a_repeat(graceful):
         running.stack.push_async_callback(running.fleet.server.stop)
 
 
+def test_a_stream_goes_on_at_another_router_when_its_own_is_lost():
+    config = RouterConfig(port=0, stop_s=0.1)
+    with ThreadedFleet(config=config, settles=False) as running:
+        old = running.fleet.server
+        other = RouterServer(config, MODEL, None, FAST, "router-1")
+
+        async def join():
+            await other.start()
+            other.set_instances([one.view for one in running.fleet.instances.values()])
+            await until(lambda: all(view.alive for view in other.router.links.views()))
+
+        async def lose():
+            await old._server.stop(0)
+            await old.stop()
+            running.fleet.server = other
+
+        running.run(join())
+        ids = []
+        with Client(f"{old.address},{other.address}") as client:
+            for event in client.generate(PROMPT, max_tokens=120, **GREEDY):
+                if isinstance(event, Delta):
+                    assert event.first_index == len(ids)
+                    ids.extend(event.token_ids)
+                    if 30 < len(ids) and running.fleet.server is old:
+                        running.run(lose())
+        assert ids == output(PROMPT, 120)
+        running.run(running.fleet.settled())
+        running.stack.push_async_callback(other.stop)
+
+
 def test_a_router_that_never_comes_back_is_an_error_in_time(monkeypatch):
     monkeypatch.setattr("penstock.client.request.MOST_RETRIES", 2)
     with ThreadedFleet(config=RouterConfig(port=0, stop_s=0.1), settles=False) as running:
@@ -310,6 +340,15 @@ def test_the_address_is_the_argument_then_the_variable_then_the_last_up(no_clust
     monkeypatch.setenv("PENSTOCK_ADDRESS", "127.0.0.1:8")
     assert addresses.resolve() == "127.0.0.1:8"
     assert addresses.resolve("127.0.0.1:9") == "127.0.0.1:9"
+
+
+def test_several_routers_are_one_target_and_each_needs_a_port():
+    assert addresses.resolve("127.0.0.1:7,localhost:8") == "127.0.0.1:7,localhost:8"
+    assert addresses.target("127.0.0.1:7,localhost:8") == "ipv4:127.0.0.1:7,127.0.0.1:8"
+    assert addresses.target("cluster.example:7") == "cluster.example:7"
+    for wrong in ("127.0.0.1:7,", "127.0.0.1:7,localhost", "127.0.0.1:7 127.0.0.1:8"):
+        with pytest.raises(ValueError, match="host:port"):
+            addresses.resolve(wrong)
 
 
 def test_without_a_cluster_the_way_to_one_is_told(no_cluster):
