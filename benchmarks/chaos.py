@@ -33,9 +33,11 @@ TRIALS = 32
 SAMPLED_SHARE = 0.8
 AT_ONCE = 8
 """Of the undisturbed ones."""
-RATE = 1.2
+RATE = 1.8
 """Requests a second while faults strike."""
 LONGEST_PROMPT = 900
+LONGER = 200
+"""Tokens of output more than trials have elsewhere, so that several run wherever a fault strikes."""
 ROUTERS = 2
 """The clients of one that is killed go on at the other."""
 ACTORS = ("ray::InstanceActor", "ray::RouterActor", "ray::Controller")
@@ -152,7 +154,15 @@ def _trials(cluster: Cluster, seed: int) -> list[Trial]:
         sampled_share=SAMPLED_SHARE,
         text=True,
     )
-    return [replace(trial, prompt=trial.prompt[:LONGEST_PROMPT], cancel_after=None) for trial in drawn]
+    return [
+        replace(
+            trial,
+            prompt=trial.prompt[:LONGEST_PROMPT],
+            max_tokens=trial.max_tokens + LONGER,
+            cancel_after=None,
+        )
+        for trial in drawn
+    ]
 
 
 async def _settled(controller: str, config: Config) -> tuple[Instance, ...]:
