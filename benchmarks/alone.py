@@ -83,14 +83,13 @@ class Alone:
         """ValueError for a checkpoint that cannot be served."""
         self.runner = Runner(config)
         layout, spec = self.runner.layout, self.runner.spec
-        pool = BlockPool(layout.blocks, config.prefix_cache)
+        pool = BlockPool(layout.blocks, config.prefix_cache, spec.span(layout.block_size))
         phases = PrefillPhase(), DecodePhase()
         scheduler = Scheduler(pool, layout.block_size, role, *phases, spec.fingerprint)
         shape = Layout(layout.layers, layout.kv_heads, layout.head_dim, layout.dtype, layout.block_size)
         house = House(Incarnation("alone", 1), spec.fingerprint, shape, HandoverConfig())
-        context = min(spec.max_positions, layout.blocks * layout.block_size)
         self._router = Router(lambda session, seen: self._engine.post(session, FromRouter(ROUTER, seen)))
-        limits = Limits(context, spec.eos, layout.block_size)
+        limits = Limits(spec.longest(layout.blocks, layout.block_size), spec.eos, layout.block_size)
         self._engine = Engine(self.runner, scheduler, house, limits, self._router, None)
         self._count = 0
 

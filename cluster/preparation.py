@@ -152,20 +152,20 @@ def model_info(config: Config) -> ModelInfo:
     folder = config.engine.folder
     spec = read_checkpoint(folder)
     tokenizer = folder / "tokenizer.json"
-    held = min(_held_tokens(config.engine_of(pool), spec) for pool in (PREFILL, DECODE))
+    longest = min(_longest(config.engine_of(pool), spec) for pool in (PREFILL, DECODE))
     return ModelInfo(
         name=folder.resolve().name,
-        context_tokens=min(spec.max_positions, held),
+        context_tokens=longest,
         vocabulary=spec.vocab,
         tokenizer=tokenizer if tokenizer.is_file() else None,
         end_tokens=tuple(sorted(spec.eos)),
     )
 
 
-def _held_tokens(engine: EngineConfig, spec: ModelSpec) -> int:
-    """Tokens whose KV an instance can hold; `ValueError` where its ranks cannot share the model."""
+def _longest(engine: EngineConfig, spec: ModelSpec) -> int:
+    """Tokens of the longest sequence that an instance serves; `ValueError` where its ranks cannot share the model."""
     spec.share(engine.tensor_parallel)
     # A GPU's `auto` would be bfloat16, which holds twice as much: promising less is safe.
     dtype = "float32" if engine.dtype == "auto" else engine.dtype
     block_bytes = spec.block_bytes(engine.block_size, dtype, engine.tensor_parallel)
-    return engine.block_count(block_bytes) * engine.block_size
+    return spec.longest(engine.block_count(block_bytes), engine.block_size)

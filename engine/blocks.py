@@ -3,6 +3,9 @@
 Full blocks whose KV is computed are known by the names of their contents: several sequences may hold one, and when
 nobody does it stays cached until its memory is needed. Blocks of a sequence are kept next to each other where that is
 possible, for a run of neighbours is read in place.
+
+Where every layer of the model has a sliding window, a sequence lets go of the blocks that its next token no longer
+sees. Its table keeps their places, so that a token's position still says where its block stands.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from .prefixes import PrefixIndex
 
 RUN = 16
 """Blocks in a row that are worth looking for, and evicted at a time: fewer are copied rather than read in place."""
+
+GONE = -1
+"""In a table, at the place of a block that a sliding window has passed: nobody reads or writes there."""
 
 SLACK = 32
 """One in so many blocks may be left free where free ones lie scattered: what is cached makes way for a run instead."""
@@ -50,11 +56,16 @@ class Counts:
 
 @dataclass(slots=True)
 class _Table:
-    """The blocks of a sequence or lease, in the order of their tokens. The first `shared` were cached when it began."""
+    """The blocks of a sequence or lease, in the order of their tokens. The first `shared` were cached when it began.
+
+    `gone <= named` where the pool caches, but for a parted one.
+    """
 
     blocks: list[int]
+    gone: int
+    """How many leading places are `GONE`."""
     room: int
-    """How many blocks it may come to have."""
+    """How many blocks it may come to have at once."""
     shared: int
     kind: Holder
     """Who has its own blocks, those after the shared ones."""
@@ -63,14 +74,30 @@ class _Table:
     parted: bool = False
     """Another sequence has the same content in the index: the rest is entered when this one is freed."""
 
+    @property
+    def held(self) -> list[int]:
+        """The blocks that it has."""
+        return self.blocks[self.gone :] if self.gone else self.blocks
+
+    @property
+    def count(self) -> int:
+        return len(self.blocks) - self.gone
+
+    @property
+    def coming(self) -> int:
+        """How many more blocks it may come to have."""
+        return max(0, self.room - self.count)
+
 
 class BlockPool:
     """Blocks 0 to `total` - 1. Sequences and leases are named by keys; nothing is cached where `caches` is false."""
 
-    def __init__(self, total: int, caches: bool = True):
+    def __init__(self, total: int, caches: bool = True, span: int | None = None):
+        """A token sees at most `span` of the full blocks before its own; None where some layer sees them all."""
         assert total > 0
         self.total = total
         self.caches = caches
+        self.span = span
         self._kind = np.zeros(total, dtype=np.int8)
         self._counts = dict.fromkeys(Holder, 0) | {Holder.FREE: total}
         self._tables: dict[Hashable, _Table] = {}
@@ -78,9 +105,23 @@ class BlockPool:
 
     # ---- sequences and leases
 
+    def behind(self, full: int) -> int:
+        """How many of so many leading full blocks the next token does not see."""
+        return 0 if self.span is None else max(0, full - self.span)
+
     def find(self, names: Sequence[bytes]) -> list[int]:
-        """The blocks of the longest prefix of `names` that is known; they are safe only once somebody holds them."""
-        return self._index.find(names)
+        """The blocks of the longest prefix of `names` that is known; they are safe only once somebody holds them.
+
+        Of a prefix those must be known that its next token sees; the others are `GONE`.
+        """
+        if self.span is None:
+            return self._index.find(names)
+        gone, blocks = self._index.find_behind(names, self.span)
+        return [GONE] * gone + blocks
+
+    def find_from(self, names: Sequence[bytes], gone: int) -> list[int]:
+        """The blocks of the longest prefix of `names` that is known but for its first `gone`."""
+        return [GONE] * gone + self._index.find(names[gone:])
 
     def hold(self, key: Hashable, count: int, room: int, known: Sequence[int] = ()) -> None:
         """Give `count` blocks to a sequence that may grow to `room`, the first being those `known` to `find`.
@@ -94,8 +135,16 @@ class BlockPool:
         self._take(key, count, room, known, Holder.LEASED)
 
     def table(self, key: Hashable) -> Sequence[int]:
-        """The blocks of `key`, in the order of their tokens."""
+        """The blocks of `key`, in the order of their tokens; `GONE` in the first places where a window has passed."""
         return self._tables[key].blocks
+
+    def gone(self, key: Hashable) -> int:
+        """How many leading places of its table are `GONE`."""
+        return self._tables[key].gone
+
+    def count(self, key: Hashable) -> int:
+        """How many blocks it has."""
+        return self._tables[key].count
 
     def grow(self, key: Hashable, count: int) -> None:
         """Let a sequence hold `count` blocks in all; OutOfBlocks, with nothing changed, where too few can be had."""
@@ -104,6 +153,17 @@ class BlockPool:
         if more > 0:
             self._require(more, self._counts[Holder.CACHED])
             table.blocks += self._give(more, table, Holder.HELD)
+
+    def shed(self, key: Hashable, gone: int) -> None:
+        """A sequence lets go of the blocks in its first `gone` places; those in the index stay cached."""
+        table = self._tables[key]
+        assert table.kind is Holder.HELD and gone <= len(table.blocks)
+        blocks = table.blocks[table.gone : gone]
+        if blocks:
+            table.blocks[table.gone : gone] = [GONE] * len(blocks)
+            table.gone = gone
+            self._let_go(blocks, table.kind)
+            self._index.touch([block for block in blocks if block in self._index])
 
     def adopt(self, key: Hashable) -> None:
         """A lease's blocks become the sequence's of the same key."""
@@ -127,8 +187,7 @@ class BlockPool:
             if self._index.block_of(names[place]) is not None:
                 table.parted = True
                 return
-            parent = table.blocks[place - 1] if place else None
-            self._index.add(table.blocks[place], names[place], parent)
+            self._index.add(table.blocks[place], names[place], names[place - 1] if place else None)
             table.named += 1
 
     def free(self, key: Hashable, names: Sequence[bytes] = (), until: float = 0.0) -> None:
@@ -138,7 +197,7 @@ class BlockPool:
         """
         table = self._tables.pop(key)
         path = self._enter(table, names)
-        self._let_go(table)
+        self._let_go(table.held, table.kind)
         self._index.touch(path, until)
 
     def holds(self, key: Hashable) -> bool:
@@ -148,7 +207,7 @@ class BlockPool:
     def overlap(self) -> int:
         """By how much tables together are longer than the blocks in them: those that several hold."""
         taken = self._counts[Holder.HELD] + self._counts[Holder.LEASED] + self._counts[Holder.QUARANTINED]
-        return sum(len(table.blocks) for table in self._tables.values()) - taken
+        return sum(table.count for table in self._tables.values()) - taken
 
     def expire(self, now: float) -> None:
         """Pins that ended by `now` are gone."""
@@ -162,22 +221,23 @@ class BlockPool:
 
     def _enter(self, table: _Table, names: Sequence[bytes]) -> list[int]:
         """Enter into the index what is not there yet; the blocks of `names` in it, which may be another's."""
-        path = table.blocks[: table.named]
+        path = table.blocks[table.gone : table.named]
         if not self.caches:
             return path
-        for block, name in zip(table.blocks[table.named : len(names)], names[table.named :], strict=False):
-            known = self._index.block_of(name)
+        for place in range(max(table.gone, table.named), len(names)):
+            known = self._index.block_of(names[place])
             if known is None:
-                self._index.add(block, name, path[-1] if path else None)
-                known = block
+                known = table.blocks[place]
+                self._index.add(known, names[place], names[place - 1] if place else None)
             path.append(known)
         return path
 
-    def _let_go(self, table: _Table) -> None:
-        """The blocks go where nobody else holds them: to the cache those in the index, the others are free."""
-        idle = [block for block in table.blocks if block in self._index and self._index.release(block)]
+    def _let_go(self, blocks: list[int], kind: Holder) -> None:
+        """They go where nobody else holds them: to the cache those in the index, the others, which `kind` has, are
+        free."""
+        idle = [block for block in blocks if block in self._index and self._index.release(block)]
         self._pass(idle, Holder.HELD, Holder.CACHED)
-        self._pass([block for block in table.blocks if block not in self._index], table.kind, Holder.FREE)
+        self._pass([block for block in blocks if block not in self._index], kind, Holder.FREE)
 
     def _evict(self, count: int) -> None:
         self._pass([self._index.evict() for _ in range(count)], Holder.CACHED, Holder.FREE)
@@ -186,12 +246,13 @@ class BlockPool:
 
     def _take(self, key: Hashable, count: int, room: int, known: Sequence[int], kind: Holder) -> None:
         assert key not in self._tables and len(known) <= count > 0
-        idle = [block for block in known if self._kind[block] == Holder.CACHED]
+        gone = known.count(GONE)
+        idle = [block for block in known[gone:] if self._kind[block] == Holder.CACHED]
         self._require(count - len(known), self._counts[Holder.CACHED] - len(idle))
         self._pass(idle, Holder.CACHED, Holder.HELD)
-        for block in known:
+        for block in known[gone:]:
             self._index.take(block)
-        table = _Table(list(known), max(count, room), len(known), kind, named=len(known))
+        table = _Table(list(known), gone, max(count - gone, room), len(known), kind, named=len(known))
         table.blocks += self._give(count - len(known), table, kind)
         self._tables[key] = table
 
@@ -205,13 +266,15 @@ class BlockPool:
         blocks = self._behind(table.blocks[-1], count) if table.blocks else []
         rest = count - len(blocks)
         if rest:
-            blocks += self._elsewhere(rest, max(rest, table.room - len(table.blocks) - len(blocks)), blocks)
+            blocks += self._elsewhere(rest, max(rest, table.coming - len(blocks)), blocks)
         self._pass(blocks, Holder.FREE, kind)
         return blocks
 
     def _turn(self, table: _Table, giver: Holder, taker: Holder) -> None:
         assert table.kind is giver, f"blocks are not {giver.name.lower()}"
-        self._pass(table.blocks[table.shared :], giver, taker)
+        self._pass(
+            table.blocks[table.shared :], giver, taker
+        )  # a lease's first ones that are gone count as shared
         table.kind = taker
 
     def _pass(self, blocks: list[int], giver: Holder, taker: Holder) -> None:
@@ -260,7 +323,7 @@ class BlockPool:
         usable[taken] = False
         for table in self._tables.values():
             last = table.blocks[-1]
-            usable[last + 1 : last + 1 + table.room - len(table.blocks)] = False
+            usable[last + 1 : last + 1 + table.coming] = False
         return usable
 
 

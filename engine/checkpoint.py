@@ -48,6 +48,20 @@ class ModelSpec:
     fingerprint: str
     """Equal for equal architecture and weights; both ends of a handover compare it."""
 
+    def span(self, block_size: int) -> int | None:
+        """Most full blocks before its own that a token sees; None where some layer sees all of them."""
+        windows = [window for window in self.windows if window is not None]
+        return -(-(max(windows) - 1) // block_size) if len(windows) == len(self.windows) else None
+
+    def longest(self, blocks: int, block_size: int) -> int:
+        """Tokens of the longest sequence that a cache of so many blocks serves.
+
+        It is no limit where it holds what a token sees.
+        """
+        span = self.span(block_size)
+        passes = span is not None and span < blocks
+        return self.max_positions if passes else min(self.max_positions, blocks * block_size)
+
     def cache_layout(self, blocks: int, block_size: int, dtype: str) -> CacheLayout:
         """The KV cache of this model with `blocks` blocks of `block_size` tokens."""
         return CacheLayout(

@@ -206,7 +206,8 @@ class Engine:
 
     def _stepped(self, sequence: Running, records: tuple) -> Stepped:
         full, blocks = sequence.computed // self._limits.block_size, self._limits.blocks(sequence.computed)
-        return Stepped(records, full, blocks, sequence.computed, sequence.decoding)
+        passed = self._scheduler.kv.passed(len(sequence.tokens))
+        return Stepped(records, full, blocks, sequence.computed, sequence.decoding, passed)
 
     def _take_inbox(self, wait: bool) -> None:
         due = self._timers.next_due(self._next_beat)
@@ -291,6 +292,7 @@ class Engine:
         if sequence:
             source = seat.source
             sequence.locked, sequence.copying = not seat.may_preempt, source is not None
+            sequence.kept_from = seat.kept_from
             sequence.limit = self._moving.room(source.lease) if source and source.granted else None
 
     # ---- effects
@@ -402,5 +404,6 @@ class Engine:
             preemptions=scheduler.preemptions,
             written_blocks=self._moving.written_blocks,
             sent_blocks=self._moving.sent_blocks,
+            most_blocks=0 if scheduler.pool.span is None else scheduler.pool.span + 1,
             **asdict(self._outlook),
         )

@@ -63,7 +63,7 @@ class PaddedDecode:
         self._spec = spec
         self._dtype = getattr(torch, layout.dtype)
         self._work: dict[int | None, Work] = {}
-        width = min(layout.blocks, -(-spec.max_positions // layout.block_size))
+        width = -(-spec.longest(layout.blocks, layout.block_size) // layout.block_size)
         items = size + programs(device) // spec.kv_heads  # the bound of `decode_work`
 
         def zeros(*shape: int) -> torch.Tensor:

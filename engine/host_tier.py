@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from .blocks import BlockPool, OutOfBlocks
+from .blocks import GONE, BlockPool, OutOfBlocks
 
 MOST_COPIES = 8
 """Copies to host memory that may wait; what leaves meanwhile is not kept."""
@@ -54,7 +54,7 @@ class HostTier:
     """The ledger of both ends of the copies; `take_swaps` says what is to be copied, `ended` hears how it went."""
 
     def __init__(self, device: BlockPool, blocks: int):
-        self.host = BlockPool(blocks)
+        self.host = BlockPool(blocks, span=device.span)
         self._device = device
         self._jobs: dict[int, _Job] = {}
         self._count = 0
@@ -80,13 +80,13 @@ class HostTier:
         swaps, self._swaps = self._swaps, []
         return swaps
 
-    def lacks(self, names: Sequence[bytes]) -> int:
-        """How many of these blocks are not in host memory."""
-        return len(names) - len(self.host.find(names))
+    def lacks(self, names: Sequence[bytes], gone: int = 0) -> int:
+        """How many of these blocks, but for the first `gone`, are not in host memory."""
+        return len(names) - len(self.host.find_from(names, gone))
 
     def leave(self, key: Hashable, names: list[bytes], until: float) -> None:
         """Free the table `key` of the device once its full blocks are in host memory; at once if that cannot be."""
-        known = self.host.find(names)
+        known = self.host.find_from(names, self._device.gone(key))
         number = self._count + 1
         try:
             if len(known) == len(names) or len(self._jobs) >= MOST_COPIES:
@@ -105,7 +105,8 @@ class HostTier:
         found = self.host.find(names)
         if len(found) <= len(known):
             return False
-        number = self._count + 1
+        number, gone = self._count + 1, found.count(GONE)
+        known = [GONE] * gone + list(known[gone:])
         try:
             self._device.hold(_key(number), len(found), room, known)
         except OutOfBlocks:
@@ -125,8 +126,13 @@ class HostTier:
             self._device.free(key, job.names, job.until)
             return None
         self.host.free(number)
-        known = len(job.names) - len(swap.device_ids)
-        return Arrival(job.waiting, key, job.names if ok else job.names[:known])
+        if ok:
+            return Arrival(job.waiting, key, job.names)
+        if self._device.gone(key):
+            self._device.free(key)  # without what did not come, the rest is the end of no prefix
+            self._device.hold(key, 1, len(job.names))
+            return Arrival(job.waiting, key, [])
+        return Arrival(job.waiting, key, job.names[: len(job.names) - len(swap.device_ids)])
 
     def _new(self, number: int, known: Sequence[int]) -> tuple[int, ...]:
         return tuple(self.host.table(number)[len(known) :])

@@ -121,10 +121,7 @@ class Moving:
 
     def _reserve(self, session: str, effect: Reserving) -> None:
         sequence = self._scheduler[LeaseKey(session, effect.epoch)]
-        growth = (
-            MOVING_ROOM + int(MOVING_SHARE * len(sequence.tokens)) if self._scheduler.role.decode_slots else 0
-        )
-        blocks = self._limits.blocks(min(sequence.most, len(sequence.tokens) + growth))
+        blocks = self._blocks_asked(sequence)
         self._rooms[effect.lease] = blocks * self._limits.block_size
         reserve = Reserve(
             lease=effect.lease,
@@ -140,6 +137,15 @@ class Moving:
         self._chronicle.reserving(sequence, reserve.destination.instance, blocks)
         self._outbox.to_peer(reserve.destination, reserve)
 
+    def _blocks_asked(self, sequence: Sequence) -> int:
+        """What it has, with what it may grow by meanwhile; no more at once than a cache like this one holds."""
+        tokens, passed = len(sequence.tokens), self._scheduler.kv.passed(len(sequence.tokens))
+        growth = MOVING_ROOM + int(MOVING_SHARE * (tokens - passed * self._limits.block_size))
+        if not self._scheduler.role.decode_slots:
+            growth = 0
+        blocks = self._limits.blocks(min(sequence.most, tokens + growth))
+        return min(blocks, passed + self._scheduler.pool.total)
+
     def _write(self, sequence: Sequence, stage: Stage, one_sided: bool) -> None:
         ids = self._scheduler.pool.table(sequence.key)[stage.first : stage.first + stage.count]
         if not one_sided:
@@ -148,7 +154,8 @@ class Moving:
             return
         self.written_blocks += stage.count
         grant = self._grants[stage.lease]
-        targets = grant.block_ids[stage.first : stage.first + stage.count]
+        first = stage.first - grant.have
+        targets = grant.block_ids[first : first + stage.count]
         if stage.commit is not None:
             self.committing.add(stage.lease)
         self._outside.write_in_place(stage, grant.window, ids, targets, sequence.paused)
@@ -185,7 +192,7 @@ class Moving:
         """Tell a one-sided writer where to write."""
         if not isinstance(message, Grant) or not self._coming[message.lease].reserve.one_sided:
             return message
-        table = tuple(self._scheduler.pool.table(message.lease))
+        table = tuple(self._scheduler.pool.table(message.lease)[message.have :])
         return replace(message, block_ids=table, window=self._window)
 
     def _adopt(self, effect: Adopt) -> None:

@@ -15,9 +15,12 @@ from dataclasses import dataclass
 class _Node:
     """A block of the tree."""
 
+    block: int
     name: bytes
-    parent: int | None
+    parent: _Node | None
+    """None where there is none, or it is no longer in the index."""
     children: int = 0
+    """Those that nobody holds."""
     users: int = 1
     used: int = 0
     """When it was last used, in calls of `touch`."""
@@ -25,7 +28,7 @@ class _Node:
 
 
 class PrefixIndex:
-    """Blocks by name. Whoever uses a block uses those before it, so an idle block has idle children alone."""
+    """Blocks by name. An idle block has idle children alone, unless a sliding window has passed it."""
 
     def __init__(self) -> None:
         self._nodes: dict[int, _Node] = {}
@@ -48,6 +51,16 @@ class PrefixIndex:
         """The blocks of the longest known prefix of `names`."""
         return list(self._known(names))
 
+    def find_behind(self, names: Sequence[bytes], span: int) -> tuple[int, list[int]]:
+        """(names passed over, blocks of those after them) of the longest prefix that ends with `span` known ones."""
+        end = run = best = 0
+        for place, name in enumerate(names, start=1):
+            run = run + 1 if name in self._blocks else 0
+            if run >= min(place, span):
+                best, end = run, place
+        first = end - min(best, span)
+        return first, [self._blocks[name] for name in names[first:end]]
+
     def _known(self, names: Sequence[bytes]) -> Iterator[int]:
         for name in names:
             block = self._blocks.get(name)
@@ -58,13 +71,12 @@ class PrefixIndex:
     def block_of(self, name: bytes) -> int | None:
         return self._blocks.get(name)
 
-    def add(self, block: int, name: bytes, parent: int | None) -> None:
-        """`block`, which one holds, has the tokens that `name` says, behind those of block `parent`."""
+    def add(self, block: int, name: bytes, before: bytes | None) -> None:
+        """`block`, which one holds, has the tokens that `name` says, behind those of the block named `before`."""
         assert block not in self._nodes and name not in self._blocks
-        self._nodes[block] = _Node(name, parent)
+        parent = None if before is None else self._blocks.get(before)
+        self._nodes[block] = _Node(block, name, None if parent is None else self._nodes[parent])
         self._blocks[name] = block
-        if parent is not None:
-            self._nodes[parent].children += 1
 
     # ---- who uses a block
 
@@ -76,7 +88,9 @@ class PrefixIndex:
     def take(self, block: int) -> None:
         """One more holds the block."""
         node = self._nodes[block]
-        self._pinned -= node.pinned_until > 0 and not node.users
+        if not node.users:
+            self._pinned -= node.pinned_until > 0
+            self._leave(node)
         node.users += 1
 
     def release(self, block: int) -> bool:
@@ -87,17 +101,20 @@ class PrefixIndex:
         if node.users:
             return False
         self._pinned += node.pinned_until > 0
+        if node.parent is not None:
+            node.parent.children += 1
         return True
 
     def touch(self, path: Sequence[int], until: float = 0.0) -> None:
-        """The blocks of a path from the root were used just now, and are pinned until then."""
+        """These blocks, in the order of their tokens, were used just now, and are pinned until then."""
         self._uses += 1
         for block in path:
-            self._nodes[block].used = self._uses
+            node = self._nodes[block]
+            node.used = self._uses
             if until:
                 self._pin(block, until)
-        if path:
-            self._offer(path[-1])
+            if not (node.users or node.children):
+                self._offer(block)
 
     # ---- pins
 
@@ -149,7 +166,15 @@ class PrefixIndex:
         node = self._nodes.pop(block)
         del self._blocks[node.name]
         self._pinned -= node.pinned_until > 0
-        if node.parent is not None:
-            self._nodes[node.parent].children -= 1
-            self._offer(node.parent)
+        self._leave(node)
+        node.parent = None  # whoever still has the node as a parent keeps no chain of them
         return block
+
+    def _leave(self, node: _Node) -> None:
+        """It is no idle child any more; its parent may then be a leaf."""
+        parent = node.parent
+        if parent is None:
+            return
+        parent.children -= 1
+        if self._nodes.get(parent.block) is parent:
+            self._offer(parent.block)

@@ -49,9 +49,14 @@ class Residence:
 
     # ---- blocks
 
+    def passed(self, tokens: int) -> int:
+        """How many leading blocks the last of so many tokens does not see, nor any that follows."""
+        return self._pool.behind((tokens - 1) // self._block_size)
+
     def make_room(self, sequence: Sequence, blocks: int) -> None:
         """Let it hold so many blocks in all; OutOfBlocks, with nothing changed, where too few can be had."""
         if self._pool.holds(sequence.key):
+            self.shed(sequence)  # a handover that needed more may be over
             self._pool.grow(sequence.key, blocks)
         else:
             self._pool.hold(sequence.key, blocks, sequence.room)
@@ -63,17 +68,23 @@ class Residence:
             self._pool.publish(sequence.key, self.names(sequence, sequence.computed))
             sequence.published = blocks
 
+    def shed(self, sequence: Sequence) -> None:
+        """Let go of the blocks that a sliding window has passed, as far as no handover needs them."""
+        if self._pool.span is not None:
+            passed, kept_from = self.passed(sequence.computed + 1), sequence.kept_from
+            self._pool.shed(sequence.key, passed if kept_from is None else min(passed, kept_from))
+
     def let_go(self, sequence: Sequence, until: float = 0.0) -> None:
         """Free its blocks: the full ones stay cached, and are copied to host memory first where that pays."""
         names = self.names(sequence, sequence.computed) if self._pool.caches else []
-        if self._host is not None and self._swaps_out(names):
+        if self._host is not None and self._swaps_out(names, self._pool.gone(sequence.key)):
             self._host.leave(sequence.key, names, until)
         else:
             self._pool.free(sequence.key, names, until)
 
-    def _swaps_out(self, names: list[bytes]) -> bool:
+    def _swaps_out(self, names: list[bytes], gone: int) -> bool:
         assert self._host is not None
-        tokens, new_tokens = len(names) * self._block_size, self._host.lacks(names) * self._block_size
+        tokens, new_tokens = len(names) * self._block_size, self._host.lacks(names, gone) * self._block_size
         return preemption.swaps_out(tokens, new_tokens, self._cost)
 
     def take_prefix(self, sequence: Sequence, coming: Container[bytes]) -> bool:

@@ -10,7 +10,7 @@ from ..policy.batching import Budget, Candidate, Target, bounded, choose_batch
 from ..policy.cost import CostModel
 from ..policy.state import Priority, blocks_for
 from .admission import Admission
-from .blocks import BlockPool, OutOfBlocks
+from .blocks import GONE, BlockPool, OutOfBlocks
 from .outlook import Outlook, memory
 from .phase import Phase, Size
 from .residence import Residence
@@ -104,7 +104,7 @@ class Scheduler:
     ) -> int | None:
         """`blocks` for a sequence that is to arrive; None where there is no room or no slot now.
 
-        Else how many leading blocks are here already, by the `names` of its context.
+        Else how many leading blocks are here already, by the `names` of its context, or behind its window.
         """
         coming = len(self._leased) - len(self._quarantined)
         if self.slots_taken + coming >= self.role.decode_slots:
@@ -113,9 +113,11 @@ class Scheduler:
             return None  # their memory is not given to others
         demand = self._decode.demand(Size(max(size.context, blocks * self.block_size), size.most), self.role)
         need = self._admission.need(demand, key.session, context.application, len(context.emitted))
+        gone = self.kv.passed(size.context)
+        need = self._within_window(need, blocks - gone)
         if not self._admission.ever_fits(need) or not self._admission.admits(self._needs(), need):
             return None
-        known = self.pool.find(names)
+        known = [GONE] * gone + self.pool.find(names)[gone:]
         try:
             self.pool.lease(key, blocks, self._room(need), known)
         except OutOfBlocks:
@@ -128,12 +130,12 @@ class Scheduler:
         sequence.room = self._room(self._leased.pop(sequence.key))
         self.pool.adopt(sequence.key)
         self._enter(sequence)
-        self.kv.publish(sequence)
+        self._keep(sequence)
 
     def quarantine(self, key: LeaseKey) -> None:
         self.pool.quarantine(key)
         self._quarantined.add(key)
-        held = len(self.pool.table(key)) * self.block_size
+        held = self.pool.count(key) * self.block_size
         self._leased[key] = Need(held, 0, held)
 
     def release(self, key: LeaseKey) -> None:
@@ -152,13 +154,20 @@ class Scheduler:
         """The sequences to run and how many tokens of each; their blocks are there. See also `take_preempted`."""
         self._admit()
         ready = self._begin([sequence for sequence in self if self._may_run(sequence)])
-        candidates = [Candidate(one.pending, one.decoding, one.computed) for one in ready]
+        candidates = [Candidate(self._runnable(one), one.decoding, one.computed) for one in ready]
         budget = self._budget(ready)
         if self._target is not None:
             budget = bounded(candidates, budget, self._target, least_tokens=self.block_size)
         chosen = [(ready[place], tokens) for place, tokens in choose_batch(candidates, budget)]
         batch = [(one, tokens) for one, tokens in chosen if one.admitted and self._make_room(one, tokens)]
         return [(one, tokens) for one, tokens in batch if one.admitted]
+
+    def _runnable(self, sequence: Sequence) -> int:
+        """The tokens that a step may take of it: what it holds then must fit into memory."""
+        if self.pool.span is None:
+            return sequence.pending
+        gone = self.kv.passed(sequence.computed + 1)
+        return min(sequence.pending, (self.pool.total + gone) * self.block_size - sequence.computed)
 
     def take_preempted(self) -> list[Sequence]:
         """Those that gave their memory back since the last call, and are still here."""
@@ -183,7 +192,12 @@ class Scheduler:
         """A step has computed so many more of the sequence's tokens."""
         sequence.computed += tokens
         sequence.preempted = sequence.preempted and not sequence.decoding
+        self._keep(sequence)
+
+    def _keep(self, sequence: Sequence) -> None:
+        """Share what it has computed, and keep what is still of use to it."""
         self.kv.publish(sequence)
+        self.kv.shed(sequence)
 
     def ended(self, sequence: Sequence) -> None:
         """It made its last token."""
@@ -222,7 +236,23 @@ class Scheduler:
     def _need(self, sequence: Sequence) -> Need:
         phase = self._decode if sequence.decoding else self._prefill
         demand = phase.demand(sequence.size, self.role)
-        return self._admission.need(demand, sequence.session, sequence.application, sequence.made)
+        need = self._admission.need(demand, sequence.session, sequence.application, sequence.made)
+        if self.pool.span is None:
+            return need
+        chunk = 1 if sequence.decoding else self.role.prefill_tokens or RECOMPUTED_TOKENS
+        return self._within_window(
+            need, self.pool.span + blocks_for(self.block_size - 1 + chunk, self.block_size)
+        )
+
+    def _within_window(self, need: Need, blocks: int) -> Need:
+        """What it needs where windows let it hold no more than so many blocks at once.
+
+        Nor more than all there are, which a token's window fits into: a chunk is then as small as memory asks.
+        """
+        if self.pool.span is None:
+            return need
+        least = self.pool.span + 1
+        return need.within(max(least, min(blocks, self.pool.total)) * self.block_size)
 
     def _room(self, need: Need) -> int:
         return blocks_for(need.held + need.remaining, self.block_size)

@@ -57,6 +57,8 @@ class Sequence:
     """Most tokens of KV while it is being handed over: the destination has no room for more."""
     copying: bool = False
     """A handover out is under way: once past its prefill it needs no decode slot here."""
+    kept_from: int | None = None
+    """Where a sliding window passes over its blocks: the first that a handover still needs; None where none does."""
     locked: bool = False
     """A transfer reads its blocks."""
     salt: str = ""

@@ -189,14 +189,13 @@ class InstanceServer(WorkerServiceServicer):
 
     @property
     def _context_tokens(self) -> int:
-        """The longest sequence that this instance can serve: the model's limit, or all of its KV memory."""
-        layout = self._runner.layout
-        return min(self._spec.max_positions, layout.blocks * layout.block_size)
+        """The longest sequence that this instance can serve."""
+        return self._spec.longest(self._runner.layout.blocks, self._runner.layout.block_size)
 
     def _make_engine(self) -> Engine:
         shape = self._runner.layout
         layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.block_size)
-        pool = BlockPool(shape.blocks, self._config.prefix_cache)
+        pool = BlockPool(shape.blocks, self._config.prefix_cache, self._spec.span(shape.block_size))
         scheduler = Scheduler(
             pool,
             shape.block_size,

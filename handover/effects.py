@@ -65,7 +65,8 @@ class Stepped:
     """The launched step is complete.
 
     `full` blocks of the table are computed and will not change, `blocks` hold anything, `computed` tokens have KV;
-    `ready` says that the prompt is done, so that the sequence may change its owner.
+    `ready` says that the prompt is done, so that the sequence may change its owner. Its last token does not see
+    the first `passed` blocks, nor will any that follows.
     """
 
     records: tuple[TokenRecord, ...]
@@ -73,6 +74,7 @@ class Stepped:
     blocks: int
     computed: int
     ready: bool
+    passed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ class Progress:
     blocks: int
     computed: int
     ready: bool
+    passed: int
 
 
 @dataclass(frozen=True, slots=True)

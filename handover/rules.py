@@ -97,6 +97,12 @@ def may_free_read(writing: bool) -> bool:
     return not writing
 
 
+def kept_from(firsts: list[int]) -> int | None:
+    """First fence, where a sliding window passes over blocks of a sequence that goes on: it keeps those behind the
+    first that a transfer reads or is still to send."""
+    return min(firsts, default=None)
+
+
 def may_free_stepped(launched: bool) -> bool:
     """Third fence: a block that a launched step may write is neither freed nor leased until that step completes."""
     return not launched

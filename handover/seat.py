@@ -176,7 +176,7 @@ class Seat(Peering):
         now = holding.progress
         source = source.progress(now.full, now.blocks, now.computed, now.ready)
         if source.state is SourceState.PLANNED:
-            source, more = source.reserve(holding.made)
+            source, more = source.reserve(holding.made, now.passed)
             effects = effects + more
         return self._put_source(source), effects
 
@@ -188,7 +188,7 @@ class Seat(Peering):
             return replace(self, launched=None), []  # launched for a sequence that has gone since
         effects: list[InstanceEffect] = []
         ended = bool(step.records) and step.records[-1].end is not None
-        now = Progress(step.full, step.blocks, step.computed, step.ready)
+        now = Progress(step.full, step.blocks, step.computed, step.ready, step.passed)
         records, told = holding.records + step.records, holding.told
         if step.records:
             untold = rules.unseen(records, holding.first, told)

@@ -55,7 +55,8 @@ class State(Enum):
 class Source:
     """One attempt to hand `epoch` over as `lease.epoch`. `sent <= full <= blocks`, in blocks of the table.
 
-    But for those that the destination has already: they count as sent, even where they are not computed here yet.
+    But for those that the destination has already, or that a sliding window will have passed: they count as sent, even
+    where they are not computed here yet.
     """
 
     me: Incarnation
@@ -103,10 +104,13 @@ class Source:
 
     # ---- the way forward
 
-    def reserve(self, made: int) -> tuple[Source, list[InstanceEffect]]:
-        """Ask the destination for blocks; `made` tokens were generated so far."""
+    def reserve(self, made: int, passed: int) -> tuple[Source, list[InstanceEffect]]:
+        """Ask the destination for blocks; `made` tokens were generated so far, whose last sees none of `passed` blocks.
+
+        The destination finds the same number, and grants no less.
+        """
         assert self.state is State.PLANNED
-        source = replace(self, state=State.RESERVING, reserved_at=made, tells_stop=True)
+        source = replace(self, state=State.RESERVING, reserved_at=made, sent=passed, tells_stop=True)
         asked = Reserving(self.lease, self.epoch, self.destination, self.router, self.one_sided)
         return source, [asked, Timer(Clock.RESERVE, self.lease)]
 

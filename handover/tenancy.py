@@ -53,6 +53,16 @@ class Tenancy:
         reading = any(known.writing is not None and known.epoch == holding.epoch for known in self.sources)
         return rules.may_free_read(reading) and rules.may_free_stepped(self.launched == holding.epoch)
 
+    @property
+    def kept_from(self) -> int | None:
+        """Where a sliding window passes over the sequence's blocks: the first that may not be freed for a handover."""
+        own = [
+            known for known in self.sources if self.holding is not None and known.epoch == self.holding.epoch
+        ]
+        firsts = [known.writing.first for known in own if known.writing is not None]
+        firsts += [known.sent for known in own if known.active and known.state is not SourceState.PLANNED]
+        return rules.kept_from(firsts)
+
     def _restate(self) -> list[InstanceEffect]:
         """Say again what the router has not seen; without that, that the session lives."""
         holding = self.holding

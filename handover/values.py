@@ -268,7 +268,10 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """`have` leading blocks are at the destination already; `block_ids` and `window` are for a one-sided writer."""
+    """`have` leading blocks are at the destination already, or behind the window of all tokens to come.
+
+    `block_ids`, of the others, and `window` are for a one-sided writer.
+    """
 
     lease: LeaseKey
     source: Incarnation

@@ -69,6 +69,7 @@ class PagedBatch:
 
     Sequence `i` feeds `counts[i]` tokens at positions from `starts[i]` on; its KV up to them lies, or will lie when
     attention runs, in the blocks `tables[i]`. A query at position `p` sees the keys in `(p - window, p]`.
+    What no query sees is not read: the blocks at its places in the tables need not be there.
     """
 
     tables: list[np.ndarray]

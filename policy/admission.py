@@ -33,6 +33,11 @@ class Need:
     most: int
     """KV that it may ever have."""
 
+    def within(self, tokens: int) -> Need:
+        """Where it never holds more than so many at once."""
+        held = min(self.held, tokens)
+        return Need(held, min(self.held + self.remaining, tokens) - held, min(self.most, tokens))
+
 
 def conservative(needs: Sequence[Need], block_size: int) -> int:
     """Blocks for all of them at their longest."""

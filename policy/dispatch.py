@@ -13,7 +13,7 @@ from .cost import CostModel
 from .forecast import Given
 from .prediction import Prediction
 from .rules import RULES, Asked, Pair, by_room, by_rule, least, room
-from .state import InstanceView, Key, RequestShape, blocks_for
+from .state import InstanceView, Key, RequestShape
 
 SETTLE_S = 0.25
 """Time from an assignment to the view that shows it: delivery, a step, and the way back."""
@@ -137,7 +137,7 @@ def redirect(
         ), memory
     asked = Asked(request, seed, memory.turn, memory.given())
     decode = least(decodes, lambda view: room(asked, view), seed)
-    blocks = blocks_for(request.prompt_tokens, decode.load.block_size)
+    blocks = decode.load.blocks_of(request.prompt_tokens)
     claim = Claim(decode.key, 0, blocks, now + SETTLE_S)
     return decode, Memory((*memory.claims, claim), memory.turn)
 
@@ -192,7 +192,7 @@ def _claims(asked: Asked, assignment: Assignment, now: float) -> tuple[Claim, ..
     prefill, request = assignment.prefill, asked.request
     load = prefill.load
     tokens = request.prompt_tokens - request.prefix(prefill.key)
-    blocks = blocks_for(request.prompt_tokens, load.block_size)
+    blocks = load.blocks_of(request.prompt_tokens)
     first = Claim(prefill.key, tokens, blocks, now + SETTLE_S)
     if assignment.decode is None:
         return (first,)

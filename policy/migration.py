@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from .cost import CostModel, StepShape
 from .freeness import freeness, usage_blocks
 from .projection import joined, left
-from .state import InstanceView, Key, LoadView, Move, MoveReason, SequenceView, blocks_for
+from .state import InstanceView, Key, LoadView, Move, MoveReason, SequenceView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,8 +265,7 @@ class _Plan:
 def _has_room(view: InstanceView, one: SequenceView) -> bool:
     """Whether it can have the sequence's memory and a slot now."""
     load = view.load
-    blocks = blocks_for(one.tokens + 1, load.block_size)
-    return load.free_slots > 0 and blocks <= load.free_blocks + load.cached_blocks
+    return load.free_slots > 0 and load.blocks_of(one.tokens + 1) <= load.free_blocks + load.cached_blocks
 
 
 def _fits(view: InstanceView, one: SequenceView) -> bool:

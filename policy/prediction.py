@@ -8,7 +8,7 @@ from . import forecast
 from .cost import CostModel
 from .forecast import queued_tokens
 from .rules import Asked, Pair, least, slots_taken
-from .state import InstanceView, blocks_for
+from .state import InstanceView
 
 OUTPUT_TOKENS = 128
 """Of an output of which nothing is known but its limit."""
@@ -76,7 +76,7 @@ class Prediction:
         """Whether it would have to wait for memory or a slot."""
         load, given = view.load, self._asked.given(view)
         tokens = self._asked.request.prompt_tokens + (self._output if decodes else 0)
-        blocks = load.needed_blocks + load.head_blocks + given.blocks + blocks_for(tokens, load.block_size)
+        blocks = load.needed_blocks + load.head_blocks + given.blocks + load.blocks_of(tokens)
         return (decodes and slots_taken(self._asked, view)) or blocks > load.total_blocks
 
     def _first_s(self, view: InstanceView, chunk: int) -> float:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from . import admission
 from .admission import Need
-from .state import InstanceView, LoadView, Priority, SequenceView, blocks_for
+from .state import InstanceView, LoadView, Priority, SequenceView
 
 
 def joined(view: InstanceView, one: SequenceView) -> InstanceView:
@@ -42,11 +42,13 @@ def _running(view: InstanceView, sequences: tuple[SequenceView, ...]) -> Instanc
 def peak_blocks(sequences: Iterable[SequenceView], load: LoadView) -> int:
     """What they are predicted to need together."""
     needs = [Need(one.tokens, one.remaining, one.tokens + one.remaining) for one in sequences]
+    if load.most_blocks:
+        needs = [need.within(load.most_blocks * load.block_size) for need in needs]
     return admission.predicted(needs, load.block_size)
 
 
 def _held(sequences: Iterable[SequenceView], load: LoadView) -> int:
-    return sum(blocks_for(one.tokens, load.block_size) for one in sequences)
+    return sum(load.blocks_of(one.tokens) for one in sequences)
 
 
 def _tokens(sequences: Iterable[SequenceView]) -> int:

@@ -65,11 +65,18 @@ class LoadView:
     """Sequences past their prefill."""
     decode_tokens: int = 0
     """Sum of their contexts."""
+    most_blocks: int = 0
+    """Where windows bound it: the most blocks that a sequence has while it decodes; else 0."""
 
     @property
     def needed_blocks(self) -> int:
         """What those inside need at their peak, as far as that is predicted; at least what they hold."""
         return max(self.peak_blocks, self.held_blocks + self.leased_blocks + self.quarantined_blocks)
+
+    def blocks_of(self, tokens: int) -> int:
+        """Blocks of a sequence of that many tokens while it decodes."""
+        blocks = blocks_for(tokens, self.block_size)
+        return min(blocks, self.most_blocks or blocks)
 
     @property
     def free_slots(self) -> int:
@@ -121,7 +128,7 @@ class InstanceView:
 
     def holds(self, tokens: int) -> bool:
         """Whether a sequence of that many tokens fits when nothing else is there."""
-        return blocks_for(tokens, self.load.block_size) <= self.load.total_blocks
+        return self.load.blocks_of(tokens) <= self.load.total_blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ class Case:
     kills: int
     rule: str
     host_blocks: int
+    window: int | None
 
 
 CASES = st.builds(
@@ -45,13 +46,14 @@ CASES = st.builds(
     roles=st.sampled_from(("split", "mixed")),
     in_place=st.booleans(),
     loss=st.sampled_from((0.0, 0.0, 0.05, 0.25)),
-    blocks=st.sampled_from((40, 64, 256)),
+    blocks=st.sampled_from((12, 40, 64, 256)),
     sessions=st.integers(1, 6),
     moves=st.integers(0, 12),
     cancels=st.integers(0, 2),
     kills=st.sampled_from((0, 0, 1, 2)),
     rule=st.sampled_from(tuple(RULES)),
     host_blocks=st.sampled_from((0, 12, 200)),
+    window=st.sampled_from((None, None, 1, 4, 10, 25)),
 )
 
 
@@ -80,14 +82,14 @@ def context(draw: random.Random, prompt: int | None = None, **params) -> Context
 
 def world(case: Case, clock: Clock) -> World:
     roles = SPLIT if case.roles == "split" else MIXED
-    return World(
-        case.seed, roles, CONFIG, clock, case.blocks, case.in_place, case.loss, case.rule, case.host_blocks
-    )
+    blocks = case.blocks if case.window else max(case.blocks, CONTEXT // BLOCK)
+    kept = case.rule, case.host_blocks, case.window
+    return World(case.seed, roles, CONFIG, clock, blocks, case.in_place, case.loss, *kept)
 
 
 def all_right(world: World) -> None:
     for key, stream in world.sessions.items():
-        right = answer(stream.context, CONTEXT)
+        right = answer(stream.context, CONTEXT, world.window)
         if stream.cancelled:
             assert stream.ids == right[: len(stream.ids)], key
         else:

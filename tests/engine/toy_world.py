@@ -16,7 +16,7 @@ import numpy as np
 from toy_model import EOS, ToyModel
 
 from penstock.decode_worker.phase import DecodePhase
-from penstock.engine.blocks import BlockPool
+from penstock.engine.blocks import GONE, BlockPool
 from penstock.engine.engine import Engine
 from penstock.engine.host_tier import Swap
 from penstock.engine.outside import Limits
@@ -86,9 +86,10 @@ class Instance:
     """Does nothing until it goes on; what is sent to it waits."""
 
     def __post_init__(self) -> None:
-        self.model = ToyModel(self.blocks, BLOCK)
+        window = self.world.window
+        self.model = ToyModel(self.blocks, BLOCK, window)
         self.host_cells = np.full((max(1, self.world.host_blocks), BLOCK), -1, dtype=np.int64)
-        self.pool = BlockPool(self.blocks)
+        self.pool = BlockPool(self.blocks, span=None if window is None else -(-(window - 1) // BLOCK))
         self.scheduler = Scheduler(
             self.pool,
             BLOCK,
@@ -100,9 +101,9 @@ class Instance:
             host_blocks=self.world.host_blocks,
         )
         instance = House(self.me, "toy", LAYOUT, self.world.config)
-        window = Window("here", 1, 1, self.blocks, self.blocks) if self.shares_memory else None
+        memory = Window("here", 1, 1, self.blocks, self.blocks) if self.shares_memory else None
         limits = Limits(CONTEXT, frozenset({EOS}), BLOCK)
-        self.engine = Engine(self.model, self.scheduler, instance, limits, self, window)
+        self.engine = Engine(self.model, self.scheduler, instance, limits, self, memory)
 
     # ---- Outside
 
@@ -131,14 +132,16 @@ class Instance:
             self.engine.post(stage.lease.session, fx.Written(stage.lease, False))
             return
         assert len(source_ids) == len(destination_ids) == stage.count
+        assert GONE not in (*source_ids, *destination_ids)
         self.world.copies.append(Copy(self, stage, tuple(source_ids), tuple(destination_ids)))
 
     def send_blocks(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
         assert urgent or stage.commit is None, "a commit waits for nothing"
-        assert len(ids) == stage.count
+        assert len(ids) == stage.count and GONE not in ids
         self.world.copies.append(Copy(self, stage, tuple(ids)))
 
     def receive_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
+        assert GONE not in ids
         self.world.receives.append((self, stage, tuple(ids)))
 
     def decline_blocks(self, stage: Stage) -> None:
@@ -148,7 +151,10 @@ class Instance:
         pass
 
     def swap(self, swap: Swap) -> None:
-        assert len(swap.device_ids) == len(swap.host_ids) > 0
+        assert len(swap.device_ids) == len(swap.host_ids) > 0 and GONE not in (
+            *swap.device_ids,
+            *swap.host_ids,
+        )
         self.world.swaps.append((self, swap))
 
     def reaches(self, destination: Address) -> bool:
@@ -193,6 +199,7 @@ class World:
         loss: float = 0.0,
         rule: str = "predicted",
         host_blocks: int = 0,
+        window: int | None = None,
     ):
         self.draw = random.Random(seed)
         self.config = config
@@ -202,6 +209,8 @@ class World:
         self.blocks = blocks
         self.rule = rule
         self.host_blocks = host_blocks
+        self.window = window
+        """Tokens that a token sees, itself included."""
         self.swaps: list[tuple[Instance, Swap]] = []
         self.swapped = 0
         self.roles = roles

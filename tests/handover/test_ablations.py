@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from explorer.scenarios import LONG, ONE_BLOCK, SHARED, STAGED, early
+from explorer.scenarios import LONG, ONE_BLOCK, SHARED, STAGED, WINDOWED, early
 from explorer.search import explore
 from explorer.world import Scenario
 
@@ -93,6 +93,10 @@ ABLATIONS: dict[str, tuple[Callable, Scenario]] = {
     "may_free_read": (
         lambda writing: True,
         Scenario("frees what a transfer reads", ONE_BLOCK, {"cancel": 1}),
+    ),
+    "kept_from": (
+        lambda firsts: None,
+        Scenario("frees what a window has passed and a transfer is to read", WINDOWED),
     ),
     "may_free_stepped": (
         lambda launched: True,

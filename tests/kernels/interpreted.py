@@ -71,6 +71,10 @@ class Case:
             slots = torch.from_numpy(table[at // self.block] * self.block + at % self.block)
             k, v = self.randn(2, end, self.kv_heads, self.dim).unbind(0)
             store_kv.store_kv(k, v, self.kv, slots)
+        for table, start in zip(self.tables, self.starts, strict=True):  # what a window has passed is gone
+            passed = max(0, start - self.window + 1) // self.block if self.window else 0
+            self.kv[:, table[:passed]] = float("nan")
+            table[:passed] = -1
         # A view as the forward pass has it: queries and keys in one tensor.
         self.q = self.randn(sum(self.counts), self.heads + self.kv_heads, self.dim)[:, : self.heads]
 

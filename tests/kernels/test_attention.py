@@ -47,6 +47,10 @@ class Paged:
         for table, k, v in zip(tables, self.keys, self.values, strict=True):
             at = np.arange(len(k))
             store_kv(k, v, self.kv, torch.from_numpy(table[at // BLOCK] * BLOCK + at % BLOCK))
+        for table, start in zip(tables, starts, strict=True):  # what a window has passed is gone
+            passed = max(0, start - window + 1) // BLOCK if window else 0
+            self.kv[:, table[:passed]] = float("nan")
+            table[:passed] = -1
         self.q = torch.randn(sum(counts), heads, DIM)
         self.k = torch.cat([k[start:] for k, start in zip(self.keys, starts, strict=True)])
         self.v = torch.cat([v[start:] for v, start in zip(self.values, starts, strict=True)])

@@ -78,7 +78,13 @@ class Shape:
     """The instances that decode; another stops past its prefill, until the sequence is taken elsewhere."""
     known: int = 0
     """So many leading blocks of the prompt are cached on every instance from the start, for leases to begin with."""
+    span: int | None = None
+    """Where a sliding window passes over blocks: how many full ones before its own a token sees."""
     config: HandoverConfig = HandoverConfig(final_blocks=1, stage_blocks=1)
+
+    def passed(self, computed: int) -> int:
+        """Leading blocks that the token behind so many does not see."""
+        return 0 if self.span is None else max(0, computed // self.block_size - self.span)
 
     @property
     def table(self) -> int:
@@ -88,6 +94,10 @@ class Shape:
 
 CACHE = ("cache", Epoch(0, 0))
 """Holder of the blocks that are cached from the start: they stay, may be shared, and nobody may write them."""
+
+
+GONE = -1
+"""In a table, at the place of a block that a window has passed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +228,19 @@ class Instance:
     def release(self, blocks: tuple[int, ...]) -> Instance:
         inst = self
         for index in blocks:
-            if inst.pool[index].holder != CACHE:
+            if index != GONE and inst.pool[index].holder != CACHE:
                 inst = inst.mark((index,), replace(inst.pool[index], holder=None))
         return inst
 
-    def allot_lease(self, reserve: Reserve) -> tuple[Instance, tuple[int, ...], int] | None:
-        """The cached blocks of the reservation's context and free ones, and how many are cached."""
+    def shed(self, seq: Sequence, gone: int) -> Instance:
+        """Free the first `gone` blocks of a sequence."""
+        kept = (GONE,) * gone + seq.blocks[gone:]
+        return self.release(seq.blocks[:gone]).put(replace(seq, blocks=kept))
+
+    def allot_lease(self, reserve: Reserve, passed: int) -> tuple[Instance, tuple[int, ...], int] | None:
+        """The cached blocks of the reservation's context and free ones, and how many are cached or `passed`."""
         known = tuple(index for index, block in enumerate(self.pool) if block.holder == CACHE)
+        known = (GONE,) * passed + known[passed:]
         allotted = self.allot(reserve.blocks - len(known), ("lease", reserve.lease.epoch))
         return allotted and (allotted[0], (*known, *allotted[1]), len(known))
 
@@ -316,7 +332,7 @@ class _Run:
 
     def _grant_waiting(self) -> bool:
         for reserve in self.inst.waiting:
-            allotted = self.inst.allot_lease(reserve)
+            allotted = self._allot_lease(reserve)
             if allotted is not None:
                 inst, blocks, have = allotted
                 rest = tuple(other for other in inst.waiting if other != reserve)
@@ -324,6 +340,10 @@ class _Run:
                 self.queue.append(Leased(reserve.lease, True, have))
                 return True
         return False
+
+    def _allot_lease(self, reserve: Reserve) -> tuple[Instance, tuple[int, ...], int] | None:
+        tokens = len(self.driver.prompt) + len(reserve.context.emitted)
+        return self.inst.allot_lease(reserve, self.shape.passed(tokens - 1))
 
     # ---- what happens to the instance
 
@@ -394,9 +414,14 @@ class _Run:
             if block in step.blocks:
                 inst = inst.mark((block,), Block(("seq", seq.origin), self._tag(seq, index, seq.computed)))
         self.inst = inst
+        holding, kept_from = inst.seat.holding, inst.seat.kept_from
+        if holding is not None and holding.epoch == seq.epoch:
+            passed = shape.passed(seq.computed)
+            self.inst = inst.shed(seq, passed if kept_from is None else min(passed, kept_from))
         full, blocks = seq.computed // shape.block_size, -(-seq.computed // shape.block_size)
         ready = seq.computed == len(seq.tokens) - 1
-        self.queue.append(Stepped(records, full, blocks, seq.computed, ready))
+        passed = shape.passed(len(tokens) - 1)
+        self.queue.append(Stepped(records, full, blocks, seq.computed, ready, passed))
 
     def on_preempt(self) -> None:
         """The sequence owned here gives its memory back."""
@@ -434,6 +459,7 @@ class _Run:
         seq = self.inst.find(writing.origin)
         require(seq is not None, f"a copy read a freed block at {self.inst.name}")
         assert seq is not None
+        require(seq.blocks[position] != GONE, f"a copy read a freed block at {self.inst.name}")
         tag = self.inst.pool[seq.blocks[position]].tag
         require(
             tag is not None and tag[0] != "being written",
@@ -464,6 +490,7 @@ class _Run:
         )
 
     def _land(self, epoch: Epoch, block: int, ids: tuple) -> None:
+        require(block != GONE, f"a write at {self.inst.name} went where no block is")
         holder = self.inst.pool[block].holder
         require(
             holder == ("lease", epoch),
@@ -485,7 +512,8 @@ class _Run:
         return origin, seq.tokens[index * size : min(computed, (index + 1) * size)]
 
     def _check_kv(self, inst: Instance, seq: Sequence, reader: str) -> None:
-        for index in range(-(-seq.computed // self.shape.block_size)):
+        for index in range(self.shape.passed(seq.computed), -(-seq.computed // self.shape.block_size)):
+            require(seq.blocks[index] != GONE, f"{reader} of {seq.epoch} at {inst.name} misses a block")
             block = inst.pool[seq.blocks[index]]
             expected = self._tag(seq, index, seq.computed)
             holder = CACHE if expected[0] == CACHE[1] else ("seq", seq.origin)
@@ -542,7 +570,7 @@ class _Run:
 
     def _lease(self, effect: Lease) -> None:
         reserve = effect.reserve
-        allotted = self.inst.allot_lease(reserve)
+        allotted = self._allot_lease(reserve)
         have = 0
         if allotted is None:
             self.inst = replace(self.inst, waiting=(*self.inst.waiting, reserve))
@@ -584,12 +612,12 @@ class _Run:
         seq = Sequence(epoch, epoch, tokens, held.blocks, commit.computed)
         inst = self.inst
         for block in held.blocks:
-            if inst.pool[block].holder != CACHE:
+            if block != GONE and inst.pool[block].holder != CACHE:
                 inst = inst.mark((block,), replace(inst.pool[block], holder=("seq", epoch)))
         rest = tuple(other for other in inst.held if other != held)
         inst = replace(inst, held=rest, sequences=(*inst.sequences, seq))
         self._check_kv(inst, seq, "an adoption")
-        self.inst = inst
+        self.inst = inst.shed(seq, self.shape.passed(seq.computed))
 
     def _release(self, effect: Release) -> None:
         held = self.inst.lease(effect.lease)

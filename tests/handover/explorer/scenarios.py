@@ -22,6 +22,8 @@ SPLIT = replace(ONE_BLOCK, decodes="B")
 """A prefills and nothing else: a session that stays there never ends."""
 SHARED = Shape(prompt=2, output=2, block_size=1, pool=3, known=1)
 """The first block of the prompt is cached everywhere: a handover copies the other two."""
+WINDOWED = Shape(prompt=2, output=3, block_size=1, pool=4, span=1)
+"""A window passes over each block when the next but one is full, before, while and after it is handed over."""
 
 
 BUDGET = {
@@ -83,6 +85,7 @@ QUICK = [
     ),
     *_both("a block that is shared already, and a lease runs out early", SHARED, **early("lease", "stop")),
     *_both("a sequence gives its memory back", STAGED, budget={"preempt": 1}),
+    *_both("a window passes over blocks, without faults", WINDOWED, recover_by_silence=False),
     *_both("the client leaves", ONE_BLOCK, budget={"cancel": 1}),
     *_both("an instance dies", ONE_BLOCK, budget={"crash": 1}),
     *_both("an instance hangs", STAGED, budget={"hang": 1}),
@@ -132,6 +135,8 @@ SLOW = [
         budget={"preempt": 1, "early": 1},
         early=frozenset({"lease"}),
     ),
+    *_both("a window passes over blocks, and a lease runs out early", WINDOWED, **early("lease", "stop")),
+    *_both("a window passes over blocks of a sequence that moves", WINDOWED, budget={"move": 1}),
     *_both("three tokens, a move, and back", LONG, budget={"move": 2}, handover=False),
     *_both("three tokens, and a commit is asked about early", LONG, **early("settle")),
 ]
