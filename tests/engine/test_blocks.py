@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from penstock.engine.blocks import BlockPool, Holder, OutOfBlocks
+from penstock.engine.blocks import GONE, BlockPool, Holder, OutOfBlocks
 
 TOTAL = 40
 
@@ -32,6 +32,10 @@ class Owner:
     def __post_init__(self):
         self.computed = self.shared
 
+    @property
+    def held(self) -> list[int]:
+        return [block for block in self.blocks if block != GONE]
+
 
 PATHS = st.lists(st.integers(0, 1), min_size=1, max_size=12).map(tuple)
 
@@ -42,10 +46,11 @@ class Ledger(RuleBasedStateMachine):
     held = Bundle("held")
     leased = Bundle("leased")
     quarantined = Bundle("quarantined")
+    span: int | None = None
 
     def __init__(self):
         super().__init__()
-        self.pool = BlockPool(TOTAL)
+        self.pool = BlockPool(TOTAL, span=self.span)
         self.owners: dict[int, Owner] = {}
         self.content: dict[int, Path] = {}
         self.keys = 0
@@ -54,8 +59,11 @@ class Ledger(RuleBasedStateMachine):
         self.keys += 1
         known = self.pool.find(names(path)[:count])
         for place, block in enumerate(known):
-            assert self.content[block] == path[: place + 1], "what is found is what was asked for"
-        taken = {block for owner in self.owners.values() for block in owner.blocks} | set(known)
+            if place >= self.pool.behind(len(known)):
+                assert self.content[block] == path[: place + 1], "what is found is what was asked for"
+            else:
+                assert block == GONE
+        taken = {block for owner in self.owners.values() for block in owner.held} | set(known) - {GONE}
         if count - len(known) > TOTAL - len(taken):
             before = self.pool.counts()
             with pytest.raises(OutOfBlocks):
@@ -101,11 +109,23 @@ class Ledger(RuleBasedStateMachine):
             self.pool.publish(key, names(owner.path)[: owner.computed])
 
     def _write(self, owner: Owner, until: int):
-        others = {block for other in self.owners.values() if other is not owner for block in other.blocks}
+        others = {block for other in self.owners.values() if other is not owner for block in other.held}
         for place in range(owner.computed, until):
             assert owner.blocks[place] not in others, "nobody else reads a block that is written"
             self.content[owner.blocks[place]] = owner.path[: place + 1]
         owner.computed = max(owner.computed, until)
+
+    @rule(key=held, less=st.integers(0, 2))
+    def shed(self, key, less):
+        """A window passes over some of what is computed."""
+        if key not in self.owners:
+            return
+        owner = self.owners[key]
+        gone = max(0, self.pool.behind(owner.computed) - less)
+        self.pool.publish(key, names(owner.path)[: owner.computed])
+        self.pool.shed(key, gone)
+        owner.blocks[:gone] = [GONE] * gone
+        assert list(self.pool.table(key)) == owner.blocks and self.pool.count(key) == len(owner.held)
 
     @rule(target=held, key=consumes(leased))
     def adopt(self, key):
@@ -151,7 +171,7 @@ class Ledger(RuleBasedStateMachine):
         for key, owner in self.owners.items():
             for other_key, other in self.owners.items():
                 for place in range(len(owner.blocks)) if key < other_key else ():
-                    if owner.blocks[place] in other.blocks:
+                    if owner.blocks[place] in other.held:
                         assert other.blocks[place] == owner.blocks[place]
                         assert place < owner.computed and place < other.computed
                         assert owner.path[: place + 1] == other.path[: place + 1]
@@ -165,7 +185,7 @@ class Ledger(RuleBasedStateMachine):
             block
             for owner in self.owners.values()
             for block in (owner.blocks if owner.kind is Holder.HELD else owner.blocks[: owner.shared])
-        }
+        } - {GONE}
         assert counts.held == len(held)
         for kind, found in ((Holder.LEASED, counts.leased), (Holder.QUARANTINED, counts.quarantined)):
             own = [o.blocks[o.shared :] for o in self.owners.values() if o.kind is kind]
@@ -181,8 +201,15 @@ class Ledger(RuleBasedStateMachine):
         assert self.pool.counts().held == TOTAL
 
 
-TestLedger = Ledger.TestCase
-TestLedger.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+class WindowedLedger(Ledger):
+    """A token sees two full blocks before its own."""
+
+    span = 2
+
+
+TestLedger, TestWindowedLedger = Ledger.TestCase, WindowedLedger.TestCase
+for case in (TestLedger, TestWindowedLedger):
+    case.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 def run(pool: BlockPool, path: Path, until: float = 0.0) -> int:

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from penstock.engine.blocks import BlockPool
+from penstock.engine.blocks import GONE, BlockPool
 from penstock.engine.cache import KVCache
 from penstock.engine.host_tier import HostTier, Swap
 from penstock.engine.layout import CacheLayout
@@ -28,10 +28,11 @@ class Tiers(RuleBasedStateMachine):
     """Beside the ledgers, what was last written into each block of both tiers; copies end late, and some fail."""
 
     running = Bundle("running")
+    span: int | None = None
 
     def __init__(self):
         super().__init__()
-        self.device = BlockPool(DEVICE)
+        self.device = BlockPool(DEVICE, span=self.span)
         self.tier = HostTier(self.device, HOST)
         self.paths: dict[int, Path] = {}
         self.waiting: dict[int, tuple[Path, int]] = {}
@@ -54,14 +55,15 @@ class Tiers(RuleBasedStateMachine):
         return self._go_on(self.keys, path, len(known))
 
     def _go_on(self, key: int, path: Path, known: int):
-        """Compute the rest, and check what was there."""
+        """Compute the rest, check what was there, and let go of what a window has passed."""
         table = self.device.table(key)
-        for place in range(len(path)):
+        for place in range(self.device.gone(key), len(path)):
             if place < known:
                 assert self.content["device"][table[place]] == path[: place + 1]
             self.content["device"][table[place]] = path[: place + 1]
         self.paths[key] = path
         self.device.publish(key, names(path))
+        self.device.shed(key, self.device.behind(len(path)))
         return key
 
     @rule(key=consumes(running), until=st.sampled_from((0.0, 5.0)))
@@ -115,7 +117,7 @@ class Tiers(RuleBasedStateMachine):
         for path in [*self.paths.values(), (0, 1, 0), (1, 1), (0, 0, 0, 0)]:
             for pool, tier in ((self.device, "device"), (self.tier.host, "host")):
                 for place, block in enumerate(pool.find(names(path))):
-                    assert self.content[tier][block] == path[: place + 1]
+                    assert block == GONE or self.content[tier][block] == path[: place + 1]
 
     def teardown(self):
         while self.under_way:
@@ -131,8 +133,15 @@ class Tiers(RuleBasedStateMachine):
             assert counts.free + counts.cached == counts.total
 
 
-TestTiers = Tiers.TestCase
-TestTiers.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+class WindowedTiers(Tiers):
+    """A token sees two full blocks before its own."""
+
+    span = 2
+
+
+TestTiers, TestWindowedTiers = Tiers.TestCase, WindowedTiers.TestCase
+for case in (TestTiers, TestWindowedTiers):
+    case.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
 def test_the_second_time_only_what_is_new_is_copied():
