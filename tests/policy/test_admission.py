@@ -29,6 +29,14 @@ def any_need(draw):
 NEEDS = st.lists(any_need(), max_size=12)
 
 
+@given(any_need(), st.integers(1, 300))
+def test_what_is_bounded_needs_no_more_than_its_bound_and_no_more_than_before(need, bound):
+    inside = need.within(bound)
+    assert inside.held == min(need.held, bound) and inside.most == min(need.most, bound)
+    assert inside.held + inside.remaining == min(need.held + need.remaining, bound)
+    assert need.within(need.most) == need
+
+
 def simulated_peak(needs: list[Need], block: int) -> int:
     """All grow by a token a step, each until its remainder is made."""
     peak = 0

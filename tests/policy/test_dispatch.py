@@ -202,6 +202,18 @@ def test_blocks_hold_their_tokens_and_not_a_block_more(tokens, size):
     assert (blocks_for(tokens, size) - 1) * size < tokens <= blocks_for(tokens, size) * size or tokens == 0
 
 
+def test_a_windowed_request_fits_where_its_window_does():
+    one = view("a", 512, 8)
+    long = RequestShape(prompt_tokens=5000)
+    assert isinstance(dispatch(long, [one], 0.0, 1, Memory())[0], NoInstance)
+    for most, fits in ((100, True), (101, False)):
+        windowed = replace(one, load=replace(one.load, most_blocks=most))
+        found, memory = dispatch(long, [windowed], 0.0, 1, Memory())
+        assert isinstance(found, Assignment) is fits
+        assert not fits or [claim.blocks for claim in memory.claims] == [100]
+    assert one.load.blocks_of(5000) == blocks_for(5000, 16)
+
+
 def test_what_waits_for_its_prefill_where_it_is_to_decode_takes_a_slot():
     """Recovered requests are prefilled where they decode."""
     views = [view("a", 512, 4, running=1, waiting=3), view("b", 512, 4, running=3, free=10)]
