@@ -242,6 +242,25 @@ def test_a_destination_that_hangs_stops_no_stream(clock, in_place, wait):
     settled(now, 5.0)
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_windowed_stream_keeps_what_a_copy_needs_and_goes_on_when_that_is_over(clock, in_place):
+    now = World(1, SPLIT, CONFIG, clock, 12, in_place, window=25)
+    stream = now.start("s", context(random.Random(1), 60, max_tokens=100, ignore_eos=True))
+    until(
+        now, lambda: stream.session.owner in [one.me for one in now.decoders] and not stream.session.pending
+    )
+    source, target = sorted(now.decoders, key=lambda one: one.me != stream.session.owner)
+    for _ in range(4):
+        arrive(now)
+    assert source.pool.counts().held <= 7, "six full blocks, and one that is not"
+    now.move_to("s", target)
+    for _ in range(60):
+        arrive(now)  # the copy takes its time
+    assert source.pool.counts().held == 12 and not stream.session.closed, "all that is not sent is kept"
+    now.kill(target.me.instance)
+    settled(now, 20.0)
+
+
 def test_a_copy_goes_the_way_that_its_reservation_said(clock):
     """Between a start and its reservation another session may find the destination's memory out of reach."""
     now = World(1, {"prefill": Budget(16, 0), "decode": Budget(0, 8)}, CONFIG, clock)

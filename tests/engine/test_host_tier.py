@@ -156,6 +156,24 @@ def test_the_second_time_only_what_is_new_is_copied():
             tier.ended(swap.number, True)
 
 
+def test_what_comes_back_in_vain_begins_anew_where_a_window_has_passed_the_rest():
+    device = BlockPool(8, span=2)
+    tier, path = HostTier(device, 16), (1, 2, 3, 4, 5)
+    device.hold("s", 5, 5)
+    device.publish("s", names(path))
+    device.shed("s", 3)
+    tier.leave("s", names(path), 0.0)
+    [swap] = tier.take_swaps()
+    assert len(swap.device_ids) == 2
+    tier.ended(swap.number, True)
+    device.hold("all", 8, 8)  # evicts what is cached
+    device.free("all")
+    assert tier.fetch(names(path), [], 5, "s")
+    [swap] = tier.take_swaps()
+    arrival = tier.ended(swap.number, False)
+    assert arrival is not None and arrival.names == [] and device.gone(arrival.key) == 0
+
+
 def test_a_failed_copy_leaves_nothing_to_be_found():
     device = BlockPool(8)
     tier = HostTier(device, 16)
