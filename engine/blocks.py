@@ -56,7 +56,7 @@ class Counts:
 
 @dataclass(slots=True)
 class _Table:
-    """The blocks of a sequence or lease, in the order of their tokens. The first `shared` were cached when it began.
+    """The blocks of a sequence or lease, in the order of their tokens. The first `shared` were cached, or gone, when it began.
 
     `gone <= named` where the pool caches, but for a parted one.
     """
@@ -233,8 +233,7 @@ class BlockPool:
         return path
 
     def _let_go(self, blocks: list[int], kind: Holder) -> None:
-        """They go where nobody else holds them: to the cache those in the index, the others, which `kind` has, are
-        free."""
+        """They go where nobody else holds them: to the cache those in the index; the others, of `kind`, are free."""
         idle = [block for block in blocks if block in self._index and self._index.release(block)]
         self._pass(idle, Holder.HELD, Holder.CACHED)
         self._pass([block for block in blocks if block not in self._index], kind, Holder.FREE)
@@ -272,9 +271,7 @@ class BlockPool:
 
     def _turn(self, table: _Table, giver: Holder, taker: Holder) -> None:
         assert table.kind is giver, f"blocks are not {giver.name.lower()}"
-        self._pass(
-            table.blocks[table.shared :], giver, taker
-        )  # a lease's first ones that are gone count as shared
+        self._pass(table.blocks[table.shared :], giver, taker)
         table.kind = taker
 
     def _pass(self, blocks: list[int], giver: Holder, taker: Holder) -> None:
