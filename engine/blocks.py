@@ -56,7 +56,8 @@ class Counts:
 
 @dataclass(slots=True)
 class _Table:
-    """The blocks of a sequence or lease, in the order of their tokens. The first `shared` were cached, or gone, when it began.
+    """The blocks of a sequence or lease, in the order of their tokens. The first `shared` were cached, or
+    gone, when it began.
 
     `gone <= named` where the pool caches, but for a parted one.
     """
