@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -25,6 +27,7 @@ from penstock.handover.effects import (
     Write,
     Written,
 )
+from penstock.handover.holding import Holding, Progress
 from penstock.handover.house import House
 from penstock.handover.seat import Seat
 from penstock.handover.values import (
@@ -32,6 +35,7 @@ from penstock.handover.values import (
     Address,
     Ask,
     Context,
+    End,
     Epoch,
     Grant,
     Incarnation,
@@ -193,3 +197,42 @@ def test_a_copy_that_was_stopped_still_keeps_the_blocks_of_a_sequence_that_was_r
     assert not any(isinstance(effect, Drop) for effect in effects)
     _, effects = fed(seat, AT_A, Written(key(2), True))
     assert Drop(epoch(4)) in effects
+
+
+def drawn_seat(draw: random.Random) -> Seat:
+    """Mostly one that holds a sequence that goes on, and nothing else."""
+    made, seen = draw.randrange(4), draw.randrange(6)
+    first, own = draw.randrange(3), epoch(draw.randrange(3), draw.randrange(2))
+    records = tuple(TokenRecord(number) for number in range(made))
+    now = draw.choice((None, Progress(1, 2, 20, True)))
+    holding = Holding(own, "r", first, min(seen, first + made), first + draw.randrange(made + 1), records)
+    holding = replace(holding, ended=draw.random() < 0.1, progress=now)
+    seat = Seat("s", own, holding, launched=draw.choice((own, own, epoch(9), None)))
+    if draw.random() < 0.1:
+        seat = replace(seat, doomed=frozenset({epoch(0)}))
+    if draw.random() < 0.1:
+        move = Move("s", own, epoch(8), Address(B, "b"))
+        seat, _ = seat.at_length(FromRouter("r", move), AT_A)
+    return seat
+
+
+def drawn_event(draw: random.Random) -> InstanceEvent:
+    if draw.random() < 0.2:
+        return Launched()
+    if draw.random() < 0.5:
+        return FromRouter(draw.choice("rrx"), Seen("s", draw.randrange(2), draw.randrange(8)))
+    ids = range(draw.randrange(3))
+    ends = [draw.choice((None, None, None, End.LENGTH)) if number == ids[-1] else None for number in ids]
+    records = tuple(TokenRecord(50 + number, end) for number, end in zip(ids, ends, strict=True))
+    return Stepped(records, draw.randrange(3), draw.randrange(3), draw.randrange(40), draw.random() < 0.5)
+
+
+def test_the_shorter_way_of_a_seat_ends_where_the_long_one_does():
+    draw, went = random.Random(1), Counter()
+    for _ in range(5000):
+        seat, event = drawn_seat(draw), drawn_event(draw)
+        brief = seat._briefly(event)
+        if brief is not None:
+            assert brief == seat.at_length(event, AT_A)
+            went[type(event)] += 1
+    assert min(went[kind] for kind in (Launched, Stepped, FromRouter)) > 300
