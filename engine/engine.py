@@ -121,8 +121,8 @@ class Engine:
         """When the thread last finished a round."""
         self.stepping = False
         """Whether there was a step to run in the latest round."""
-        self.sessions: tuple[tuple[str, News], ...] = ()
-        """(router, news without records) of each session owned here; replaced, never changed."""
+        self._told = self._seats
+        """The seats as the latest flush left them; replaced, never changed."""
 
     # ---- from other threads
 
@@ -150,6 +150,12 @@ class Engine:
     def backlog(self) -> int:
         """Events that wait for the step to end; whoever posts holds back while they are many."""
         return self._inbox.qsize()
+
+    @property
+    def sessions(self) -> list[tuple[str, News]]:
+        """(router, news without records) of each session owned here."""
+        owned = [(key, seat.holding) for key, seat in self._told.items() if seat.holding is not None]
+        return [(holding.router, News(key, holding.epoch, holding.told)) for key, holding in owned]
 
     @property
     def alive(self) -> bool:
@@ -183,7 +189,10 @@ class Engine:
         self._retry_leases()
         if time.monotonic() >= self._next_beat:
             self._beat()
-        self._flush()
+        self._begin_swaps()
+        if self._outbox or not batch:
+            self._flush()
+        self.alive_at = time.monotonic()
 
     def _step(self, batch: list[tuple[Running, int]]) -> None:
         items = [self._scheduler.item(sequence, tokens) for sequence, tokens in batch]
@@ -270,18 +279,25 @@ class Engine:
             self._house = replace(self._house, reaches=reached)
 
     def _feed(self, session: str, event: InstanceEvent) -> list[InstanceEffect]:
-        _, marked = self._marks.pop(session, (0.0, None))
-        seat = self._seats.get(session) or marked or Seat(session)
-        self._seats[session], effects = seat.on(event, self._house)
-        for effect in effects:
-            self._do(session, effect)
-        seat = self._seats.get(session)  # carrying out an effect may have brought the next event
-        if seat is not None and seat.empty:
+        was = self._seats.get(session) or self._remembered(session)
+        seat, effects = was.on(event, self._house)
+        self._seats[session] = seat
+        if effects:
+            for effect in effects:
+                self._do(session, effect)
+            seat = self._seats.get(session)  # carrying out an effect may have brought the next event
+            if seat is None:
+                return effects
+        if seat.empty:
             del self._seats[session]
             self._marks[session] = time.monotonic(), seat
-        elif seat is not None:
+        elif not _same_to_scheduler(was, seat):
             self._note(session, seat)
         return effects
+
+    def _remembered(self, session: str) -> Seat:
+        _, marked = self._marks.pop(session, (0.0, None))
+        return marked or Seat(session)
 
     def _note(self, session: str, seat: Seat) -> None:
         """Tell the scheduler what the protocol allows with the session's sequences."""
@@ -365,14 +381,8 @@ class Engine:
     # ---- what is said
 
     def _flush(self) -> None:
-        self._begin_swaps()
         self.load = self._measure()
-        self.alive_at = time.monotonic()
-        self.sessions = tuple(
-            (seat.holding.router, News(key, seat.holding.epoch, seat.holding.told))
-            for key, seat in self._seats.items()
-            if seat.holding is not None
-        )
+        self._told = self._seats.copy()
         if self._outbox:
             self._outside.send(*self._outbox.take(self.load))
 
@@ -407,3 +417,11 @@ class Engine:
             most_blocks=0 if scheduler.pool.span is None else scheduler.pool.span + 1,
             **asdict(self._outlook),
         )
+
+
+def _same_to_scheduler(was: Seat, now: Seat) -> bool:
+    """Whether `_note` has nothing new to tell."""
+    if was.launched != now.launched or was.sources is not now.sources or was.doomed is not now.doomed:
+        return False
+    held, holds = was.holding, now.holding
+    return (held and (held.epoch, held.ended)) == (holds and (holds.epoch, holds.ended))
