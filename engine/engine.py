@@ -36,7 +36,7 @@ from ..handover.effects import (
 )
 from ..handover.house import House
 from ..handover.seat import Seat
-from ..handover.values import Address, Epoch, Grant, LeaseKey, Move, News, Stage, Start, Window
+from ..handover.values import Address, Epoch, Grant, LeaseKey, Move, News, Seen, Stage, Start, Window
 from ..policy.journal import Journal
 from ..policy.state import LoadView
 from .chronicle import Chronicle
@@ -102,6 +102,10 @@ class Engine:
         """Seats that hold something; what a round costs follows from their number."""
         self._marks: dict[str, tuple[float, Seat]] = {}
         """Seats that hold nothing but their mark, and since when, the oldest first."""
+        self._launched: set[str] = set()
+        """Sessions of the step in flight whose seats have not heard of it: it is told before anything else."""
+        self._seen: dict[str, FromRouter] = {}
+        """What routers have seen, as far as it is not told: it lets records go, and waits for the next event."""
         self._outbox = Outbox()
         self._chronicle = Chronicle(journal or Journal(house.me.instance, time.monotonic))
         self._moving = Moving(scheduler, house, limits, outside, window, self._outbox, self._chronicle)
@@ -196,22 +200,38 @@ class Engine:
 
     def _step(self, batch: list[tuple[Running, int]]) -> None:
         items = [self._scheduler.item(sequence, tokens) for sequence, tokens in batch]
-        for sequence, _ in batch:
-            self._feed(sequence.session, Launched())
+        self._launch(batch)
         began = time.perf_counter()
         drawn = self._model.step(items)
         took = time.perf_counter() - began
         self._step_s += (took - self._step_s) / min(self._steps + 1, 16)
         self._steps += 1
         for (sequence, tokens), item, token in zip(batch, items, drawn, strict=True):
+            self._collect(sequence, tokens, item, token)
+
+    def _launch(self, batch: list[tuple[Running, int]]) -> None:
+        for sequence, _ in batch:
+            sequence.locked = True
+            self._launched.add(sequence.session)
+
+    def _collect(self, sequence: Running, tokens: int, item: StepItem, token: int | None) -> None:
+        """What a step made of a sequence."""
+        session = sequence.session
+        if item.log is not None:
             sequence.log(item.start, item.log)
-            if not sequence.decoding:
-                self._chronicle.chunk(sequence, item.start, tokens, len(batch), took)
-            self._scheduler.ran(sequence, tokens)
-            records = () if token is None else (sequence.append(token, item.log and item.log.of_drawn),)
-            if records and records[-1].end is not None:
-                self._scheduler.ended(sequence)
-            self._feed(sequence.session, self._stepped(sequence, records))
+        self._scheduler.ran(sequence, tokens)
+        records = () if token is None else (sequence.append(token, item.log and item.log.of_drawn),)
+        step, seat = self._stepped(sequence, records), self._seats[session]
+        if records and records[-1].end is not None:
+            self._scheduler.ended(sequence)
+        elif seat.plain and session in self._launched:
+            self._launched.discard(session)
+            sequence.locked = False
+            self._seats[session], effects = seat.ran(step)
+            for effect in effects:
+                self._do(session, effect)
+            return
+        self._feed(session, step)
 
     def _stepped(self, sequence: Running, records: tuple) -> Stepped:
         full, blocks = sequence.computed // self._limits.block_size, self._limits.blocks(sequence.computed)
@@ -249,6 +269,9 @@ class Engine:
         elif item is not None:
             session, event = item
             match event:
+                case FromRouter(_, Seen()) if self._puts_off(session):
+                    self._seen[session] = event
+                    return
                 case FromRouter(_, Start(destination=Address() as destination)):
                     self._consider(destination)
                 case FromRouter(_, Move(destination=destination)):
@@ -278,7 +301,22 @@ class Engine:
         if reached != reaches:
             self._house = replace(self._house, reaches=reached)
 
+    def _puts_off(self, session: str) -> bool:
+        """Whether what the router has seen may wait until something else happens: a few records wait with it."""
+        seat = self._seats.get(session)
+        return seat is not None and seat.plain
+
     def _feed(self, session: str, event: InstanceEvent) -> list[InstanceEffect]:
+        """Tell the session's seat, and carry out what it says."""
+        if session in self._launched:
+            self._launched.discard(session)
+            self._hear(session, Launched())
+        seen = self._seen.pop(session, None)
+        if seen is not None:
+            self._hear(session, seen)
+        return self._hear(session, event)
+
+    def _hear(self, session: str, event: InstanceEvent) -> list[InstanceEffect]:
         was = self._seats.get(session) or self._remembered(session)
         seat, effects = was.on(event, self._house)
         self._seats[session] = seat

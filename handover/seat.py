@@ -43,10 +43,6 @@ class Seat(Peering):
 
     def on(self, event: InstanceEvent, house: House) -> tuple[Seat, list[InstanceEffect]]:
         """Next state and effects, to be carried out in order."""
-        return self._briefly(event) or self.at_length(event, house)
-
-    def at_length(self, event: InstanceEvent, house: House) -> tuple[Seat, list[InstanceEffect]]:
-        """`on` for every event and state; `on` itself has a shorter way for most of what happens."""
         seat, effects = self._on(event, house)
         return seat._reap(effects) if seat.doomed else (seat, effects)
 
@@ -78,54 +74,6 @@ class Seat(Peering):
             case RouterSilent():
                 return self._drop_holding() if rules.drops_for_silent_router() else (self, [])
         raise AssertionError(f"unknown event {event!r}")
-
-    # ---- most of what happens
-
-    def _briefly(self, event: InstanceEvent) -> tuple[Seat, list[InstanceEffect]] | None:
-        """What `at_length` gives, for a step and for what the router sees of it, while a sequence goes on and nothing
-        else is here. None for all else.
-        """
-        holding = self.holding
-        if holding is None or holding.ended or self.sources or self.leases or self.doomed:
-            return None
-        if isinstance(event, Launched):
-            return self._held(holding, holding.epoch), []
-        if isinstance(event, Stepped):
-            return self._went_on(holding, event)
-        if isinstance(event, FromRouter) and isinstance(event.message, Seen):
-            return self._was_seen(holding, event.router, event.message)
-        return None
-
-    def _held(self, holding: Holding, launched: Epoch | None) -> Seat:
-        return Seat(
-            self.session, self.mark, holding, self.sources, self.leases, launched, self.doomed, self.unmoved
-        )
-
-    def _went_on(self, was: Holding, step: Stepped) -> tuple[Seat, list[InstanceEffect]] | None:
-        made = step.records
-        if was.epoch != self.launched or (made and made[-1].end is not None):
-            return None
-        records, told = was.records + made, was.told
-        effects: list[InstanceEffect] = []
-        if made:
-            news = News(self.session, was.epoch, told, rules.unseen(records, was.first, told))
-            effects.append(ToRouter(was.router, news))
-            told = was.first + len(records)
-        now = Progress(step.full, step.blocks, step.computed, step.ready)
-        first = max(was.first, was.seen)
-        kept = rules.unseen(records, was.first, first)
-        return self._held(
-            Holding(was.epoch, was.router, first, was.seen, told, kept, False, now), None
-        ), effects
-
-    def _was_seen(self, was: Holding, router: str, message: Seen) -> tuple[Seat, list[InstanceEffect]] | None:
-        if not rules.believes_seen(was.router, was.epoch.attempt, router, message.attempt):
-            return None
-        seen = max(was.seen, min(message.next_index, was.made))
-        first = max(was.first, seen)
-        kept = rules.unseen(was.records, was.first, first)
-        holding = Holding(was.epoch, was.router, first, seen, was.told, kept, False, was.progress)
-        return self._held(holding, self.launched), []
 
     # ---- the router speaks
 
@@ -254,6 +202,24 @@ class Seat(Peering):
             return seat._finish(effects)
         seat, effects = seat._reserve_if_begun(effects)
         return seat._advance(effects, house)
+
+    def ran(self, step: Stepped) -> tuple[Seat, list[InstanceEffect]]:
+        """What `Launched` and then `step`, which ends nothing, come to where this seat is `plain`.
+
+        It is most of what happens, and a shorter way.
+        """
+        was, effects = self.holding, []
+        assert was is not None and self.plain
+        records, told = was.records + step.records, was.told
+        if step.records:
+            untold = rules.unseen(records, was.first, told)
+            effects.append(ToRouter(was.router, News(self.session, was.epoch, told, untold)))
+            told = was.first + len(records)
+        first = max(was.first, was.seen)
+        records = rules.unseen(records, was.first, first)
+        now = Progress(step.full, step.blocks, step.computed, step.ready)
+        holding = Holding(was.epoch, was.router, first, was.seen, told, records, False, now)
+        return Seat(self.session, self.mark, holding, unmoved=self.unmoved), effects
 
     def _preempted(self) -> tuple[Seat, list[InstanceEffect]]:
         """A handover that has begun ends: what is to be computed again may need more room than it was given."""

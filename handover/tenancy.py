@@ -40,6 +40,12 @@ class Tenancy:
         return self.holding is None and not self.sources and not self.leases and not self.doomed
 
     @property
+    def plain(self) -> bool:
+        """It holds a sequence that goes on, and nothing else."""
+        holding = self.holding
+        return holding is not None and not (holding.ended or self.sources or self.leases or self.doomed)
+
+    @property
     def source(self) -> Source | None:
         """The handover out that is under way."""
         return self.sources[-1] if self.sources and self.sources[-1].active else None

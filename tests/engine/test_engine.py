@@ -15,7 +15,16 @@ from penstock.engine.engine import Engine
 from penstock.handover.config import HandoverConfig
 from penstock.handover.effects import FromRouter, PeerLost
 from penstock.handover.seat import Seat
-from penstock.handover.values import Context, Epoch, Incarnation, MoveMode, Revoke, SamplingParams, Start
+from penstock.handover.values import (
+    Context,
+    Epoch,
+    Incarnation,
+    MoveMode,
+    Revoke,
+    SamplingParams,
+    Seen,
+    Start,
+)
 from penstock.policy.admission import RULES
 from penstock.policy.batching import Budget
 
@@ -360,6 +369,25 @@ def test_what_is_only_remembered_costs_a_round_nothing(clock, monkeypatch, sessi
         engine.round(wait=False)
     assert set(fed) == {"live"} == set(engine._seats)
     assert [news.session for _, news in engine.sessions] == ["live"]
+
+
+def test_what_a_router_has_seen_goes_with_the_next_event(clock):
+    engine = World(1, MIXED, CONFIG, clock).instances["a"].engine
+    engine.post("s", FromRouter(ROUTER, Start("s", Epoch(1, 1), context(random.Random(1), 8, max_tokens=90))))
+    for _ in range(6):
+        engine.round(wait=False)
+    engine.post("s", FromRouter(ROUTER, Seen("s", 1, 3)))
+    engine.round(wait=False)
+    held = engine._seats["s"].holding
+    assert held is not None and held.first == 0, "records may go, and need not yet"
+    clock.now += 2 * CONFIG.heartbeat_s
+    engine.round(wait=False)
+    held = engine._seats["s"].holding
+    assert held is not None and held.first == held.seen == 3
+    engine.post("s", FromRouter(ROUTER, Seen("s", 1, 5)))
+    engine.post("s", FromRouter(ROUTER, Revoke("s", Epoch(1, 1))))
+    engine.round(wait=False)
+    assert not engine._seats and not engine._seen
 
 
 def test_a_mark_is_heeded_for_the_grace_time_and_then_forgotten(clock):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -201,38 +200,32 @@ def test_a_copy_that_was_stopped_still_keeps_the_blocks_of_a_sequence_that_was_r
 
 def drawn_seat(draw: random.Random) -> Seat:
     """Mostly one that holds a sequence that goes on, and nothing else."""
-    made, seen = draw.randrange(4), draw.randrange(6)
-    first, own = draw.randrange(3), epoch(draw.randrange(3), draw.randrange(2))
+    made, first, own = draw.randrange(4), draw.randrange(3), epoch(draw.randrange(3))
     records = tuple(TokenRecord(number) for number in range(made))
     now = draw.choice((None, Progress(1, 2, 20, True)))
-    holding = Holding(own, "r", first, min(seen, first + made), first + draw.randrange(made + 1), records)
-    holding = replace(holding, ended=draw.random() < 0.1, progress=now)
-    seat = Seat("s", own, holding, launched=draw.choice((own, own, epoch(9), None)))
-    if draw.random() < 0.1:
-        seat = replace(seat, doomed=frozenset({epoch(0)}))
-    if draw.random() < 0.1:
-        move = Move("s", own, epoch(8), Address(B, "b"))
-        seat, _ = seat.at_length(FromRouter("r", move), AT_A)
-    return seat
+    seen, told = draw.randrange(first + made + 1), first + draw.randrange(made + 1)
+    holding = Holding(own, "r", first, seen, told, records, draw.random() < 0.1, now)
+    unmoved = draw.choice((None, Unmoved("s", own, epoch(7), "why")))
+    return Seat("s", own, holding, launched=draw.choice((None, epoch(9))), unmoved=unmoved)
 
 
-def drawn_event(draw: random.Random) -> InstanceEvent:
-    if draw.random() < 0.2:
-        return Launched()
-    if draw.random() < 0.5:
-        return FromRouter(draw.choice("rrx"), Seen("s", draw.randrange(2), draw.randrange(8)))
-    ids = range(draw.randrange(3))
-    ends = [draw.choice((None, None, None, End.LENGTH)) if number == ids[-1] else None for number in ids]
-    records = tuple(TokenRecord(50 + number, end) for number, end in zip(ids, ends, strict=True))
-    return Stepped(records, draw.randrange(3), draw.randrange(3), draw.randrange(40), draw.random() < 0.5)
+def test_a_step_ends_alike_by_the_shorter_way_and_by_the_long_one() -> None:
+    draw, alike = random.Random(1), 0
+    for _ in range(2000):
+        seat = drawn_seat(draw)
+        records = tuple(TokenRecord(50 + number) for number in range(draw.randrange(3)))
+        step = Stepped(records, draw.randrange(3), draw.randrange(3), draw.randrange(40), draw.random() < 0.5)
+        if seat.plain:
+            assert seat.ran(step) == fed(seat, AT_A, Launched(), step)
+            alike += 1
+    assert alike > 1000
 
 
-def test_the_shorter_way_of_a_seat_ends_where_the_long_one_does():
-    draw, went = random.Random(1), Counter()
-    for _ in range(5000):
-        seat, event = drawn_seat(draw), drawn_event(draw)
-        brief = seat._briefly(event)
-        if brief is not None:
-            assert brief == seat.at_length(event, AT_A)
-            went[type(event)] += 1
-    assert min(went[kind] for kind in (Launched, Stepped, FromRouter)) > 300
+def test_a_seat_with_more_than_a_sequence_has_no_shorter_way() -> None:
+    seat, _ = fed(running(), AT_A, Launched())
+    assert seat.plain
+    moving, _ = fed(seat, AT_A, move(2))
+    doomed, _ = fed(seat, AT_A, FromRouter("r", Revoke("s", epoch(1))))
+    ended, _ = fed(seat, AT_A, Stepped((TokenRecord(7, End.LENGTH),), 1, 1, 5, True))
+    leased, _ = fed(Seat("s"), AT_B, reserve())
+    assert not any(one.plain for one in (moving, doomed, ended, leased, Seat("s")))
