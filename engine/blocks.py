@@ -147,6 +147,11 @@ class BlockPool:
         """How many blocks it has."""
         return self._tables[key].count
 
+    def length(self, key: Hashable) -> int:
+        """How long the table of `key` is; 0 where it has none."""
+        table = self._tables.get(key)
+        return 0 if table is None else len(table.blocks)
+
     def grow(self, key: Hashable, count: int) -> None:
         """Let a sequence hold `count` blocks in all; OutOfBlocks, with nothing changed, where too few can be had."""
         table = self._tables[key]

@@ -8,7 +8,8 @@ import torch
 from ..kernels.device import upload
 from ..kernels.paged import PagedBatch
 from .checkpoint import ModelSpec
-from .layers import StepInputs, rope_frequencies, rotations
+from .layers import StepInputs
+from .rotations import Rotations
 from .step import StepItem
 
 
@@ -18,8 +19,7 @@ class InputBuilder:
     def __init__(self, spec: ModelSpec, block_size: int, device: torch.device) -> None:
         self._block_size = block_size
         self._device = device
-        self._frequencies = rope_frequencies(spec.rope, spec.head_dim).to(device)
-        self._scale = spec.rope.attention_factor
+        self._rotations = Rotations(spec.rope, spec.head_dim, device)
         self._windows = set(spec.windows)
 
     def build(self, items: Sequence[StepItem]) -> StepInputs:
@@ -36,7 +36,7 @@ class InputBuilder:
 
         return StepInputs(
             tokens=upload(np.array([token for item in items for token in item.tokens]), self._device),
-            rotations=rotations(positions, self._frequencies, self._scale),
+            rotations=self._rotations.at(positions, max(map(sum, zip(starts, counts, strict=True)))),
             slots=slots,
             decodes=batches(slice(decodes)),
             chunks=batches(slice(decodes, None)),
@@ -47,6 +47,11 @@ class InputBuilder:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The cache slots and the positions of all fed tokens, each [n]."""
         size, fed = self._block_size, np.array(counts)
+        if len(counts) == sum(counts):  # decodes alone
+            ends = [int(table[start // size]) for table, start in zip(tables, starts, strict=True)]
+            positions = np.array(starts)
+            slots = np.array(ends) * size + positions % size
+            return upload(slots, self._device), upload(positions, self._device)
         before = np.cumsum(fed) - fed
         positions = np.arange(fed.sum()) + np.repeat(np.array(starts) - before, fed)
         lengths = [len(table) for table in tables]

@@ -1,6 +1,5 @@
 """The parts of a decoder layer, as functions of weights and a step's inputs."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,7 +15,6 @@ from ..kernels.silu_mul import silu_mul
 from ..kernels.store_kv import store_kv
 from .checkpoint import ModelSpec
 from .families import Mixture
-from .rope import Rope
 from .weights import ExpertWeights, GatedWeights, LayerWeights
 
 
@@ -78,56 +76,3 @@ def route(x: torch.Tensor, router: torch.Tensor, mixture: Mixture) -> tuple[torc
     if mixture.normalised:
         shares = shares / shares.sum(dim=-1, keepdim=True)
     return experts, shares
-
-
-def rotations(positions: torch.Tensor, frequencies: torch.Tensor, scale: float) -> torch.Tensor:
-    """The turns of rope at `positions` [n], as complex numbers of length `scale`: [n, head_dim / 2]."""
-    angles = positions.unsqueeze(1).float() * frequencies
-    return torch.complex(angles.cos() * scale, angles.sin() * scale)
-
-
-def rope_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:
-    """Radians per position of each pair of dimensions, float32 [head_dim / 2], as `transformers` computes them.
-
-    `dynamic` equals `default` here: it differs beyond the model's positions only, and no context goes there.
-    """
-    powers = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    frequencies = 1.0 / (rope.theta**powers)
-    if rope.kind == "linear":
-        return frequencies / rope.factor
-    if rope.kind == "llama3":
-        return _llama3_frequencies(rope, frequencies)
-    if rope.kind == "yarn":
-        return _yarn_frequencies(rope, head_dim, rope.theta**powers)
-    return frequencies
-
-
-def _llama3_frequencies(rope: Rope, frequencies: torch.Tensor) -> torch.Tensor:
-    """Long wavelengths are stretched by `factor`, short ones kept, those between interpolated."""
-    wavelengths = 2 * math.pi / frequencies
-    longest_kept = rope.original_max_positions / rope.high_freq_factor
-    shortest_stretched = rope.original_max_positions / rope.low_freq_factor
-    smooth = (rope.original_max_positions / wavelengths - rope.low_freq_factor) / (
-        rope.high_freq_factor - rope.low_freq_factor
-    )
-    between = (1 - smooth) * frequencies / rope.factor + smooth * frequencies
-    stretched = torch.where(wavelengths > shortest_stretched, frequencies / rope.factor, between)
-    return torch.where(wavelengths < longest_kept, frequencies, stretched)
-
-
-def _yarn_frequencies(rope: Rope, head_dim: int, periods: torch.Tensor) -> torch.Tensor:
-    """Section 3.2 of https://arxiv.org/abs/2309.00071: a ramp between stretched and kept frequencies."""
-
-    def dimension(turns: float) -> float:
-        span = rope.original_max_positions / (turns * 2 * math.pi)
-        return head_dim * math.log(span) / (2 * math.log(rope.theta))
-
-    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
-    if rope.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
-    if low == high:
-        high += 0.001
-    ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    kept = 1 - ramp
-    return 1.0 / (rope.factor * periods) * (1 - kept) + 1.0 / periods * kept

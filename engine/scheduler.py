@@ -92,7 +92,7 @@ class Scheduler:
     def rename(self, sequence: Sequence, epoch: Epoch) -> None:
         """The sequence is owned under another epoch from here on."""
         was = sequence.key
-        sequence.epoch = epoch
+        sequence.rename(epoch)
         self._sequences = {one.key: one for one in self}  # it keeps its place in the order of arrival
         if self.pool.holds(was):
             self.pool.rename(was, sequence.key)
@@ -285,6 +285,8 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, tokens: int) -> bool:
         """Blocks for so many more tokens, taken from later ones where that is needed; False where it must wait."""
         blocks = blocks_for(sequence.computed + tokens, self.block_size)
+        if self.pool.length(sequence.key) >= blocks:
+            return True
         while True:
             try:
                 self.kv.make_room(sequence, blocks)

@@ -36,8 +36,12 @@ class Sequence:
     """Most tokens that it may have in all, prompt included."""
     ends: frozenset[int] = frozenset()
     """Tokens that end it."""
+    key: LeaseKey = field(init=False)
+    """Names the sequence in the ledger; a lease that it grew from has the same name."""
     tally: Tally | None = field(init=False)
     """Kept where penalties look at it."""
+    shaped: bool = field(init=False)
+    """Whether its parameters may ever change logits."""
     constraint: Constraint | None = None
     """Where a grammar rules its output: the state after the tokens so far."""
     prompt_logprobs: list[Logprobs] = field(default_factory=list)
@@ -76,7 +80,14 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prefill_until = len(self.tokens)
+        self.key = LeaseKey(self.session, self.epoch)
         self.tally = self._new_tally()
+        ruled = self.tally is not None or self.constraint is not None
+        self.shaped = bool(ruled or self.params.min_tokens or self.params.logit_bias or self._filtered)
+
+    def rename(self, epoch: Epoch) -> None:
+        """It is owned under another epoch from here on."""
+        self.epoch, self.key = epoch, LeaseKey(self.session, epoch)
 
     def _new_tally(self) -> Tally | None:
         params, emitted = self.params, self.tokens[self.prompt :]
@@ -144,11 +155,6 @@ class Sequence:
         return sequence
 
     @property
-    def key(self) -> LeaseKey:
-        """Names the sequence in the ledger; a lease that it grew from has the same name."""
-        return LeaseKey(self.session, self.epoch)
-
-    @property
     def context(self) -> Context:
         """What another instance must know to go on with it."""
         prompt, emitted = tuple(self.tokens[: self.prompt]), tuple(self.tokens[self.prompt :])
@@ -183,15 +189,21 @@ class Sequence:
 
     def sample_spec(self) -> SampleSpec:
         """How the token after the last one is drawn."""
+        params, shaping = self.params, self._shaping() if self.shaped else None
+        return SampleSpec(params.temperature, params.seed, params.choice, self.made, shaping)
+
+    @property
+    def _filtered(self) -> bool:
         params = self.params
-        return SampleSpec(params.temperature, params.seed, params.choice, self.made, self._shaping())
+        return params.temperature > 0 and (params.top_p < 1 or params.top_k > 0 or params.min_p > 0)
 
     def _shaping(self) -> Shaping | None:
         params = self.params
         barred = tuple(self.ends) if self.made < params.min_tokens else ()
-        filtered = params.temperature > 0 and (params.top_p < 1 or params.top_k or params.min_p)
         allowed = None if self.constraint is None else self.constraint.allowed()
-        if not (filtered or barred or params.logit_bias or self.tally is not None or allowed is not None):
+        if not (
+            self._filtered or barred or params.logit_bias or self.tally is not None or allowed is not None
+        ):
             return None
         return Shaping(params, self.tally, barred, allowed)
 
@@ -203,6 +215,8 @@ class Sequence:
     def logbook(self, start: int, tokens: int) -> Logbook | None:
         """What a step that feeds so many tokens from `start` on is to tell of."""
         params, end = self.params, start + tokens
+        if params.logprobs is None and params.prompt_logprobs is None:
+            return None
         known = self.tokens[start + 1 : min(end + 1, self.prompt)] if self.needs_whole_prompt else ()
         draws = params.logprobs is not None and end == len(self.tokens)
         if not (known or draws):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..handover.values import Logprobs, SamplingParams
 from .tally import Tally
@@ -20,8 +21,7 @@ class Shaping:
     """Where a grammar rules: the only tokens that may come, a bit each, lowest first."""
 
 
-@dataclass(frozen=True, slots=True)
-class SampleSpec:
+class SampleSpec(NamedTuple):
     """How the token after an item's last one is chosen."""
 
     temperature: float

@@ -9,6 +9,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from .cost import Law, Piece, StepCost, StepShape
 
@@ -16,8 +17,7 @@ LONGEST_CHUNK = 1 << 17
 """Tokens; no budget is larger."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A sequence that could run: how many of its tokens have no KV yet, and whether it is past its prompt."""
 
     pending_tokens: int
