@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import rules
-from .replaced import replace
 from .source import Source
 from .values import Epoch, TokenRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """How far the sequence's KV is, in blocks of its table and in tokens; see `Stepped`."""
 
     full: int
@@ -21,8 +19,7 @@ class Progress:
     passed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
+class Holding(NamedTuple):
     """The sequence owned here, its records from index `first` on.
 
     The router has seen what lies before `seen`, and was told what lies before `told`.
@@ -47,7 +44,7 @@ class Holding:
     def trimmed(self, source: Source | None) -> Holding:
         """Without the records that neither the router nor a destination will ask for again."""
         first = self.needed(source)
-        return self if first == self.first else replace(self, first=first, records=self.since(first))
+        return self if first == self.first else self._replace(first=first, records=self.since(first))
 
     def needed(self, source: Source | None) -> int:
         """The first token that the router or a destination may still ask for, of those that are here."""

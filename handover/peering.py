@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Self
 
 from . import rules
@@ -10,7 +9,6 @@ from .destination import Destination
 from .effects import Adopt, Clock, InstanceEffect, ToPeer
 from .holding import Holding
 from .house import House
-from .replaced import replace
 from .source import State as SourceState
 from .tenancy import Tenancy
 from .values import (
@@ -28,9 +26,10 @@ from .values import (
 )
 
 
-@dataclass(frozen=True, slots=True)
 class Peering(Tenancy):
     """The half of a seat between instances: handovers out of it and leases into it."""
+
+    __slots__ = ()
 
     # ---- peers speak
 
@@ -63,7 +62,7 @@ class Peering(Tenancy):
             return self, [ToPeer(reserve.source, refuse)]
         seat, effects = self._drop_leases(lambda lease: lease.lease.epoch < reserve.lease.epoch)
         lease, more = Destination.asked(reserve)
-        return replace(seat, mark=reserve.lease.epoch, leases=(*seat.leases, lease)), effects + more
+        return seat._replace(mark=reserve.lease.epoch, leases=(*seat.leases, lease)), effects + more
 
     def _why_not(self, reserve: Reserve, house: House) -> str:
         if not rules.fresh(self.mark, reserve.lease.epoch):
@@ -109,7 +108,7 @@ class Peering(Tenancy):
             return self, []
         gone, effects = source.committed()
         doomed = self.doomed | {source.epoch}
-        return replace(self, holding=None, doomed=doomed)._put_source(gone), effects
+        return self._replace(holding=None, doomed=doomed)._put_source(gone), effects
 
     def _stop_source(self, stop: Stop) -> tuple[Self, list[InstanceEffect]]:
         """The destination abandons its lease."""
@@ -147,7 +146,7 @@ class Peering(Tenancy):
         holding = Holding(
             lease.lease.epoch, lease.router, commit.first_index, commit.first_index, made, commit.records
         )
-        seat = replace(seat, holding=holding, unmoved=None)
+        seat = seat._replace(holding=holding, unmoved=None)
         committed = Committed(lease.lease, lease.source, house.me)
         return seat, [
             *effects,

@@ -6,7 +6,7 @@ at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 from . import rules
 from .effects import (
@@ -31,15 +31,15 @@ from .effects import (
 from .holding import Holding, Progress
 from .house import House
 from .peering import Peering
-from .replaced import replace
 from .source import Source
 from .source import State as SourceState
 from .values import Epoch, LeaseKey, Move, News, Resume, Revoke, RouterMessage, Seen, Start, Unmoved
 
 
-@dataclass(frozen=True, slots=True)
 class Seat(Peering):
     """The whole of it: what the router and the steps say, too."""
+
+    __slots__ = ()
 
     def on(self, event: InstanceEvent, house: House) -> tuple[Seat, list[InstanceEffect]]:
         """Next state and effects, to be carried out in order."""
@@ -54,7 +54,7 @@ class Seat(Peering):
                 return self._from_peer(message, house)
             case Launched():
                 assert self.holding is not None
-                return replace(self, launched=self.holding.epoch), []
+                return self._replace(launched=self.holding.epoch), []
             case Stepped():
                 return self._stepped(event, house)
             case Preempted():
@@ -98,8 +98,7 @@ class Seat(Peering):
             return self, []
         seat, effects = self._clear_below(start.epoch)
         made = len(start.context.emitted)
-        seat = replace(
-            seat,
+        seat = seat._replace(
             mark=start.epoch,
             holding=Holding(start.epoch, router, made, made, made),
             unmoved=None,
@@ -116,7 +115,7 @@ class Seat(Peering):
         source = Source(
             house.me, self.holding.router, move.epoch, lease, move.destination, move.mode, one_sided
         )
-        return replace(self, sources=(*self.sources, source))
+        return self._replace(sources=(*self.sources, source))
 
     def _move(self, move: Move, house: House) -> tuple[Seat, list[InstanceEffect]]:
         holding, source = self.holding, self.source
@@ -129,7 +128,7 @@ class Seat(Peering):
         if move.destination.incarnation == house.me or source is not None:
             reason = "it runs there already" if source is None else "another handover is under way"
             unmoved = Unmoved(self.session, move.epoch, move.next_epoch, reason)
-            return replace(self, unmoved=unmoved), [ToRouter(holding.router, unmoved)]
+            return self._replace(unmoved=unmoved), [ToRouter(holding.router, unmoved)]
         return self._plan(move, house)._reserve_if_begun([])
 
     def _resume(self, resume: Resume) -> tuple[Seat, list[InstanceEffect]]:
@@ -140,17 +139,17 @@ class Seat(Peering):
             return self, []
         seat, dropped = self._drop_leases(lambda lease: lease.lease.epoch < resume.epoch)
         ended, effects = source.resume(resume.epoch)
-        seat = replace(seat, mark=resume.epoch, holding=replace(holding, epoch=resume.epoch))
+        seat = seat._replace(mark=resume.epoch, holding=holding._replace(epoch=resume.epoch))
         seat = seat._put_source(ended)._rename(resume.asked, resume.epoch)
         return seat, [*dropped, *effects, *seat._restate()]
 
     def _rename(self, was: Epoch, epoch: Epoch) -> Seat:
         """Earlier handovers of the sequence may still read it: they follow its new epoch."""
         sources = (replace(known, epoch=epoch) if known.epoch == was else known for known in self.sources)
-        return replace(self, sources=tuple(sources))
+        return self._replace(sources=tuple(sources))
 
     def _revoke(self, bound: Epoch) -> tuple[Seat, list[InstanceEffect]]:
-        seat = replace(self, mark=bound) if self.mark is None or bound > self.mark else self
+        seat = self._replace(mark=bound) if self.mark is None or bound > self.mark else self
         effects: list[InstanceEffect] = []
         if seat.holding is not None and seat.holding.epoch <= bound:
             seat, effects = seat._drop_holding()
@@ -165,8 +164,8 @@ class Seat(Peering):
             return self, []
         seen = max(holding.seen, min(next_index, holding.made))
         if holding.ended and rules.may_forget(seen, holding.made):
-            return replace(self, holding=None), []
-        return replace(self, holding=replace(holding, seen=seen).trimmed(self.source)), []
+            return self._replace(holding=None), []
+        return self._replace(holding=holding._replace(seen=seen).trimmed(self.source)), []
 
     def _reserve_if_begun(self, effects: list[InstanceEffect]) -> tuple[Seat, list[InstanceEffect]]:
         """A reservation waits for the first completed step: what only queues needs no room elsewhere."""
@@ -185,7 +184,7 @@ class Seat(Peering):
     def _stepped(self, step: Stepped, house: House) -> tuple[Seat, list[InstanceEffect]]:
         holding = self.holding
         if holding is None or holding.epoch != self.launched:
-            return replace(self, launched=None), []  # launched for a sequence that has gone since
+            return self._replace(launched=None), []  # launched for a sequence that has gone since
         effects: list[InstanceEffect] = []
         ended = bool(step.records) and step.records[-1].end is not None
         now = Progress(step.full, step.blocks, step.computed, step.ready, step.passed)
@@ -196,8 +195,8 @@ class Seat(Peering):
             told = holding.first + len(records)
         first = holding.needed(self.source)
         kept = rules.unseen(records, holding.first, first)
-        holding = replace(holding, first=first, records=kept, told=told, ended=ended, progress=now)
-        seat = replace(self, launched=None, holding=holding)
+        holding = holding._replace(first=first, records=kept, told=told, ended=ended, progress=now)
+        seat = self._replace(launched=None, holding=holding)
         if ended:
             return seat._finish(effects)
         seat, effects = seat._reserve_if_begun(effects)
@@ -224,7 +223,7 @@ class Seat(Peering):
     def _preempted(self) -> tuple[Seat, list[InstanceEffect]]:
         """A handover that has begun ends: what is to be computed again may need more room than it was given."""
         assert self.may_preempt and self.holding is not None
-        seat = replace(self, holding=replace(self.holding, progress=None))
+        seat = self._replace(holding=self.holding._replace(progress=None))
         if self.source is None or self.source.state is SourceState.PLANNED:
             return seat, []
         return seat._failed(*self.source.abort("its memory was needed"))
@@ -232,12 +231,12 @@ class Seat(Peering):
     def _finish(self, effects: list[InstanceEffect]) -> tuple[Seat, list[InstanceEffect]]:
         """The last token is made: the KV may go, the records stay until seen."""
         assert self.holding is not None
-        seat = replace(self, doomed=self.doomed | {self.holding.epoch})
+        seat = self._replace(doomed=self.doomed | {self.holding.epoch})
         if self.source is not None:
             gone, more = self.source.abandon()
             seat, effects = seat._put_source(gone), effects + more
         if rules.may_forget(self.holding.seen, self.holding.made):
-            seat = replace(seat, holding=None)
+            seat = seat._replace(holding=None)
         return seat, effects
 
     def _reap(self, effects: list[InstanceEffect]) -> tuple[Seat, list[InstanceEffect]]:
@@ -248,4 +247,4 @@ class Seat(Peering):
             for epoch in self.doomed
             if rules.may_free_read(epoch in reading) and rules.may_free_stepped(epoch == self.launched)
         )
-        return replace(self, doomed=self.doomed - free), [*effects, *map(Drop, sorted(free))]
+        return self._replace(doomed=self.doomed - free), [*effects, *map(Drop, sorted(free))]

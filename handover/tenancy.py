@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from . import rules
 from .destination import Destination
@@ -11,14 +10,12 @@ from .destination import State as LeaseState
 from .effects import InstanceEffect, Pause, ToRouter
 from .holding import Holding
 from .house import House
-from .replaced import replace
 from .source import Source
 from .source import State as SourceState
 from .values import Epoch, LeaseKey, News, Unmoved
 
 
-@dataclass(frozen=True, slots=True)
-class Tenancy:
+class Tenancy(NamedTuple):
     """A value; every change is a new one."""
 
     session: str
@@ -83,7 +80,7 @@ class Tenancy:
         for effect in effects:
             if isinstance(effect, ToRouter) and isinstance(effect.message, Unmoved):
                 unmoved = effect.message
-        return replace(self, unmoved=unmoved)._put_source(source), effects
+        return self._replace(unmoved=unmoved)._put_source(source), effects
 
     def _clear_below(self, epoch: Epoch) -> tuple[Self, list[InstanceEffect]]:
         """Starting or adopting a higher epoch drops any lower sequence or lease of the session."""
@@ -98,10 +95,10 @@ class Tenancy:
         holding, source = self.holding, self.source
         if holding is None:
             return self, []
-        seat = replace(self, holding=None)
+        seat = self._replace(holding=None)
         if holding.ended:
             return seat, []  # its KV went when it ended
-        seat, pause = replace(seat, doomed=seat.doomed | {holding.epoch}), Pause(holding.epoch)
+        seat, pause = seat._replace(doomed=seat.doomed | {holding.epoch}), Pause(holding.epoch)
         if source is None:
             return seat, [pause]
         gone, effects = source.abandon()
@@ -120,11 +117,11 @@ class Tenancy:
 
     def _set_lease(self, changed: Destination) -> Self:
         kept = tuple(changed if lease.lease == changed.lease else lease for lease in self.leases)
-        return replace(self, leases=tuple(lease for lease in kept if lease.state is not LeaseState.OVER))
+        return self._replace(leases=tuple(lease for lease in kept if lease.state is not LeaseState.OVER))
 
     def _put_source(self, source: Source) -> Self:
         kept = tuple(source if known.lease == source.lease else known for known in self.sources)
-        return replace(self, sources=tuple(known for known in kept if not known.over))
+        return self._replace(sources=tuple(known for known in kept if not known.over))
 
     def _advance(self, effects: list[InstanceEffect], house: House) -> tuple[Self, list[InstanceEffect]]:
         source, holding = self.source, self.holding

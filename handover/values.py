@@ -67,8 +67,7 @@ class Logprobs:
     """Pairs (token, its log-probability) of the likeliest, in falling order."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRecord:
+class TokenRecord(NamedTuple):
     """One generated token; `end` is set on the last one of a sequence."""
 
     id: int
