@@ -220,8 +220,16 @@ class BlockPool:
         self._index.expire(now)
 
     def counts(self) -> Counts:
-        by_holder = {holder.name.lower(): count for holder, count in self._counts.items()}
-        return Counts(total=self.total, **by_holder, pinned=self._index.pinned)
+        by = self._counts
+        return Counts(
+            total=self.total,
+            free=by[Holder.FREE],
+            held=by[Holder.HELD],
+            cached=by[Holder.CACHED],
+            leased=by[Holder.LEASED],
+            quarantined=by[Holder.QUARANTINED],
+            pinned=self._index.pinned,
+        )
 
     # ---- what is cached
 

@@ -431,7 +431,7 @@ class Engine:
     def _measure(self) -> LoadView:
         scheduler = self._scheduler
         scheduler.pool.expire(time.monotonic())
-        counts = scheduler.pool.counts()
+        counts, queue = scheduler.pool.counts(), scheduler.queue()
         return LoadView(
             total_blocks=counts.total,
             free_blocks=counts.free,
@@ -439,9 +439,9 @@ class Engine:
             held_blocks=counts.held + counts.pinned,
             leased_blocks=counts.leased,
             quarantined_blocks=counts.quarantined,
-            waiting=scheduler.waiting,
-            running=scheduler.running,
-            queued_tokens=scheduler.queued_tokens,
+            waiting=queue.waiting,
+            running=queue.running,
+            queued_tokens=queue.tokens,
             prefill_tokens=scheduler.role.prefill_tokens,
             decode_slots=scheduler.role.decode_slots,
             block_size=self._limits.block_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from ..handover.values import Context, Epoch, LeaseKey
 from ..policy.admission import Need
@@ -19,6 +20,14 @@ from .step import StepItem
 
 RECOMPUTED_TOKENS = 256
 """Of sequences that gave their memory back, in a step of an instance that prefills nothing else."""
+
+
+class Queue(NamedTuple):
+    """Sequences that wait for their first step, those that had one, and prompt tokens not yet prefilled."""
+
+    waiting: int
+    running: int
+    tokens: int
 
 
 class Scheduler:
@@ -315,13 +324,13 @@ class Scheduler:
 
     # ---- what it says of itself
 
-    @property
-    def waiting(self) -> int:
-        return sum(not sequence.computed for sequence in self)
-
-    @property
-    def running(self) -> int:
-        return sum(sequence.computed > 0 for sequence in self)
+    def queue(self) -> Queue:
+        waiting = tokens = 0
+        for sequence in self._sequences.values():
+            waiting += not sequence.computed
+            if not sequence.decoding:
+                tokens += sequence.pending
+        return Queue(waiting, len(self._sequences) - waiting, tokens)
 
     @property
     def slots_taken(self) -> int:
@@ -331,10 +340,6 @@ class Scheduler:
         arrival, and no more arrive by handover.
         """
         return sum(sequence.decoding or (sequence.admitted and not sequence.copying) for sequence in self)
-
-    @property
-    def queued_tokens(self) -> int:
-        return sum(sequence.pending for sequence in self if not sequence.decoding)
 
     def outlook(self) -> Outlook:
         """What it costs grows with all that is here: not for every step."""
