@@ -17,8 +17,7 @@ import torch
 from ..handover import wire
 from ..handover.channel import CHANNEL
 from ..handover.config import HandoverConfig
-from ..handover.effects import Beat as BeatEvent
-from ..handover.effects import Condemn, FromPeer, FromRouter, InstanceEvent, PeerLost, RouterSilent
+from ..handover.effects import Condemn, FromPeer, FromRouter, InstanceEvent, PeerLost
 from ..handover.frames import (
     Beat,
     Dead,
@@ -28,20 +27,17 @@ from ..handover.frames import (
     PeerHello,
     RouterFrame,
     SeenBatch,
-    Step,
     Turn,
     Welcome,
 )
 from ..handover.house import House
 from ..handover.recall import sessions_of, to_wire
-from ..handover.seat import Seat
 from ..handover.values import (
     Address,
     Incarnation,
     Layout,
     LeaseKey,
     Move,
-    News,
     PeerMessage,
     Reserve,
     Stage,
@@ -51,7 +47,6 @@ from ..handover.values import (
 from ..policy.batching import Budget, Target
 from ..policy.cost import CostModel
 from ..policy.journal import Journal
-from ..policy.state import LoadView
 from ..proto import worker_pb2 as pb
 from ..proto.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 from .blocks import BlockPool
@@ -62,6 +57,7 @@ from .engine import Engine
 from .grammar import Grammars
 from .host_tier import Swap
 from .intake import Intake
+from .links import Links
 from .local import LocalWindow
 from .memory import SharedMemory
 from .outside import Limits
@@ -74,8 +70,6 @@ from .transfers import Transfers
 
 logger = logging.getLogger(__name__)
 
-OUT_QUEUE = 16384
-"""Frames that a router may be behind before its stream is cut."""
 IN_QUEUE = 16384
 """Events that may wait for the engine before its streams are read no further."""
 DEAD_KEPT = 4096
@@ -111,9 +105,6 @@ class InstanceServer(WorkerServiceServicer):
         self._cost = cost
         self._target = Target(cost.step, itl_target_s) if cost is not None and itl_target_s else None
         self._journal = Journal(name, time.time)
-        self._links: dict[str, asyncio.Queue[InstanceFrame]] = {}
-        self._heard_at: dict[str, float] = {}
-        self._told_at: dict[str, float] = {}
         self._dead: dict[Incarnation, None] = {}
         """The latest to be buried; nothing of theirs is heard any more."""
         self._server = grpc.aio.server(options=CHANNEL)
@@ -139,6 +130,7 @@ class InstanceServer(WorkerServiceServicer):
         )
         self._engine = self._make_engine()
         self._swapper = self._make_swapper()
+        self._links = Links(self._engine, self._handover, self._welcome(), self._take)
         add_WorkerServiceServicer_to_server(self, self._server)
         self._engine.start()
         await self._server.start()
@@ -240,7 +232,7 @@ class InstanceServer(WorkerServiceServicer):
         self._call(self._send, to_routers, to_peers)
 
     def condemn(self, writer: Incarnation) -> None:
-        self._call(self._tell_all, Condemn(writer))
+        self._call(self._links.tell_all, Condemn(writer))
 
     def write_in_place(
         self,
@@ -287,24 +279,9 @@ class InstanceServer(WorkerServiceServicer):
         self, to_routers: list[tuple[str, InstanceFrame]], to_peers: list[tuple[Incarnation, PeerMessage]]
     ) -> None:
         for router, frame in to_routers:
-            self._tell(router, frame)
+            self._links.tell(router, frame)
         for peer, message in to_peers:
             self._peers.send(peer, message)
-
-    def _tell(self, router: str, frame: InstanceFrame) -> None:
-        queue = self._links.get(router)
-        if queue is None:
-            return  # it hears all that it has not seen when it comes back
-        try:
-            queue.put_nowait(frame)
-            self._told_at[router] = time.monotonic()
-        except asyncio.QueueFull:
-            logger.warning("router %s does not drain its stream; it is cut", router)
-            del self._links[router]
-
-    def _tell_all(self, frame: InstanceFrame) -> None:
-        for router in list(self._links):
-            self._tell(router, frame)
 
     def _post(self, session: str, event: InstanceEvent) -> None:
         self._engine.post(session, event)
@@ -315,27 +292,14 @@ class InstanceServer(WorkerServiceServicer):
             self._engine.post(session, event)
 
     async def _beat(self) -> None:
-        """Show life to routers that have heard nothing for a heartbeat, and notice those that show none."""
+        """Show life to routers, and end where the engine shows none."""
         while True:
             await asyncio.sleep(self._handover.heartbeat_s)
             now = time.monotonic()
             if self.failed or now - self._engine.alive_at > self._handover.grace_s:
                 logger.error("the engine thread or a rank has ended, or hangs; so does the instance")
                 os._exit(70)
-            load = replace(self._engine.load, idle_s=now - self._engine.alive_at)
-            for router in list(self._links):
-                if now - self._told_at.get(router, 0.0) >= self._handover.heartbeat_s:
-                    self._tell(router, self._heartbeat(router, load))
-            for router, _ in self._engine.sessions:
-                self._heard_at.setdefault(router, now)  # of a sequence that arrived from elsewhere
-            for router, heard_at in list(self._heard_at.items()):
-                if now - heard_at > self._handover.grace_s:
-                    del self._heard_at[router]
-                    self._engine.post_all(RouterSilent(), _held_by(router))
-
-    def _heartbeat(self, router: str, load: LoadView) -> Step:
-        news: tuple[News, ...] = tuple(news for holder, news in self._engine.sessions if holder == router)
-        return Step(news, load)
+            self._links.beat(now)
 
     # ---- WorkerService
 
@@ -352,58 +316,17 @@ class InstanceServer(WorkerServiceServicer):
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION, f"this is {self.me.instance}.{self.me.life}"
             )
-        router, queue = hello.router, asyncio.Queue(OUT_QUEUE)
-        self._links[router] = queue
-        self._heard_at[router] = time.monotonic()
-        queue.put_nowait(self._welcome())
-        queue.put_nowait(Step((), self._engine.load))
-        self._engine.post_all(BeatEvent(), _held_by(router))
-        reader = asyncio.create_task(self._hear_router(router, request_iterator), name=f"from {router}")
-        try:
-            while self._links.get(router) is queue and not reader.done():
-                try:
-                    async with asyncio.timeout(self._handover.heartbeat_s):
-                        frame = await queue.get()
-                except TimeoutError:
-                    continue
-                if not await self._write(router, frame, context):
-                    break
-            if reader.done() and not reader.cancelled() and reader.exception() is not None:
-                logger.info("the stream of router %s broke: %s", router, reader.exception())
-            if reader.done() and not reader.cancelled() and isinstance(reader.exception(), ValueError):
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(reader.exception()))
-        finally:
-            reader.cancel()
-            if self._links.get(router) is queue:
-                del self._links[router]
-
-    async def _write(self, router: str, frame: InstanceFrame, context: grpc.aio.ServicerContext) -> bool:
-        """Say it; whether the router took it within the time for which its sequences are kept.
-
-        What gRPC holds of such a call goes with the connection: while a message is stuck it can end no call, nor abort.
-        """
-        try:
-            async with asyncio.timeout(self._handover.grace_s):
-                await context.write(wire.to_link_response(frame))
-        except TimeoutError:
-            logger.warning(
-                "router %s took nothing for %g s; its stream is cut", router, self._handover.grace_s
-            )
-            return False
-        return True
+        await self._links.serve(hello.router, request_iterator, context)
 
     def _welcome(self) -> Welcome:
         spec = self._spec
         return Welcome(self.me, spec.fingerprint, self._context_tokens, spec.vocab, os.getpid())
 
-    async def _hear_router(self, router: str, requests: AsyncIterator[pb.LinkRequest]) -> None:
-        async for request in requests:
-            self._heard_at[router] = time.monotonic()
-            frame = wire.from_link_request(request)
-            self._take(router, frame)
-            await self._keep_pace()
+    async def _take(self, router: str, frame: RouterFrame) -> None:
+        self._hear(router, frame)
+        await self._keep_pace()
 
-    def _take(self, router: str, frame: RouterFrame) -> None:
+    def _hear(self, router: str, frame: RouterFrame) -> None:
         match frame:
             case Beat() | Hello():
                 return
@@ -465,10 +388,3 @@ class InstanceServer(WorkerServiceServicer):
                 return read(await anext(aiter(requests)))
         except (TimeoutError, StopAsyncIteration, ValueError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a stream begins with hello: {error}")
-
-
-def _held_by(router: str) -> Any:
-    def wanted(seat: Seat) -> bool:
-        return seat.holding is not None and seat.holding.router == router
-
-    return wanted
