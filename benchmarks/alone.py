@@ -11,23 +11,18 @@ from typing import Any
 import torch
 
 from ..decode_worker.phase import DecodePhase
-from ..engine.blocks import BlockPool
+from ..engine.build import build_engine
 from ..engine.config import EngineConfig
-from ..engine.engine import Engine
 from ..engine.model import Model
-from ..engine.outside import Limits
 from ..engine.runner import Runner
-from ..engine.scheduler import Scheduler
 from ..handover.config import HandoverConfig
 from ..handover.effects import FromRouter
 from ..handover.frames import InstanceFrame, Step
-from ..handover.house import House
 from ..handover.values import (
     Address,
     Context,
     Epoch,
     Incarnation,
-    Layout,
     PeerMessage,
     SamplingParams,
     Seen,
@@ -82,15 +77,12 @@ class Alone:
     def __init__(self, config: EngineConfig, role: Budget):
         """ValueError for a checkpoint that cannot be served."""
         self.runner = Runner(config)
-        layout, spec = self.runner.layout, self.runner.spec
-        pool = BlockPool(layout.blocks, config.prefix_cache, spec.span(layout.block_size))
-        phases = PrefillPhase(), DecodePhase()
-        scheduler = Scheduler(pool, layout.block_size, role, *phases, spec.fingerprint)
-        shape = Layout(layout.layers, layout.kv_heads, layout.head_dim, layout.dtype, layout.block_size)
-        house = House(Incarnation("alone", 1), spec.fingerprint, shape, HandoverConfig())
         self._router = Router(lambda session, seen: self._engine.post(session, FromRouter(ROUTER, seen)))
-        limits = Limits(spec.longest(layout.blocks, layout.block_size), spec.eos, layout.block_size)
-        self._engine = Engine(self.runner, scheduler, house, limits, self._router, None)
+        self._engine = build_engine(
+            Incarnation("alone", 1),
+            *(self.runner, role, (PrefillPhase(), DecodePhase()), self._router),
+            *(config, HandoverConfig()),
+        )
         self._count = 0
 
     def begin(self, jobs: Sequence[Job]) -> list[str]:

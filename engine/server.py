@@ -30,12 +30,10 @@ from ..handover.frames import (
     Turn,
     Welcome,
 )
-from ..handover.house import House
 from ..handover.recall import sessions_of, to_wire
 from ..handover.values import (
     Address,
     Incarnation,
-    Layout,
     LeaseKey,
     Move,
     PeerMessage,
@@ -49,22 +47,19 @@ from ..policy.cost import CostModel
 from ..policy.journal import Journal
 from ..proto import worker_pb2 as pb
 from ..proto.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
-from .blocks import BlockPool
+from .build import build_engine, context_tokens
 from .cache import KVCache
 from .checkpoint import ModelSpec, read_checkpoint
 from .config import EngineConfig
-from .engine import Engine
 from .grammar import Grammars
 from .host_tier import Swap
 from .intake import Intake
 from .links import Links
 from .local import LocalWindow
 from .memory import SharedMemory
-from .outside import Limits
 from .peers import Peers
 from .phase import Phase
 from .runner import Runner, choose_device, choose_dtype, choose_layout, memory_bytes
-from .scheduler import Scheduler
 from .swapper import Swapper
 from .transfers import Transfers
 
@@ -128,7 +123,15 @@ class InstanceServer(WorkerServiceServicer):
             stepping=lambda: self._engine.stepping,
             journal=self._journal,
         )
-        self._engine = self._make_engine()
+        self._engine = build_engine(
+            *(self.me, self._runner, self._role, self._phases, self),
+            *(self._config, self._handover),
+            grammars=self._grammars,
+            window=self._window(),
+            cost=self._cost,
+            target=self._target,
+            journal=self._journal,
+        )
         self._swapper = self._make_swapper()
         self._links = Links(self._engine, self._handover, self._welcome(), self._take)
         add_WorkerServiceServicer_to_server(self, self._server)
@@ -178,36 +181,6 @@ class InstanceServer(WorkerServiceServicer):
             raise ValueError(
                 "engine.tensor_parallel above 1 serves on CPUs alone: ranks move no KV between GPUs yet"
             )
-
-    @property
-    def _context_tokens(self) -> int:
-        """The longest sequence that this instance can serve."""
-        return self._spec.longest(self._runner.layout.blocks, self._runner.layout.block_size)
-
-    def _make_engine(self) -> Engine:
-        shape = self._runner.layout
-        layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.block_size)
-        pool = BlockPool(shape.blocks, self._config.prefix_cache, self._spec.span(shape.block_size))
-        scheduler = Scheduler(
-            pool,
-            shape.block_size,
-            self._role,
-            *self._phases,
-            self._spec.fingerprint,
-            self._target,
-            self._config.admission,
-            self._config.host_block_count(shape.block_bytes),
-            self._cost if self._cost is not None and self._cost.prices_swaps else None,
-        )
-        return Engine(
-            self._runner,
-            scheduler,
-            House(self.me, self._spec.fingerprint, layout, self._handover),
-            Limits(self._context_tokens, self._spec.eos, shape.block_size, self._grammars),
-            self,
-            self._window(),
-            self._journal,
-        )
 
     def _make_swapper(self) -> Swapper | None:
         layout = self._runner.layout
@@ -320,7 +293,7 @@ class InstanceServer(WorkerServiceServicer):
 
     def _welcome(self) -> Welcome:
         spec = self._spec
-        return Welcome(self.me, spec.fingerprint, self._context_tokens, spec.vocab, os.getpid())
+        return Welcome(self.me, spec.fingerprint, context_tokens(self._runner), spec.vocab, os.getpid())
 
     async def _take(self, router: str, frame: RouterFrame) -> None:
         self._hear(router, frame)

@@ -2,7 +2,7 @@
 
 import itertools
 
-import penstock.engine.server
+import penstock.engine.build
 import penstock.engine.transfers
 import penstock.router.server
 from penstock.cluster.instance import Instance
@@ -69,7 +69,7 @@ class AlteringInstance(Instance):
 
 class KeepingInstance(Instance):
     def __init__(self, settings):
-        penstock.engine.server.BlockPool = KeepingPool
+        penstock.engine.build.BlockPool = KeepingPool
         super().__init__(settings)
 
 

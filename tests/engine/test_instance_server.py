@@ -337,13 +337,13 @@ def test_a_router_that_takes_nothing_is_spoken_to_no_more():
         one = server("one")
         async with running(one), grpc.aio.insecure_channel(one.address) as channel:
             one._heart.cancel()  # which ends the process where the engine is silent for so short a time
-            one._handover = replace(HANDOVER, hung_after_s=0.4, grace_s=0.5)
+            one._links._handover = replace(HANDOVER, hung_after_s=0.4, grace_s=0.5)
             call = WorkerServiceStub(channel).Link()
             await call.write(to_link_request(Hello("hung", one.me)))
             await until(lambda: "hung" in one._links)
             seen = News("s", Epoch(1, 1), 0, tuple(TokenRecord(1) for _ in range(100_000)))
             for _ in range(16):
-                one._tell("hung", Step((seen,)))
+                one._links.tell("hung", Step((seen,)))
             await until(lambda: "hung" not in one._links)
             await until(lambda: all(task.get_name() != "from hung" for task in asyncio.all_tasks()))
 

@@ -1,0 +1,60 @@
+"""An engine around a loaded model, as every instance has it."""
+
+from __future__ import annotations
+
+from ..handover.config import HandoverConfig
+from ..handover.house import House
+from ..handover.values import Incarnation, Layout, Window
+from ..policy.batching import Budget, Target
+from ..policy.cost import CostModel
+from ..policy.journal import Journal
+from .blocks import BlockPool
+from .config import EngineConfig
+from .engine import Engine
+from .grammar import Grammars
+from .outside import Limits, Outside
+from .phase import Phase
+from .runner import Runner
+from .scheduler import Scheduler
+
+
+def context_tokens(runner: Runner) -> int:
+    """The longest sequence that can be served."""
+    return runner.spec.longest(runner.layout.blocks, runner.layout.block_size)
+
+
+def build_engine(
+    me: Incarnation,
+    runner: Runner,
+    role: Budget,
+    phases: tuple[Phase, Phase],
+    outside: Outside,
+    config: EngineConfig,
+    handover: HandoverConfig,
+    *,
+    grammars: Grammars | None = None,
+    window: Window | None = None,
+    cost: CostModel | None = None,
+    target: Target | None = None,
+    journal: Journal | None = None,
+) -> Engine:
+    """`phases` are of prefill and of decode, `window` is where others may write into the cache.
+
+    See `InstanceServer` for `cost`, `Scheduler` for `target` and `Engine` for `journal`.
+    """
+    shape, spec = runner.layout, runner.spec
+    scheduler = Scheduler(
+        BlockPool(shape.blocks, config.prefix_cache, spec.span(shape.block_size)),
+        shape.block_size,
+        role,
+        *phases,
+        spec.fingerprint,
+        target,
+        config.admission,
+        config.host_block_count(shape.block_bytes),
+        cost if cost is not None and cost.prices_swaps else None,
+    )
+    layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.block_size)
+    house = House(me, spec.fingerprint, layout, handover)
+    limits = Limits(context_tokens(runner), spec.eos, shape.block_size, grammars)
+    return Engine(runner, scheduler, house, limits, outside, window, journal)
