@@ -207,6 +207,8 @@ class Engine:
         self._step_s += (took - self._step_s) / min(self._steps + 1, 16)
         self._steps += 1
         for (sequence, tokens), item, token in zip(batch, items, drawn, strict=True):
+            if not sequence.decoding:
+                self._chronicle.chunk(sequence, item.start, tokens, len(batch), took)
             self._collect(sequence, tokens, item, token)
 
     def _launch(self, batch: list[tuple[Running, int]]) -> None:
