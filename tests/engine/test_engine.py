@@ -424,3 +424,13 @@ def test_an_engine_stops_when_it_is_told(clock, monkeypatch):
     engine.start()
     engine.stop(10.0)
     assert not engine.alive and engine.failure is None
+
+
+def test_every_chunk_of_a_prompt_is_noted(clock):
+    engine = World(1, MIXED, CONFIG, clock).instances["a"].engine
+    engine.post("s", FromRouter(ROUTER, Start("s", Epoch(1, 1), context(random.Random(1), 30))))
+    for _ in range(8):
+        engine.round(wait=False)
+    noted = engine._chronicle._journal.of("s")
+    chunks = [decision.figures for decision in noted if decision.what == "chunk"]
+    assert [(figures["from"], figures["tokens"]) for figures in chunks] == [(0, 12), (12, 12), (24, 6)]
