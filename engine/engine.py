@@ -113,7 +113,7 @@ class Engine:
         self._next_beat = 0.0
         self._steps = 0
         self._step_s = 0.0
-        self._outlook = scheduler.outlook()
+        self._outlook = asdict(scheduler.outlook())
         """As of the last heartbeat."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping = False
@@ -406,7 +406,7 @@ class Engine:
         self._next_beat = now + self._house.config.heartbeat_s
         for session in list(self._seats):
             self._feed(session, Beat())
-        self._outlook = self._scheduler.outlook()
+        self._outlook = asdict(self._scheduler.outlook())
         self._forget(now)
 
     def _forget(self, now: float) -> None:
@@ -455,7 +455,7 @@ class Engine:
             written_blocks=self._moving.written_blocks,
             sent_blocks=self._moving.sent_blocks,
             most_blocks=0 if scheduler.pool.span is None else scheduler.pool.span + 1,
-            **asdict(self._outlook),
+            **self._outlook,
         )
 
 

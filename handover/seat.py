@@ -216,7 +216,7 @@ class Seat(Peering):
             told = was.first + len(records)
         first = max(was.first, was.seen)
         records = rules.unseen(records, was.first, first)
-        now = Progress(step.full, step.blocks, step.computed, step.ready)
+        now = Progress(step.full, step.blocks, step.computed, step.ready, step.passed)
         holding = Holding(was.epoch, was.router, first, was.seen, told, records, False, now)
         return Seat(self.session, self.mark, holding, unmoved=self.unmoved), effects
 

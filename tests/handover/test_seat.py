@@ -202,7 +202,7 @@ def drawn_seat(draw: random.Random) -> Seat:
     """Mostly one that holds a sequence that goes on, and nothing else."""
     made, first, own = draw.randrange(4), draw.randrange(3), epoch(draw.randrange(3))
     records = tuple(TokenRecord(number) for number in range(made))
-    now = draw.choice((None, Progress(1, 2, 20, True)))
+    now = draw.choice((None, Progress(1, 2, 20, True, 0)))
     seen, told = draw.randrange(first + made + 1), first + draw.randrange(made + 1)
     holding = Holding(own, "r", first, seen, told, records, draw.random() < 0.1, now)
     unmoved = draw.choice((None, Unmoved("s", own, epoch(7), "why")))
@@ -214,7 +214,8 @@ def test_a_step_ends_alike_by_the_shorter_way_and_by_the_long_one() -> None:
     for _ in range(2000):
         seat = drawn_seat(draw)
         records = tuple(TokenRecord(50 + number) for number in range(draw.randrange(3)))
-        step = Stepped(records, draw.randrange(3), draw.randrange(3), draw.randrange(40), draw.random() < 0.5)
+        now = Progress(*(draw.randrange(9) for _ in range(3)), draw.random() < 0.5, draw.randrange(2))
+        step = Stepped(records, *now)
         if seat.plain:
             assert seat.ran(step) == fed(seat, AT_A, Launched(), step)
             alike += 1
