@@ -50,7 +50,8 @@ def command(
     """
     if model and checkpoint:
         raise click.UsageError("Give --model or --checkpoint, not both.")
-    from ..benchmarks.verify import CHECKPOINTS, TRANSPORTS, Verification, verify
+    from ..benchmarks.trips import CHECKPOINTS, TRANSPORTS, Verification
+    from ..benchmarks.verify import verify
 
     asked = Verification(
         requests=requests,
