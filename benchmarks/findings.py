@@ -141,7 +141,7 @@ def beside_reference(
                     right = found.tokens - found.mismatched
                     which = f"{trial.request_id}, choice {stream.choice}"
                     say(f"{which}: wrong from token {right} of {found.tokens} on; {trial.shape}")
-            if len(tokens) >= OUTPUT_TOKENS[0] and trial.shape == SamplingParams() and trial.held is None:
+            if len(tokens) >= OUTPUT_TOKENS[0] and _is_plain(stream):
                 yield _notices_damage(reference, stream)
             advance(1)
 
@@ -158,6 +158,13 @@ def _logprobs(stream: Stream, reference: Reference, logits: torch.Tensor) -> Cou
         wrong = wrong_logprobs(told, prompt[1:], rows, shape.prompt_logprobs)
         found.update(logprobs=len(told), logprobs_wrong=wrong)
     return found
+
+
+def _is_plain(stream: Stream) -> bool:
+    """No parameter narrows it, and it is no copy: the choices of a greedy trial are all the same."""
+    trial = stream.trial
+    copy = stream.choice > 0 and trial.temperature == 0
+    return trial.shape == SamplingParams() and trial.held is None and not copy
 
 
 def _notices_damage(reference: Reference, stream: Stream) -> bool:
