@@ -14,7 +14,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..engine.config import EngineConfig
+from ..engine.config import EMBEDDED, EngineConfig
 from ..handover.config import HandoverConfig
 from ..policy.cost import CostModel
 from ..router.config import RouterConfig
@@ -170,15 +170,32 @@ def default() -> Config:
 
 
 def load(path: str | Path) -> Config:
-    """Read one YAML file. `ValueError` names the file, the key and, for a key unknown, the nearest that exists."""
+    """Read one YAML file; paths in it are relative to its folder.
+
+    `ValueError` names the file, the key and, for a key unknown, the nearest that exists.
+    """
     try:
-        return parse(read_yaml(Path(path).read_text(encoding="utf-8")))
+        return _placed(parse(read_yaml(Path(path).read_text(encoding="utf-8"))), Path(path).parent)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path}{yaml_fault(error)}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _placed(config: Config, folder: Path) -> Config:
+    """With the paths of a checkpoint and of a profile as they are from anywhere."""
+    model, known = config.engine.model, config.cluster.profile
+    if model != EMBEDDED:
+        model = str(folder / Path(model).expanduser())
+    if known is not None and (folder / known).is_file():  # else the name of a shipped one
+        known = str(folder / known)
+    return replace(
+        config,
+        engine=replace(config.engine, model=model),
+        cluster=replace(config.cluster, profile=known),
+    )
 
 
 def read_yaml(text: str) -> Any:

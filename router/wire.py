@@ -178,7 +178,10 @@ def _check_length(text: str, model: ModelInfo, tokenizer: Tokenizer, field: str)
 async def _chat(chat: pb.Chat, model: ModelInfo, tokenizer: Tokenizer) -> list[int]:
     """The ids of a chat as the model's own template lays it out."""
     if tokenizer.chat is None:
-        message = f"Model {model.name!r} has no chat template; give the prompt as `text` or `token_ids`."
+        message = (
+            f"Model {model.name!r} has no chat template, so it answers no chat: give a plain prompt "
+            "(`text` or `token_ids`; `penstock generate` without --chat)."
+        )
         raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, "chat")
     if not chat.messages:
         raise invalid("chat.messages", "A chat has at least one message.")

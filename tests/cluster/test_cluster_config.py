@@ -111,6 +111,20 @@ def test_a_file_that_cannot_be_used_is_named_with_the_place(tmp_path, text, said
     assert str(raised.value).startswith(f"{path}{said}") and "\n" not in str(raised.value)
 
 
+def test_paths_in_a_file_are_relative_to_its_folder(tmp_path):
+    path = tmp_path / "c.yaml"
+    (tmp_path / "mine.yaml").touch()
+
+    def paths(model, profile):
+        path.write_text(f"engine: {{model: {model}}}\ncluster: {{profile: {profile}}}")
+        config = load(path)
+        return config.engine.model, config.cluster.profile
+
+    assert paths("models/a", "mine.yaml") == (str(tmp_path / "models/a"), str(tmp_path / "mine.yaml"))
+    assert paths("/models/a", "/p.yaml") == ("/models/a", "/p.yaml")
+    assert paths("embedded", "llama-2-7b-a100-tp1") == ("embedded", "llama-2-7b-a100-tp1")
+
+
 def test_a_file_that_is_no_text_is_named(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_bytes(b"cluster: \xff")
