@@ -32,9 +32,9 @@ CHUNKS = ((16, 48), (49, 128), (129, 256), (257, 512))
 PROFILE = "llama-2-7b-a100-tp1"
 ITL_TARGETS_S = (0.012, 0.016, 0.025)
 """From what a step with a few decodes costs by `PROFILE` on. What steps take here is of no matter."""
-TINY_BLOCKS = (40, 64)
+TINY_BLOCKS = (32, 48)
 """Of a tiny cache. It bounds the context, so outputs make up most of a sequence: it comes in small, and grows."""
-HOST_SHARE = (0.3, 0.6)
+HOST_SHARE = (0.4, 0.7)
 """Of a tiny cache, in host memory: a sequence longer than that is not kept there, but computed again."""
 
 
