@@ -14,6 +14,7 @@ from penstock.benchmarks.trips import (
     CHUNKS,
     RANDOM,
     RANKS,
+    TINY,
     TRANSPORTS,
     Verification,
     draw_trips,
@@ -59,6 +60,13 @@ def test_a_sound_cluster_of_unequal_pools_passes_over_gloo():
     assert figures["requests"] == 5 and figures["tokens"] > 5 * 32
     assert figures["moves_done"] > 0
     assert figures.keys() == UNITS.keys()
+
+
+def test_a_sound_cluster_whose_cache_is_tiny_passes_while_sequences_give_their_memory_back():
+    verdict = verify(of(caches=(TINY,), requests=8))
+    figures = verdict.report.figures
+    assert verdict.failures == ()
+    assert figures["preemptions"] > 0 and figures["hit_tokens"] == figures["moves_done"] == 0
 
 
 @pytest.mark.parametrize(
