@@ -218,6 +218,7 @@ def request_of(trial: Trial) -> inference_pb2.GenerateRequest:
     shape |= {} if trial.held is None else {"structured": trial.held.field}
     return inference_pb2.GenerateRequest(
         request_id=trial.request_id,
+        tenant=trial.tenant,
         token_ids=inference_pb2.TokenIds(ids=trial.prompt),
         sampling=inference_pb2.SamplingParams(**shape),
     )

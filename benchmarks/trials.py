@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,14 @@ OUTPUT_TOKENS = (32, 512)
 """Fewest and most tokens of an output."""
 MOVED_WITHIN = 0.8
 """Moves are asked for within this share of an output, so that there is time for them."""
+STEM_TOKENS = (64, 768)
+"""Fewest and most tokens of what many prompts begin with."""
+SHARED_SHARE = 0.5
+"""Of the requests: their prompts begin alike, for a length that is drawn."""
+REPEATED_SHARE = 0.15
+"""Of the requests: they repeat an earlier one's prompt."""
+TENANT_SHARE = 0.25
+"""Of the requests: they come from another tenant, whose prompts may be others' and whose KV may not."""
 CANCELLED_SHARE = 0.125
 TEMPERATURE = 0.8
 """Of the requests that sample."""
@@ -55,6 +64,7 @@ class Trial:
     choices: int = 1
     held: Held | None = None
     """What the output is held to. Such a one may end before `max_tokens`."""
+    tenant: str = ""
 
     def params(self, choice: int = 0) -> SamplingParams:
         """How the tokens of one choice are drawn."""
@@ -84,54 +94,106 @@ def draw_trials(
 ) -> list[Trial]:
     """`count` trials of 0 to `moves` moves each, the same for the same arguments.
 
-    `sampled_share` of them sample, the others are greedy. `text`: there is a tokenizer.
+    `sampled_share` of them sample, the others are greedy. `text`: there is a tokenizer. Of every kind there is one at
+    least, but that few are cancelled where there are few.
     """
     if context_tokens <= OUTPUT_TOKENS[0]:
         raise ValueError(f"the checkpoint's context of {context_tokens} tokens is too short to verify it")
     draw = random.Random(seed)
-    trials = [
-        _draw(draw, f"verify-{seed}-{number}", moves, vocabulary, context_tokens, sampled_share)
-        for number in range(count)
-    ]
-    return [_hold(draw, trial) for trial in trials] if text else trials
+    bounds = _Bounds(moves, vocabulary, context_tokens, _tokens(draw, draw.randint(*STEM_TOKENS), vocabulary))
+    sampled = _some(draw, range(count), sampled_share)
+    shaped = _some(draw, range(count), SHAPED_SHARE)
+    held = _some(draw, range(count), HELD_SHARE) if text else []
+    whole = [number for number in range(count) if number not in held]
+    cancelled = draw.sample(whole, min(len(whole), round(CANCELLED_SHARE * count)))
+    several = _some(draw, range(count), SEVERAL_SHARE)
+    shared = _some(draw, range(count), SHARED_SHARE)
+    repeated = _some(draw, range(1, count), REPEATED_SHARE)
+    foreign = _some(draw, range(1, count), TENANT_SHARE)
+    trials: list[Trial] = []
+    for number in range(count):
+        trials.append(
+            _draw(
+                draw,
+                f"verify-{seed}-{number}",
+                bounds,
+                temperature=TEMPERATURE if number in sampled else 0.0,
+                shaped=shaped.index(number) if number in shaped else None,
+                held=CONSTRAINTS[(seed + held.index(number)) % len(CONSTRAINTS)] if number in held else None,
+                cancelled=number in cancelled,
+                choices=draw.randint(2, MOST_CHOICES) if number in several else 1,
+                shared=number in shared,
+                again=draw.choice(trials).prompt if number in repeated else (),
+                tenant="another" if number in foreign else "",
+            )
+        )
+    return trials
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """What holds for all trials of a draw."""
+
+    moves: int
+    vocabulary: int
+    context_tokens: int
+    stem: tuple[int, ...]
+    """What prompts that are shared begin with."""
+
+
+def _some(draw: random.Random, numbers: range, share: float) -> list[int]:
+    """A share of them, rounded up."""
+    return draw.sample(numbers, math.ceil(share * len(numbers)))
+
+
+def _tokens(draw: random.Random, count: int, vocabulary: int) -> tuple[int, ...]:
+    return tuple(draw.randrange(vocabulary) for _ in range(count))
 
 
 def _draw(
     draw: random.Random,
     request_id: str,
-    moves: int,
-    vocabulary: int,
-    context_tokens: int,
-    sampled_share: float,
+    bounds: _Bounds,
+    *,
+    temperature: float,
+    shaped: int | None,
+    held: Held | None,
+    cancelled: bool,
+    choices: int,
+    shared: bool,
+    again: tuple[int, ...],
+    tenant: str,
 ) -> Trial:
-    max_tokens = draw.randint(OUTPUT_TOKENS[0], min(OUTPUT_TOKENS[1], context_tokens - 1))
-    length = draw.randint(1, min(LONGEST_PROMPT, context_tokens - max_tokens))
-    cancel_after = draw.randrange(1, max_tokens) if draw.random() < CANCELLED_SHARE else None
+    """An output that is `held` is the longest, for only one that comes to its end shows whether it satisfies."""
+    longest = min(OUTPUT_TOKENS[1], bounds.context_tokens - 1)
+    max_tokens = longest if held else draw.randint(OUTPUT_TOKENS[0], longest)
+    most = min(LONGEST_PROMPT, bounds.context_tokens - max_tokens)
+    prompt = _tokens(draw, draw.randint(1, most), bounds.vocabulary)
+    if shared:
+        prompt = (*bounds.stem[: draw.randint(1, len(bounds.stem))], *prompt)[:most]
+    cancel_after = draw.randrange(1, max_tokens) if cancelled else None
     early = max(1, int(MOVED_WITHIN * (cancel_after or max_tokens)))
-    temperature = TEMPERATURE if draw.random() < sampled_share else 0.0
+    shape = SamplingParams() if shaped is None else _shape(draw, bounds.vocabulary, max_tokens, shaped)
     return Trial(
         request_id=request_id,
-        prompt=tuple(draw.randrange(vocabulary) for _ in range(length)),
+        prompt=again if 0 < len(again) <= most else prompt,
         max_tokens=max_tokens,
         temperature=temperature,
         seed=draw.getrandbits(64),
-        moves=tuple(sorted(draw.randrange(early) for _ in range(draw.randint(0, moves)))),
+        moves=tuple(sorted(draw.randrange(early) for _ in range(draw.randint(0, bounds.moves)))),
         cancel_after=cancel_after,
-        shape=_shape(draw, vocabulary, max_tokens) if draw.random() < SHAPED_SHARE else SamplingParams(),
-        choices=draw.randint(2, MOST_CHOICES) if draw.random() < SEVERAL_SHARE else 1,
+        shape=replace(shape, min_tokens=0, stop_token_ids=()) if held else shape,
+        choices=choices,
+        held=held,
+        tenant=tenant,
     )
 
 
-def _hold(draw: random.Random, trial: Trial) -> Trial:
-    """A share is held to a constraint, beside all else but what conflicts with one."""
-    if draw.random() >= HELD_SHARE:
-        return trial
-    shape = replace(trial.shape, min_tokens=0, stop_token_ids=())
-    return replace(trial, held=draw.choice(CONSTRAINTS), shape=shape)
+def _shape(draw: random.Random, vocabulary: int, max_tokens: int, number: int) -> SamplingParams:
+    """Some parameters, each alone or beside others.
 
-
-def _shape(draw: random.Random, vocabulary: int, max_tokens: int) -> SamplingParams:
-    """Some parameters, each alone or beside others."""
+    Log-probabilities for each second `number`, those of the prompt for each third.
+    """
     known = FILTERS | PENALTIES
     fields: dict[str, Any] = {name: draw.choice(known[name]) for name in draw.sample(sorted(known), 2)}
     if draw.random() < 0.3:
@@ -140,8 +202,8 @@ def _shape(draw: random.Random, vocabulary: int, max_tokens: int) -> SamplingPar
     if draw.random() < 0.3:
         fields["stop_token_ids"] = tuple(sorted(draw.sample(range(vocabulary), min(64, vocabulary // 8))))
         fields["min_tokens"] = draw.randint(0, max_tokens // 2)
-    if draw.random() < 0.4:
+    if number % 2 == 0:
         fields["logprobs"] = draw.choice((0, 3))
-    if draw.random() < 0.2:
+    if number % 3 == 0:
         fields["prompt_logprobs"] = draw.choice((0, 2))
     return SamplingParams(**fields)

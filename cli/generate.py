@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import grpc
 from rich.console import Console
 
-from ..client import Completion, Delta, Event, Started
+from ..client import Completion, Delta, Event, PenstockError, Started
 from ..client.events import completions
 from .calls import SECONDS, connected
 
@@ -40,9 +41,9 @@ TIMEOUT_S = 600.0
 @click.option(
     "--logprobs",
     type=click.IntRange(0, 20),
-    help="Log-probabilities, with so many alternatives; shown by --json.",
+    help="Log-probabilities, with so many alternatives: a line for each token after the text.",
 )
-@click.option("--prompt-logprobs", type=click.IntRange(0, 20), help="The same of the prompt.")
+@click.option("--prompt-logprobs", type=click.IntRange(0, 20), help="The same of the prompt, with --json.")
 @click.option("--json-schema", metavar="JSON|@FILE", help="The output is JSON that this schema admits.")
 @click.option("--regex", help="The whole output matches it.")
 @click.option(
@@ -87,7 +88,7 @@ def command(
     several = (asked["n"] or 1) > 1
     with connected(address) as client:
         given = _chat(prompt, token_ids) if chat else {"prompt": _prompt(prompt, token_ids)}
-        events = client.generate(**given, timeout_s=timeout_s, **asked)
+        events = _within(timeout_s, client.generate(**given, timeout_s=timeout_s, **asked))
         wholes = completions(events if as_json or several else _streamed(events))
     if as_json:
         told_of = [report(whole) for whole in wholes]
@@ -123,7 +124,12 @@ def _ids(text: str, option: str) -> list[int]:
 
 
 def _text_or_file(given: str | None) -> str | None:
-    return Path(given[1:]).read_text() if given and given.startswith("@") else given
+    if given is None or not given.startswith("@"):
+        return given
+    try:
+        return Path(given[1:]).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{given[1:]} is no UTF-8: {error}.") from None
 
 
 def _biases(pairs: Sequence[str]) -> dict[int, float]:
@@ -144,14 +150,36 @@ def _standard_input() -> str:
         raise click.UsageError(f"Standard input is no UTF-8: {error}.") from None
 
 
+def _within(timeout_s: float, events: Iterator[Event]) -> Iterator[Event]:
+    """Pass the events on; a deadline that passes is told in plain words."""
+    try:
+        yield from events
+    except PenstockError as error:
+        if error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise
+        text = f"the output was not complete within {timeout_s:g} s; --timeout gives it longer"
+        raise click.ClickException(text) from error
+
+
 def _streamed(events: Iterator[Event]) -> Iterator[Event]:
-    """Pass the events on, their text to the terminal, and the name for `migrate` to stderr, while it is of use."""
-    for event in events:
-        if isinstance(event, Started):
-            click.echo(f"request {event.request_id}", err=True)
-        if isinstance(event, Delta):
-            click.echo((event.prompt.text if event.prompt else "") + event.text, nl=False)
-        yield event
+    """Pass the events on, their text to the terminal, and the name for `migrate` to stderr, while it is of use.
+
+    An error amid the text is told on a line of its own.
+    """
+    amid = False
+    try:
+        for event in events:
+            if isinstance(event, Started):
+                click.echo(f"request {event.request_id}", err=True)
+            if isinstance(event, Delta):
+                text = (event.prompt.text if event.prompt else "") + event.text
+                click.echo(text, nl=False)
+                amid = amid or bool(text)
+            yield event
+    except (PenstockError, click.ClickException):
+        if amid:
+            click.echo()
+        raise
 
 
 def report(whole: Completion) -> dict[str, Any]:
@@ -162,6 +190,9 @@ def report(whole: Completion) -> dict[str, Any]:
 def _tell(whole: Completion) -> None:
     """End the streamed text, or tell the ids of a model that has no tokenizer; then what it took, on stderr."""
     click.echo("" if whole.text else " ".join(map(str, whole.token_ids)))
+    for token, told in zip(whole.token_ids, whole.logprobs, strict=False):
+        others = " ".join(f"{other}:{logprob:.3f}" for other, logprob in told.top)
+        click.echo(f"{token:8} {told.logprob:9.3f}  {others}".rstrip())
     usage = whole.usage
     parts = ", ".join(f"{segment.instance} {segment.tokens}" for segment in whole.segments)
     Console(stderr=True, highlight=False).print(

@@ -17,6 +17,7 @@ COMMANDS = {
     "migrate": ("penstock.cli.migrate", "Move a running request to another instance."),
     "explain": ("penstock.cli.explain", "Tell what was decided and done for a request, and why."),
     "down": ("penstock.cli.down", "Stop the cluster, and reap what a killed one left."),
+    "config": ("penstock.cli.config", "Print every setting with its value and meaning."),
     "verify": ("penstock.cli.verify", "Compare a cluster's tokens with transformers, under moves."),
     "chaos": ("penstock.cli.chaos", "Strike a live cluster with faults, and compare every stream."),
     "profile": ("penstock.cli.profile", "Measure what steps and copies cost here, and write a profile."),

@@ -23,8 +23,8 @@ import click
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(10, 360),
-    default=120.0,
+    type=click.IntRange(10, 360),
+    default=120,
     show_default=True,
     help="Time for steps; copies take a minute at most.",
 )
@@ -32,7 +32,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 @click.option("--save", is_flag=True, help="Also keep figures, profile and picture in benchmarks/results/.")
 def command(
-    model: str | None, config: str | None, out: str, seconds: float, seed: int, as_json: bool, save: bool
+    model: str | None, config: str | None, out: str, seconds: int, seed: int, as_json: bool, save: bool
 ) -> None:
     """Measure what steps and copies cost on this machine, and write a profile.
 

@@ -22,7 +22,17 @@ WIDE = 120
 @click.option("--address", metavar="HOST:PORT", help="The cluster's router.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(address: str | None, as_json: bool) -> None:
-    """Show the instances with their pools, blocks and load, and every running request."""
+    """Show the instances with their pools, blocks and load, and every running request.
+
+    \b
+    run, wait        sequences with computed KV, and those that wait for their first step
+    free/all blocks  KV blocks that can be had (cached ones count, for they give way), of all
+    held, leased     blocks of sequences, and those promised to or in doubt after a handover
+    hit %            of the prompts' tokens, those found cached
+    preempted        how often a sequence had to give its memory back
+    beat s           seconds since the instance was last heard
+    MiB, restarts    its resident memory, and how often it was started anew
+    """
     with connected(address) as client:
         cluster = client.cluster(sessions=True)
     if as_json:

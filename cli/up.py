@@ -7,12 +7,15 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
 
+from ..client import Instance, PenstockError
 from ..cluster import processes
 from ..cluster.config import Config, default, load
 from .calls import told
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from ..cluster.launcher import Cluster
 
 GIB = 1 << 30
+LOOK_S = 1.0
+"""Between two looks at the instances."""
 
 
 @click.command("up")
@@ -58,8 +63,7 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
     ):
         try:
             _announce(cluster, as_json)
-            while True:
-                signal.pause()
+            _tell_changes(cluster, console)
         except KeyboardInterrupt:
             return
 
@@ -111,6 +115,30 @@ def _interrupt_once() -> None:
 
     for number in ends:
         signal.signal(number, interrupt)
+
+
+def _tell_changes(cluster: Cluster, console: Console) -> NoReturn:
+    """Until a signal: a line for each instance that is lost, started anew, drained or gone."""
+    before = cluster.instances()
+    while True:
+        time.sleep(LOOK_S)
+        with suppress(PenstockError):  # the controller is away, and comes back
+            now = cluster.instances()
+            for line in changes(before, now):
+                console.print(line)
+            before = now
+
+
+def changes(before: Sequence[Instance], now: Sequence[Instance]) -> Iterator[str]:
+    """What became of the instances, a line for each whose state or life is another."""
+    were = {instance.name: (instance.state, instance.life) for instance in before}
+    for instance in now:
+        if were.get(instance.name) != (instance.state, instance.life):
+            life = f" (life {instance.life})" if instance.life > 1 else ""
+            verb = {"serving": "serves", "starting": "starts"}.get(instance.state, f"is {instance.state}")
+            yield f"{instance.name} {verb}{life}"
+    for name in were.keys() - {instance.name for instance in now}:
+        yield f"{name} is gone"
 
 
 def _announce(cluster: Cluster, as_json: bool) -> None:

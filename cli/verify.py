@@ -44,13 +44,14 @@ def command(
 ) -> None:
     """Compare a cluster's tokens with those of transformers while its requests move.
 
-    Starts a cluster for each checkpoint and transport, sends it random requests, moves them while they run, cancels
-    some, and counts tokens that differ, come twice or never, and KV blocks that are not given back. Exit code 1 where
-    there is any.
+    Starts a cluster for each checkpoint and transport, and one more for each checkpoint whose KV cache is tiny, sends
+    random requests, moves them while they run, cancels some, and counts tokens that differ, come twice or never, and KV
+    blocks that are not given back. Exit code 1 where there is any, or where a kind of request never occurred.
     """
     if model and checkpoint:
         raise click.UsageError("Give --model or --checkpoint, not both.")
-    from ..benchmarks.verify import CHECKPOINTS, TRANSPORTS, Verification, verify
+    from ..benchmarks.trips import CHECKPOINTS, TRANSPORTS, Verification
+    from ..benchmarks.verify import verify
 
     asked = Verification(
         requests=requests,

@@ -50,6 +50,8 @@ class Work:
     """How many of these were cached, and not computed."""
     preemptions: int
     """How often a sequence had to give its memory back."""
+    swapped_blocks: int
+    """KV blocks that went to host memory and came back."""
     written_blocks: int
     """KV blocks that left by writing them in place, in another instance's memory."""
     sent_blocks: int

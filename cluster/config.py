@@ -14,7 +14,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..engine.config import EngineConfig
+from ..engine.config import EMBEDDED, EngineConfig
 from ..handover.config import HandoverConfig
 from ..policy.cost import CostModel
 from ..router.config import RouterConfig
@@ -22,6 +22,14 @@ from . import units
 
 PREFILL = "prefill"
 DECODE = "decode"
+BOUNDS = (
+    ("prefill", 1, 4096),
+    ("decode", 1, 4096),
+    ("routers", 1, 256),
+    ("prefill_tokens", 0, 1 << 20),
+    ("decode_slots", 1, 1 << 20),
+)
+"""Least and most of fields of the cluster."""
 LONGEST_TEMP_DIR = 28
 """A Unix socket's path has 107 bytes at most, and Ray takes the rest."""
 
@@ -91,15 +99,12 @@ class ClusterConfig:
             raise ValueError(
                 f"cluster.name must be up to 40 lower-case letters, digits and hyphens, got {self.name!r}"
             )
-        for name, least in (
-            ("prefill", 1),
-            ("decode", 1),
-            ("routers", 1),
-            ("prefill_tokens", 0),
-            ("decode_slots", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"cluster.{name} must be at least {least}, got {getattr(self, name)}")
+        for name, least, most in BOUNDS:
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"cluster.{name} must be at least {least}, got {value}")
+            if value > most:
+                raise ValueError(f"cluster.{name} must be at most {most}, got {value}")
         for name in ("prefill_tensor_parallel", "decode_tensor_parallel", "itl_target_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"cluster.{name} must be 0 or above, got {getattr(self, name)}")
@@ -165,20 +170,45 @@ def default() -> Config:
 
 
 def load(path: str | Path) -> Config:
-    """Read one YAML file. `ValueError` names the file, the key and, for a key unknown, the nearest that exists."""
+    """Read one YAML file; paths in it are relative to its folder.
+
+    `ValueError` names the file, the key and, for a key unknown, the nearest that exists.
+    """
     try:
-        return parse(read_yaml(Path(path).read_text(encoding="utf-8")))
+        return _placed(parse(read_yaml(Path(path).read_text(encoding="utf-8"))), Path(path).parent)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        raise ValueError(f"{path}{yaml_fault(error)}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _placed(config: Config, folder: Path) -> Config:
+    """With the paths of a checkpoint and of a profile as they are from anywhere."""
+    model, known = config.engine.model, config.cluster.profile
+    if model != EMBEDDED:
+        model = str(folder / Path(model).expanduser())
+    if known is not None and (folder / known).is_file():  # else the name of a shipped one
+        known = str(folder / known)
+    return replace(
+        config,
+        engine=replace(config.engine, model=model),
+        cluster=replace(config.cluster, profile=known),
+    )
 
 
 def read_yaml(text: str) -> Any:
     """The tree in a YAML text. `ValueError` for a key that stands twice in a mapping, `YAMLError` for no YAML."""
     return yaml.load(text, _OnceEach)
+
+
+def yaml_fault(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML text and where, to be put behind the name of the file."""
+    mark = getattr(error, "problem_mark", None)
+    place = f", line {mark.line + 1}, column {mark.column + 1}," if mark else ""
+    text = getattr(error, "problem", None) or str(error)
+    return f"{place} is not YAML: {' '.join(text.split())}"
 
 
 class _OnceEach(yaml.SafeLoader):

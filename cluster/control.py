@@ -232,6 +232,7 @@ def _work(load: LoadView) -> pb.Work:
         asked_tokens=load.asked_tokens,
         hit_tokens=load.hit_tokens,
         preemptions=load.preemptions,
+        swapped_blocks=load.swapped_blocks,
         written_blocks=load.written_blocks,
         sent_blocks=load.sent_blocks,
     )

@@ -17,7 +17,7 @@ import yaml
 
 from ..policy.cost import CostModel
 from . import units
-from .config import build, read_yaml
+from .config import build, read_yaml, yaml_fault
 
 SHIPPED = Path(__file__).with_name("profiles")
 
@@ -111,7 +111,7 @@ def load(name: str | Path) -> Profile:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        raise ValueError(f"{path}{yaml_fault(error)}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -57,8 +57,11 @@ class EngineConfig:
         _require_one_of("device", self.device, DEVICES)
         _require_one_of("transport", self.transport, TRANSPORTS)
         _require_one_of("admission", self.admission, tuple(RULES))
-        for name in ("block_size", "kv_bytes", "threads", "tensor_parallel"):
+        for name, most in (("block_size", 1 << 16), ("threads", 1024), ("tensor_parallel", 64)):
             _require_at_least(name, getattr(self, name), 1)
+            if getattr(self, name) > most:
+                raise ValueError(f"engine.{name} must be at most {most}, got {getattr(self, name)}")
+        _require_at_least("kv_bytes", self.kv_bytes, 1)
         _require_at_least("kv_blocks", self.kv_blocks, 0)
         _require_at_least("host_kv_bytes", self.host_kv_bytes, 0)
         if self.host_kv_bytes and not self.prefix_cache:

@@ -452,6 +452,7 @@ class Engine:
             asked_tokens=scheduler.kv.asked_tokens,
             hit_tokens=scheduler.kv.hit_tokens,
             preemptions=scheduler.preemptions,
+            swapped_blocks=scheduler.kv.swapped_blocks,
             written_blocks=self._moving.written_blocks,
             sent_blocks=self._moving.sent_blocks,
             most_blocks=0 if scheduler.pool.span is None else scheduler.pool.span + 1,

@@ -55,6 +55,8 @@ class HostTier:
 
     def __init__(self, device: BlockPool, blocks: int):
         self.host = BlockPool(blocks, span=device.span)
+        self.returned_blocks = 0
+        """How many came back so far."""
         self._device = device
         self._jobs: dict[int, _Job] = {}
         self._count = 0
@@ -127,6 +129,7 @@ class HostTier:
             return None
         self.host.free(number)
         if ok:
+            self.returned_blocks += len(swap.device_ids)
             return Arrival(job.waiting, key, job.names)
         if self._device.gone(key):
             self._device.free(key)  # without what did not come, the rest is the end of no prefix

@@ -125,6 +125,11 @@ class Residence:
         return set() if self._host is None else self._host.arriving
 
     @property
+    def swapped_blocks(self) -> int:
+        """How many blocks went to host memory and came back."""
+        return 0 if self._host is None else self._host.returned_blocks
+
+    @property
     def swapping(self) -> bool:
         """Copies between the tiers are under way."""
         return self._host is not None and not self._host.idle

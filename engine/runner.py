@@ -1,5 +1,6 @@
 """Runs steps: from block tables and token ids to sampled tokens."""
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,10 +41,20 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> str:
 
 
 def choose_layout(config: EngineConfig, spec: ModelSpec, dtype: str) -> CacheLayout:
-    """The KV cache of the whole model that `config` asks for; ValueError where its memory holds no block."""
+    """The KV cache of the whole model that `config` asks for.
+
+    ValueError where its memory holds no block, or this machine has not as much.
+    """
     spec.share(config.tensor_parallel)
     blocks = config.block_count(spec.block_bytes(config.block_size, dtype, config.tensor_parallel))
-    return spec.cache_layout(blocks, config.block_size, dtype)
+    layout = spec.cache_layout(blocks, config.block_size, dtype)
+    on_cpu = choose_device(config).type == "cpu"
+    asked = config.host_kv_bytes + (memory_bytes(layout, config.tensor_parallel) if on_cpu else 0)
+    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if asked > have:
+        names = "engine.kv_blocks, kv_bytes and host_kv_bytes"
+        raise ValueError(f"{names} ask for {asked} bytes of memory, and this machine has {have}")
+    return layout
 
 
 def memory_bytes(layout: CacheLayout, ranks: int) -> int:

@@ -51,6 +51,8 @@ class LoadView:
     """How many of them were cached, and not computed."""
     preemptions: int = 0
     """How often a sequence had to give its memory back."""
+    swapped_blocks: int = 0
+    """Blocks that went to host memory and came back."""
     written_blocks: int = 0
     """Blocks that were sent away by writing them in place, in another instance's memory."""
     sent_blocks: int = 0

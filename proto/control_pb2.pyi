@@ -85,20 +85,22 @@ class Instance(_message.Message):
     def __init__(self, name: _Optional[str] = ..., life: _Optional[int] = ..., pool: _Optional[str] = ..., state: _Optional[_Union[InstanceState, str]] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., role: _Optional[_Union[Role, _Mapping]] = ..., blocks: _Optional[_Union[Blocks, _Mapping]] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., heartbeat_age_s: _Optional[float] = ..., restarts: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., work: _Optional[_Union[Work, _Mapping]] = ...) -> None: ...
 
 class Work(_message.Message):
-    __slots__ = ("steps", "asked_tokens", "hit_tokens", "preemptions", "written_blocks", "sent_blocks")
+    __slots__ = ("steps", "asked_tokens", "hit_tokens", "preemptions", "written_blocks", "sent_blocks", "swapped_blocks")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ASKED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     WRITTEN_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     SENT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SWAPPED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     steps: int
     asked_tokens: int
     hit_tokens: int
     preemptions: int
     written_blocks: int
     sent_blocks: int
-    def __init__(self, steps: _Optional[int] = ..., asked_tokens: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., written_blocks: _Optional[int] = ..., sent_blocks: _Optional[int] = ...) -> None: ...
+    swapped_blocks: int
+    def __init__(self, steps: _Optional[int] = ..., asked_tokens: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., written_blocks: _Optional[int] = ..., sent_blocks: _Optional[int] = ..., swapped_blocks: _Optional[int] = ...) -> None: ...
 
 class Role(_message.Message):
     __slots__ = ("prefill_tokens", "decode_slots")

@@ -36,7 +36,6 @@ REALS: dict[str, tuple[Callable[[float], bool], str]] = {
 
 def read_sampling(sampling: pb.SamplingParams, seed: int, room: int, model: ModelInfo) -> SamplingParams:
     """The parameters of choice 0; `room` is how many tokens the context leaves. Raises `Refused`, naming the field."""
-    refuse_unknown(sampling, "sampling")
     reals: dict[str, Any] = {"temperature": 1.0} | {
         name: _real(sampling, name) for name in REALS if sampling.HasField(name)
     }
@@ -75,11 +74,15 @@ def read_stop(sampling: pb.SamplingParams) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sampling.stop))
 
 
-def refuse_unknown(message: Any, field: str) -> None:
-    """A field of a later version is never ignored."""
+def refuse_unknown(message: Any, path: str = "") -> None:
+    """A field of a later version is never ignored, at whatever depth; `path` is where the message stands."""
     for unknown in UnknownFieldSet(message):
-        number = unknown.field_number
+        field, number = path or "request", unknown.field_number
         raise invalid(field, f"`{field}` has a field of number {number}, which is not known here.")
+    for field, value in message.ListFields():
+        if field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            for part in value if field.is_repeated else (value,):
+                refuse_unknown(part, f"{path}.{field.name}" if path else field.name)
 
 
 def check_ids(ids: Sequence[int], model: ModelInfo, field: str) -> None:

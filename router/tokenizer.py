@@ -24,6 +24,8 @@ class Tokenizer:
 
     chat: ChatTemplate | None
     """How a chat becomes a text, where the model is made for chats."""
+    longest_token: int
+    """In characters."""
 
     def __init__(self, path: Path):
         try:
@@ -32,6 +34,7 @@ class Tokenizer:
             raise ValueError(f"{path} is no tokenizer: {error}") from None
         self._encoder.no_padding()
         self._encoder.no_truncation()
+        self.longest_token = max(map(len, self._encoder.get_vocab()))
         self.chat = read_chat_template(path.parent)
 
     async def encode(self, text: str, special_tokens: bool = True) -> list[int]:

@@ -123,7 +123,7 @@ async def _grammar(sampling: pb.SamplingParams, model: ModelInfo, constraints: C
 
 
 def _refuse_unworked(request: pb.GenerateRequest) -> None:
-    refuse_unknown(request, "request")
+    refuse_unknown(request)
     if request.priority not in pb.Priority.values():
         raise invalid("priority", f"There is no priority {request.priority}.")
     if request.priority == pb.PRIORITY_HIGH:
@@ -133,7 +133,7 @@ def _refuse_unworked(request: pb.GenerateRequest) -> None:
 def _cache_ttl_s(request: pb.GenerateRequest) -> float:
     ttl = request.cache_ttl
     ttl_s = ttl.seconds + ttl.nanos / 1e9
-    if ttl_s < 0 or min(ttl.seconds, ttl.nanos) < 0 or ttl_s > LONGEST_TTL_S:
+    if min(ttl.seconds, ttl.nanos) < 0 or ttl.nanos >= 10**9 or ttl_s > LONGEST_TTL_S:
         raise invalid("cache_ttl", f"`cache_ttl` is 0 to {LONGEST_TTL_S:.0f} s, not {ttl_s:g} s.")
     return ttl_s
 
@@ -154,6 +154,7 @@ async def _prompt(
     elif field == "chat":
         ids = tuple(await _chat(request.chat, model, tokenizer))
     else:
+        _check_length(request.text, model, tokenizer, field)
         ids = tuple(await tokenizer.encode(request.text)) if request.text else ()
     if not ids:
         raise invalid(field, "The prompt is empty.")
@@ -166,10 +167,21 @@ async def _prompt(
     return ids
 
 
+def _check_length(text: str, model: ModelInfo, tokenizer: Tokenizer, field: str) -> None:
+    """Refuse what cannot fit before it is encoded, which takes a hundred times its memory."""
+    most = model.context_tokens * tokenizer.longest_token
+    if len(text) > most:
+        message = f"The prompt has {len(text)} characters, and the context holds {most} at most."
+        raise invalid(field, message)
+
+
 async def _chat(chat: pb.Chat, model: ModelInfo, tokenizer: Tokenizer) -> list[int]:
     """The ids of a chat as the model's own template lays it out."""
     if tokenizer.chat is None:
-        message = f"Model {model.name!r} has no chat template; give the prompt as `text` or `token_ids`."
+        message = (
+            f"Model {model.name!r} has no chat template, so it answers no chat: give a plain prompt "
+            "(`text` or `token_ids`; `penstock generate` without --chat)."
+        )
         raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, "chat")
     if not chat.messages:
         raise invalid("chat.messages", "A chat has at least one message.")
@@ -183,6 +195,7 @@ async def _chat(chat: pb.Chat, model: ModelInfo, tokenizer: Tokenizer) -> list[i
         raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, "chat") from None
     except ValueError as error:
         raise invalid("chat.messages", f"The model's chat template refuses these messages: {error}") from None
+    _check_length(text, model, tokenizer, "chat.messages")
     return await tokenizer.encode(text, special_tokens=False)
 
 

@@ -3,11 +3,13 @@
 import itertools
 
 import penstock.engine.build
+import penstock.engine.residence
 import penstock.engine.transfers
 import penstock.router.server
 from penstock.cluster.instance import Instance
 from penstock.engine.blocks import BlockPool
 from penstock.engine.local import LocalWindow
+from penstock.policy import prefix
 from penstock.router.server import InferenceServicer, RouterServer
 
 AFTER = 4
@@ -70,6 +72,14 @@ class AlteringInstance(Instance):
 class KeepingInstance(Instance):
     def __init__(self, settings):
         penstock.engine.build.BlockPool = KeepingPool
+        super().__init__(settings)
+
+
+class SharingInstance(Instance):
+    """Its cache names blocks by their tokens alone."""
+
+    def __init__(self, settings):
+        penstock.engine.residence._secret = lambda fingerprint, salt: prefix.secret(fingerprint, "")
         super().__init__(settings)
 
 

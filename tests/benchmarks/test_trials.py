@@ -1,5 +1,8 @@
 """Laws of what is drawn: repeatable, within the bounds that are promised, and different from trial to trial."""
 
+from itertools import combinations
+from os.path import commonprefix
+
 import pytest
 
 from penstock.benchmarks.trials import LONGEST_PROMPT, MOVED_WITHIN, OUTPUT_TOKENS, draw_trials
@@ -47,6 +50,23 @@ def test_every_kind_of_trial_is_drawn():
     assert {trial.cancel_after is None for trial in trials} == {True, False}
     assert {trial.choices for trial in trials} == {1, 2, 3}
     assert {trial.shape == SamplingParams() for trial in trials} == {True, False}
+
+
+def test_few_trials_hold_every_kind_but_perhaps_a_cancelled_one():
+    for seed in range(20):
+        few = draw_trials(4, 3, seed, vocabulary=100, context_tokens=1024, sampled_share=0.1, text=True)
+        kinds = [trial.shape.logprobs is not None for trial in few]
+        assert any(kinds) and any(trial.shape.prompt_logprobs is not None for trial in few)
+        assert any(trial.temperature for trial in few) and any(trial.choices > 1 for trial in few)
+        assert any(trial.held for trial in few) and len({trial.tenant for trial in few}) == 2
+
+
+def test_prompts_begin_alike_for_unequal_lengths_and_some_come_again():
+    trials = drawn()
+    pairs = [commonprefix([a.prompt, b.prompt]) for a, b in combinations(trials, 2)]
+    assert len({len(pair) for pair in pairs if len(pair) >= 16}) > 20
+    same = [trial for trial in trials if [other.prompt for other in trials].count(trial.prompt) > 1]
+    assert {trial.tenant for trial in same} == {"", "another"}
 
 
 def test_a_share_is_held_to_constraints_where_there_is_text():

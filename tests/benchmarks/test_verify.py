@@ -5,17 +5,23 @@ from dataclasses import replace
 import pytest
 
 from penstock.benchmarks.checkpoints import make_checkpoint
-from penstock.benchmarks.verify import (
+from penstock.benchmarks.exercise import Stream
+from penstock.benchmarks.findings import EXERCISED, MANY, MUST_BE_0, UNITS, arrivals, failures
+from penstock.benchmarks.trials import Trial
+from penstock.benchmarks.trips import (
+    AMPLE,
+    CACHES,
+    CHUNKS,
     RANDOM,
     RANKS,
+    TINY,
     TRANSPORTS,
-    UNITS,
     Verification,
-    _trips,
-    failures,
-    verify,
+    draw_trips,
 )
+from penstock.benchmarks.verify import verify
 from penstock.cluster.config import Config
+from penstock.engine.checkpoint import read_checkpoint
 from penstock.handover.config import HandoverConfig
 
 CLEAN = dict.fromkeys(UNITS, 0) | {
@@ -24,8 +30,8 @@ CLEAN = dict.fromkeys(UNITS, 0) | {
     "moves_done": 80,
     "damaged": 40,
     "sensitivity": 1.0,
+    **dict.fromkeys(EXERCISED, 5),
 }
-MUST_BE_0 = {"mismatched", "logprobs_wrong", "held_broken", "duplicated", "missing", "leaked_blocks"}
 
 
 def of(**options) -> Verification:
@@ -37,13 +43,14 @@ def of(**options) -> Verification:
         checkpoints=(RANDOM,),
         transports=("local",),
         ranks=((1, 1),),
+        caches=(AMPLE,),
         config=config,
     )
     return replace(few, **options)
 
 
-def wrong(figures) -> set[str]:
-    return {name for name in MUST_BE_0 if figures[name]}
+def wrong(figures) -> list[str]:
+    return [name for name in MUST_BE_0 if figures[name]]
 
 
 def test_a_sound_cluster_of_unequal_pools_passes_over_gloo():
@@ -55,40 +62,80 @@ def test_a_sound_cluster_of_unequal_pools_passes_over_gloo():
     assert figures.keys() == UNITS.keys()
 
 
+def test_a_sound_cluster_whose_cache_is_tiny_passes_while_sequences_give_their_memory_back():
+    verdict = verify(of(caches=(TINY,), requests=8))
+    figures = verdict.report.figures
+    assert verdict.failures == ()
+    assert figures["preemptions"] > 0 and figures["hit_tokens"] == figures["moves_done"] == 0
+
+
 @pytest.mark.parametrize(
     "fault, figure",
     [
         ({"instance": "planted:AlteringInstance"}, "mismatched"),
         ({"instance": "planted:KeepingInstance"}, "leaked_blocks"),
         ({"router": "planted:EchoingRouter"}, "duplicated"),
+        ({"instance": "planted:SharingInstance"}, "crossed_tokens"),
     ],
-    ids=["a transport alters a block", "a pool keeps a block", "a router sends a delta twice"],
+    ids=[
+        "a transport alters a block",
+        "a pool keeps a block",
+        "a router sends a delta twice",
+        "a cache knows no tenants",
+    ],
 )
 def test_a_planted_fault_shows_in_its_figure_and_no_other(fault, figure):
     verdict = verify(of(**fault))
-    assert wrong(verdict.report.figures) == {figure}
+    assert wrong(verdict.report.figures) == [figure]
     assert any(line.startswith(figure) for line in verdict.failures)
 
 
-def test_every_division_of_both_pools_has_its_turn_where_the_model_allows_it(tmp_path):
-    asked = of(requests=64, transports=TRANSPORTS, ranks=RANKS)
-    folders = {
-        make_checkpoint(tmp_path / "a", "llama", 1): 0.0,
-        make_checkpoint(tmp_path / "b", "qwen3_moe", 1): 0.0,
-    }
-    trips = list(_trips(asked, folders))
-    assert sorted(trip.ranks for trip in trips) == sorted(RANKS)
-    parallel = [trip.config(asked.config).engine_of("prefill").tensor_parallel for trip in trips]
-    assert parallel == [trip.ranks[0] for trip in trips]
+@pytest.fixture
+def shares(tmp_path):
+    """Two checkpoints, and what share of each one's requests samples."""
+    families = ("llama", "qwen3_moe")
+    return {make_checkpoint(tmp_path / family, family, 1): 0.0 for family in families}
+
+
+def trips_of(shares, **options):
+    asked = of(**options)
+    return [(trip, trip.config(asked.config)) for trip in draw_trips(asked, shares)]
+
+
+def test_every_division_of_both_pools_has_its_turn_where_the_model_allows_it(tmp_path, shares):
+    both = {"requests": 64, "transports": TRANSPORTS, "ranks": RANKS}
+    trips = trips_of(shares, **both)
+    assert sorted(trip.ranks for trip, _ in trips) == sorted(RANKS)
+    assert all(config.engine_of("prefill").tensor_parallel == trip.ranks[0] for trip, config in trips)
     odd = make_checkpoint(tmp_path / "odd", "llama", 1, intermediate_size=101)
-    assert {trip.ranks for trip in _trips(asked, {odd: 0.0})} == {(1, 1)}
+    assert {trip.ranks for trip, _ in trips_of({odd: 0.0}, **both)} == {(1, 1)}
+
+
+def test_every_size_of_a_chunk_has_its_turn_and_some_steps_a_target(shares):
+    configs = [config for _, config in trips_of(shares, transports=TRANSPORTS)]
+    chunks = sorted(config.cluster.prefill_tokens for config in configs)
+    assert all(least <= chunk <= most for chunk, (least, most) in zip(chunks, CHUNKS, strict=True))
+    targets = [config for config in configs if config.cluster.itl_target_s]
+    assert 0 < len(targets) < len(configs) and all(config.cost for config in targets)
+
+
+def test_each_checkpoint_has_a_tiny_cache_that_its_host_memory_does_not_hold(shares):
+    trips = trips_of(shares, requests=64, transports=TRANSPORTS, caches=CACHES, ranks=RANKS)
+    tiny = [(trip, config.engine) for trip, config in trips if trip.tiny]
+    assert len(trips) == 6 and {trip.folder for trip, _ in tiny} == shares.keys()
+    assert sum(trip.requests for trip, _ in trips) == 64
+    for trip, engine in tiny:
+        spec = read_checkpoint(trip.folder)
+        for ranks in trip.ranks:
+            kept = engine.host_block_count(spec.block_bytes(engine.block_size, "float32", ranks))
+            assert 0 < kept < engine.kv_blocks == trip.blocks
 
 
 def test_clean_figures_are_no_failure():
     assert list(failures(CLEAN, ours=True)) == []
 
 
-@pytest.mark.parametrize("name", sorted(MUST_BE_0))
+@pytest.mark.parametrize("name", MUST_BE_0)
 def test_one_of_what_must_be_0_is_a_failure(name):
     (line,) = failures(CLEAN | {name: 1}, ours=False)
     assert name in line
@@ -117,6 +164,21 @@ def test_our_own_checkpoints_must_notice_damage_and_foreign_ones_need_not():
     assert list(failures(CLEAN | {"sensitivity": 0.8}, ours=False)) == []
     assert list(failures(CLEAN | {"damaged": 4, "sensitivity": 0.75}, ours=True)) == []
     assert list(failures(CLEAN | {"damaged": 4, "sensitivity": 0.5}, ours=True))
+
+
+@pytest.mark.parametrize("name", EXERCISED)
+def test_a_kind_that_never_occurred_in_many_requests_is_a_failure(name):
+    (line,) = failures(CLEAN | {name: 0}, ours=True)
+    assert line.startswith(f"{name} is 0")
+    assert list(failures(CLEAN | {name: 0, "requests": MANY - 1}, ours=True)) == []
+    assert list(failures(CLEAN | {name: 0}, ours=False)) == []
+
+
+def test_moves_in_a_tiny_cache_count_apart():
+    moved = [Stream(Trial("r", (1,), 40, 0.0, 9, (3, 8), None), moves_done=1)]
+    ample, tiny = arrivals(moved, tiny=False), arrivals(moved, tiny=True)
+    assert (ample["moves_done"], ample["moves_aborted"], ample["moves_done_tiny"]) == (1, 1, 0)
+    assert (tiny["moves_done"], tiny["moves_done_tiny"], tiny["moves_aborted_tiny"]) == (0, 1, 1)
 
 
 def test_blocks_that_took_another_transport_are_a_failure():

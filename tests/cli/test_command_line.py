@@ -59,9 +59,33 @@ def test_every_listed_command_exists(name):
     assert command.name == name
 
 
-@pytest.mark.parametrize("arguments", [["upp"], ["--nonsense"]])
-def test_a_wrong_word_is_one_line_and_exit_code_2(arguments):
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["statsu"], "There is no command `statsu`. Did you mean `status`?"),
+        (["bench", "prefixes"], "Did you mean `prefix`?"),
+        (["xyzzy"], "There is no command `xyzzy`."),
+        (["--nonsense"], "No such option"),
+        (["profile", "--seconds", "nan"], "'nan' is not a valid integer"),
+        (["profile", "--seconds", "5"], "not in the range"),
+        (["profile", "--seed", "-1"], "not in the range"),
+        (["profile", "--out", "/nowhere/profile.yaml"], "--out: /nowhere/profile.yaml cannot be written"),
+        (["bench", "engine", "--rounds", "0"], "not in the range"),
+        (["bench", "engine", "--threads", "0"], "not in the range"),
+        (["bench", "transfer", "--rounds", "-1"], "not in the range"),
+        (["bench", "migration", "--context", "5"], "not in the range"),
+        (["bench", "admission", "5"], "unexpected extra argument"),
+        (["bench", "prefix", "--capacity", "5"], "No such option"),
+        (["bench", "kernels", "5"], "unexpected extra argument"),
+        (["verify", "--requests", "0"], "not in the range"),
+        (["verify", "--transport", "nccl"], "is not one of"),
+        (["verify", "--model", "x", "--checkpoint", "random"], "not both"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_word_is_one_line_and_exit_code_2(arguments, words):
     run = penstock(*arguments)
+    assert words in run.stderr
     assert run.returncode == 2
     assert len(run.stderr.splitlines()) == 1
     assert "--help" in run.stderr and run.stdout == ""

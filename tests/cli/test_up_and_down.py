@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from penstock.cli.up import is_loopback
+from penstock.cli.up import changes, is_loopback
+from penstock.client.cluster import Instance, from_cluster
 from penstock.cluster import processes, state
+from penstock.proto import control_pb2
 
 COMMAND = [sys.executable, "-m", "penstock.cli.main"]
 WITHIN_S = 120.0
@@ -155,6 +157,25 @@ class Up:
             assert self.process.poll() is None, self.output.with_suffix(".err").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def instances(**told: tuple[str, int]) -> tuple[Instance, ...]:
+    """Of each name its state and life."""
+    said = [
+        control_pb2.Instance(name=name, life=life, state=f"INSTANCE_STATE_{status.upper()}")  # pyright: ignore[reportArgumentType]
+        for name, (status, life) in told.items()
+    ]
+    return from_cluster(control_pb2.GetClusterResponse(instances=said)).instances
+
+
+def test_each_change_of_an_instance_is_told_in_one_line():
+    before = instances(
+        a=("serving", 1), b=("serving", 1), c=("starting", 2), d=("serving", 1), e=("serving", 1)
+    )
+    now = instances(a=("serving", 1), b=("lost", 1), c=("serving", 2), d=("draining", 1), f=("starting", 1))
+    lines = ["b is lost", "c serves (life 2)", "d is draining", "f starts", "e is gone"]
+    assert list(changes(before, now)) == lines
+    assert list(changes(now, now)) == []
 
 
 @pytest.fixture

@@ -14,10 +14,19 @@ from click.testing import CliRunner
 from toy_fleet import MODEL, ThreadedFleet, until
 from toy_instance import FAST, output
 
-from penstock.cli.generate import command
-from penstock.client import AsyncClient, Client, Delta, Finished, InvalidRequest, PenstockError, Started
+from penstock.cli.generate import _streamed, _tell, command
+from penstock.client import (
+    AsyncClient,
+    Client,
+    Completion,
+    Delta,
+    Finished,
+    InvalidRequest,
+    PenstockError,
+    Started,
+)
 from penstock.client import address as addresses
-from penstock.client.events import Usage, from_response
+from penstock.client.events import Logprobs, Usage, from_response
 from penstock.client.request import MOST_RETRIES, Attempts, build
 from penstock.cluster import processes, state
 from penstock.proto import inference_pb2
@@ -447,6 +456,30 @@ def test_a_mistake_on_the_command_line_is_told(cluster, arguments, says):
     given = arguments if "--address" in arguments else [*arguments, "--address", cluster.fleet.address]
     result = generate(*given)
     assert result.exit_code != 0 and says in result.output + str(result.exception)
+
+
+def test_a_deadline_is_told_in_plain_words(cluster):
+    asked = ["--token-ids", "1", "--max-tokens", 2000, "--ignore-eos", "--timeout", 0.2]
+    result = generate(*asked, "--address", cluster.fleet.address)
+    assert result.exit_code != 0 and "not complete within 0.2 s; --timeout" in result.output
+
+
+def test_an_error_amid_the_text_stands_on_a_line_of_its_own(capsys):
+    def events():
+        yield Delta(0, 0, (1,), "half a", "a")
+        raise PenstockError(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    with pytest.raises(PenstockError):
+        list(_streamed(events()))
+    assert capsys.readouterr().out == "half a\n"
+
+
+def test_log_probabilities_are_told_a_line_for_each_token(capsys):
+    logprobs = (Logprobs(-0.5, ((7, -0.5), (9, -1.25))), Logprobs(-2.0, ()))
+    usage = Usage(1, 2, 0, 0)
+    _tell(Completion("r", "m", 1, (7, 8), "ab", "length", usage, (), logprobs=logprobs))
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split() for line in lines] == [["7", "-0.500", "7:-0.500", "9:-1.250"], ["8", "-2.000"]]
 
 
 def test_standard_input_that_is_no_utf8_is_refused(cluster):

@@ -39,6 +39,7 @@ class Tiers(RuleBasedStateMachine):
         self.content: dict[str, dict[int, Path]] = {"device": {}, "host": {}}
         self.under_way: list[Swap] = []
         self.keys = 0
+        self.returned = 0
 
     @rule(target=running, path=PATHS, fetches=st.booleans())
     def begin(self, path, fetches):
@@ -83,14 +84,14 @@ class Tiers(RuleBasedStateMachine):
             return multiple()
         swap = self.under_way.pop(place % len(self.under_way))
         there, here = ("device", "host") if swap.out else ("host", "device")
-        ids = zip(
-            *((swap.device_ids, swap.host_ids) if swap.out else (swap.host_ids, swap.device_ids)), strict=True
-        )
+        ends = (swap.device_ids, swap.host_ids) if swap.out else (swap.host_ids, swap.device_ids)
+        ids = list(zip(*ends, strict=True))
         for number, (source, target) in enumerate(ids):
             if ok or number % 2:
                 self.content[here][target] = self.content[there][source]
             else:
                 self.content[here][target] = (-1,)
+        self.returned += len(ids) if ok and not swap.out else 0
         arrival = self.tier.ended(swap.number, ok)
         if arrival is None:
             return multiple()
@@ -111,6 +112,10 @@ class Tiers(RuleBasedStateMachine):
             assert set(swap.device_ids) <= held and set(swap.host_ids) <= set(
                 self.tier.host.table(swap.number)
             )
+
+    @invariant()
+    def what_came_back_whole_is_counted(self):
+        assert self.tier.returned_blocks == self.returned
 
     @invariant()
     def what_is_known_has_its_content(self):

@@ -1,6 +1,7 @@
 """A step feeds what it is told, writes only where it may, and samples where asked."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,12 @@ def test_kv_blocks_follow_the_memory_given(folder: Path) -> None:
     runner = Runner(EngineConfig(model=str(folder), device="cpu", kv_bytes=1 << 20))
     assert runner.layout.total_bytes == 1 << 20
     assert runner.layout.dtype == "float32"
+
+
+@pytest.mark.parametrize("asked", [{"kv_blocks": 10**12}, {"kv_bytes": 1 << 60}, {"host_kv_bytes": 1 << 60}])
+def test_more_memory_than_the_machine_has_is_refused_before_any_is_taken(folder: Path, asked: Any) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(asked))}.* ask for [0-9]+ bytes"):
+        Runner(EngineConfig(model=str(folder), device="cpu", **asked))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

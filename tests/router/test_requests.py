@@ -139,6 +139,12 @@ WRONG = [
     {"prompt_logprobs": 21},
     {"n": 0},
     {"n": 65},
+    {"n": 2**32 - 1},
+    {"logprobs": 2**32 - 1},
+    {"temperature": -math.inf},
+    {"logit_bias": {2**32 - 1: 1.0}},
+    {"logit_bias": {1: math.inf}},
+    {"stop": ["x" * 1_000_000]},
 ]
 
 
@@ -158,11 +164,24 @@ def test_stop_strings_need_a_tokenizer():
     assert (refused.value.code.name, refused.value.field) == ("FAILED_PRECONDITION", "sampling.stop")
 
 
-@pytest.mark.parametrize("field", ["request", "sampling"])
+LATER = {
+    "request": lambda request: request,
+    "sampling": lambda request: request.sampling,
+    "token_ids": lambda request: request.token_ids,
+    "resume": lambda request: request.resume,
+    "resume.received": lambda request: request.resume.received[0],
+    "cache_ttl": lambda request: request.cache_ttl,
+    "sampling.structured": lambda request: request.sampling.structured,
+    "sampling.structured.choices": lambda request: request.sampling.structured.choices,
+    "chat.messages": lambda request: request.chat.messages.add(role="user"),
+}
+"""Messages of a request, which may have fields of a later version."""
+
+
+@pytest.mark.parametrize("field", LATER)
 def test_a_field_of_a_later_version_is_refused(field):
-    later = b"\xf8\x3f\x01"  # number 1023, a varint
-    request = sampled(seed=1)
-    (request if field == "request" else request.sampling).MergeFromString(later)
+    request = resumed()
+    LATER[field](request).MergeFromString(b"\xf8\x3f\x01")  # number 1023, a varint
     with pytest.raises(Refused) as refused:
         read(request)
     assert (refused.value.code.name, refused.value.field) == ("INVALID_ARGUMENT", field)
@@ -186,6 +205,10 @@ def test_a_field_of_a_later_version_is_refused(field):
         (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"nanos": -1}), "INVALID_ARGUMENT", "cache_ttl"),
         (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"seconds": 3601}), "INVALID_ARGUMENT", "cache_ttl"),
         (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"seconds": 2**62}), "INVALID_ARGUMENT", "cache_ttl"),
+        (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"nanos": 10**9}), "INVALID_ARGUMENT", "cache_ttl"),
+        (pb.GenerateRequest(token_ids=PROMPT, priority=-1), "INVALID_ARGUMENT", "priority"),
+        (pb.GenerateRequest(chat=pb.Chat()), "FAILED_PRECONDITION", "chat"),
+        (resumed(attempt=0), "INVALID_ARGUMENT", "resume.attempt"),
         (resumed(attempt=1), "INVALID_ARGUMENT", "resume.attempt"),
         (resumed(request_id=""), "INVALID_ARGUMENT", "request_id"),
         (resumed(choice=1), "INVALID_ARGUMENT", "resume.received"),

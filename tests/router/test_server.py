@@ -30,7 +30,10 @@ from penstock.proto import (
 )
 from penstock.router import main
 from penstock.router.config import RouterConfig
+from penstock.router.refusal import Refused
 from penstock.router.server import RouterServer
+from penstock.router.tokenizer import Tokenizer
+from penstock.router.wire import read_request
 
 
 async def health(address):
@@ -88,6 +91,18 @@ def test_text_goes_in_and_comes_out(tmp_path):
             assert heard.text == tokenizer.decode(heard.ids)
 
     asyncio.run(run())
+
+
+def test_a_text_that_no_context_holds_is_refused_before_it_is_encoded(tmp_path, monkeypatch):
+    tokenizer = byte_level(tmp_path / "tokenizer.json")
+    model = replace(MODEL, vocabulary=250, tokenizer=tmp_path / "tokenizer.json")
+    most = model.context_tokens * tokenizer.longest_token
+    for text in ("a" * (most + 1), "a" * most):
+        with monkeypatch.context() as patched, pytest.raises(Refused) as refused:
+            if len(text) > most:
+                patched.delattr(Tokenizer, "encode")
+            asyncio.run(read_request(inference_pb2.GenerateRequest(text=text), model, tokenizer))
+        assert (refused.value.code, refused.value.field) == (grpc.StatusCode.INVALID_ARGUMENT, "text")
 
 
 def test_a_refusal_names_the_field_in_rich_details():
