@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..handover.config import HandoverConfig
 from ..handover.house import House
 from ..handover.values import Incarnation, Layout, Window
@@ -11,11 +13,13 @@ from ..policy.journal import Journal
 from .blocks import BlockPool
 from .config import EngineConfig
 from .engine import Engine
-from .grammar import Grammars
 from .outside import Limits, Outside
 from .phase import Phase
 from .runner import Runner
 from .scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from .grammar import Grammars  # its library is needed where a grammar is
 
 
 def context_tokens(runner: Runner) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ..handover.values import (
     Commit,
@@ -16,10 +17,12 @@ from ..handover.values import (
     TokenRecord,
 )
 from ..policy.state import Priority
-from .grammar import Constraint, Grammars
 from .phase import Size
 from .step import Logbook, SampleSpec, Shaping
 from .tally import Tally
+
+if TYPE_CHECKING:
+    from .grammar import Constraint, Grammars  # its library is needed where a grammar is
 
 
 @dataclass(slots=True)
