@@ -74,9 +74,9 @@ class Router:
 class Alone:
     """An instance to which jobs are given all at once."""
 
-    def __init__(self, config: EngineConfig, role: Budget):
-        """ValueError for a checkpoint that cannot be served."""
-        self.runner = Runner(config)
+    def __init__(self, config: EngineConfig, role: Budget, runner: Runner | None = None):
+        """`runner` is of `config`. ValueError for a checkpoint that cannot be served."""
+        self.runner = runner or Runner(config)
         self._router = Router(lambda session, seen: self._engine.post(session, FromRouter(ROUTER, seen)))
         self._engine = build_engine(
             Incarnation("alone", 1),
@@ -92,12 +92,24 @@ class Alone:
             self._count += 1
             session = f"{ROUTER}-{self._count}"
             params = SamplingParams(max_tokens=job.tokens, ignore_eos=True)
-            start = Start(session, Epoch(1, 1), Context(job.prompt, params=params))
-            self._router.outputs[session] = []
-            self._engine.post(session, FromRouter(ROUTER, start))
+            self.start(session, Context(job.prompt, params=params))
             sessions.append(session)
         self.round()  # nothing runs yet: they are taken
         return sessions
+
+    def start(self, session: str, context: Context) -> None:
+        """Queue a new session."""
+        self._router.outputs[session] = []
+        self.post(session, FromRouter(ROUTER, Start(session, Epoch(1, 1), context)))
+
+    def post(self, session: str, event: FromRouter) -> None:
+        """What the router says."""
+        self._engine.post(session, event)
+
+    @property
+    def preemptions(self) -> int:
+        """How often a sequence gave its memory back."""
+        return self._engine.load.preemptions
 
     def round(self) -> bool:
         """One step and all around it; whether there was one to run."""

@@ -25,10 +25,10 @@ from ..cluster.traces import read_azure
 from ..cluster.workload import first, scale_lengths, token_ids
 from ..engine.config import EMBEDDED, EngineConfig
 from ..engine.step import SampleSpec, StepItem
-from ..policy.batching import Budget
 from .alone import Alone, Job, model_seconds
 from .checkpoints import make_checkpoint
 from .figures import Report
+from .peer import ROLE, Transformers
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,6 @@ MIXED = 48
 PROMPT_SCALE, OUTPUT_SCALE = 1 / 8, 1 / 4
 EQUAL = 32
 EQUAL_PROMPT, EQUAL_OUTPUT = 128, 64
-ROLE = Budget(512, 64)
-"""Of an instance that nobody configured."""
 BATCHES = (1, 8, 32, 128)
 STEPS = 24
 """Decode steps behind each share of overhead and each time of a shape."""
@@ -162,7 +160,9 @@ def _equal(count: int, vocabulary: int) -> list[Job]:
 
 def _compare(plan: Plan, alone: Alone, figures: Figures, say: Say) -> None:
     """Tokens of output a second, and how many times the peers' that is; the order turns with each round."""
-    peer = Transformers(plan, alone.runner.layout.blocks * alone.runner.layout.block_size)
+    folder = plan.config(plan.model, 0).folder
+    peer = Transformers.of(folder, alone.runner.layout.blocks * alone.runner.layout.block_size)
+    torch.set_num_threads(plan.threads)
     vocabulary = alone.runner.spec.vocab
     contenders: dict[str, Contender] = {
         PENSTOCK: alone.run,
@@ -190,71 +190,6 @@ def _timed(contender: Contender, jobs: Sequence[Job]) -> float:
     took = time.perf_counter() - began
     assert [len(output) for output in outputs] == [job.tokens for job in jobs], "all run to their full length"
     return took
-
-
-class Transformers:
-    """The peers, on a model of their own."""
-
-    def __init__(self, plan: Plan, cache_tokens: int):
-        import transformers
-
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
-        self._lib: Any = transformers
-        folder = plan.config(plan.model, 0).folder
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self._model: Any = model.eval()
-        self._model.generation_config = transformers.GenerationConfig()
-        self._cache_tokens = cache_tokens
-        torch.set_num_threads(plan.threads)
-
-    def generate(self, jobs: Sequence[Job]) -> list[list[int]]:
-        """In batches, padded on the left."""
-        outputs: list[list[int]] = []
-        for start in range(0, len(jobs), ROLE.decode_slots):
-            outputs += self._batch(jobs[start : start + ROLE.decode_slots])
-        return outputs
-
-    @torch.inference_mode()
-    def _batch(self, jobs: Sequence[Job]) -> list[list[int]]:
-        longest = max(len(job.prompt) for job in jobs)
-        padding = [longest - len(job.prompt) for job in jobs]
-        ids = torch.tensor([[0] * pad + list(job.prompt) for pad, job in zip(padding, jobs, strict=True)])
-        mask = (torch.arange(longest) >= torch.tensor(padding).unsqueeze(1)).long()
-        most = max(job.tokens for job in jobs)
-        made = self._model.generate(ids, attention_mask=mask, generation_config=self._settings(most))
-        return [row[longest : longest + job.tokens] for row, job in zip(made.tolist(), jobs, strict=True)]
-
-    def continuous(self, jobs: Sequence[Job]) -> list[list[int]]:
-        """With the step's size of the instance, and room for all requests at once."""
-        page_tokens = 256
-        config = self._lib.ContinuousBatchingConfig(
-            page_size=page_tokens,
-            num_blocks=self._cache_tokens // page_tokens + len(jobs),
-            max_batch_tokens=ROLE.prefill_tokens + ROLE.decode_slots,
-        )
-        manager = self._model.continuous_batching_context_manager(
-            generation_config=self._settings(1), continuous_batching_config=config, block=True, timeout=5
-        )
-        done: dict[str, list[int]] = {}
-        with manager as running:
-            names = [
-                running.add_request(list(job.prompt), max_new_tokens=job.tokens, eos_token_id=-1)
-                for job in jobs
-            ]
-            while len(done) < len(jobs):
-                result = running.get_result(timeout=1)
-                if result is not None and result.is_finished():
-                    done[result.request_id] = result.generated_tokens
-                elif result is None and not running.is_running():
-                    raise RuntimeError("the continuous batching of transformers ended before its requests")
-        return [done[name] for name in names]
-
-    def _settings(self, tokens: int) -> Any:
-        return self._lib.GenerationConfig(
-            do_sample=False, max_new_tokens=tokens, eos_token_id=None, pad_token_id=0
-        )
 
 
 # ---- steps

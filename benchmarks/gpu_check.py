@@ -1,9 +1,9 @@
-"""Whether the kernels and the engine are right on this machine's GPU, and then how fast the kernels are.
+"""Whether the kernels and the engine are right on this machine's GPU, and then how fast they are.
 
 Kernels are compared with their torch twins on the CPU, in float32 from the same inputs; the engine's greedy float32
 tokens with those of `transformers`, under a random schedule of chunks and decodes, for each family, with CUDA graphs
-and without. Needs torch with its Triton, transformers, numpy, safetensors, click and rich; neither Ray nor an installed
-Penstock.
+and without, and with a step launched before the one before it has landed; a launch that waits for the GPU is wrong.
+Needs torch with its Triton, transformers, numpy, safetensors, click and rich; neither Ray nor an installed Penstock.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 from ..engine.config import EngineConfig
+from ..engine.flight import Flight
 from ..engine.runner import Runner, SampleSpec, StepItem
 from ..kernels.attention import paged_decode_attention, paged_prefill_attention
 from ..kernels.blocks import gather_blocks, scatter_blocks
@@ -29,7 +31,7 @@ from ..kernels.rms_norm import add_rms_norm
 from ..kernels.rope import apply_rope
 from ..kernels.silu_mul import silu_mul
 from ..kernels.store_kv import store_kv
-from . import kernels
+from . import kernels, whole_model
 from .checkpoints import VARIANTS, make_checkpoint
 from .compare import compare
 from .figures import Report
@@ -43,6 +45,11 @@ OUTPUT_TOKENS = 24
 CHUNKS = (1, 3, 7, 16, 33, 200)
 MOST_TIES = 1
 """Of a variant's tokens."""
+WAYS = {
+    "plain": "one step at a time",
+    "graphs": "with CUDA graphs",
+    "ahead": "with CUDA graphs, a step launched before the one before it has landed",
+}
 
 Tensors = tuple[torch.Tensor, ...]
 Work = Callable[..., torch.Tensor | Tensors]
@@ -54,12 +61,16 @@ def main() -> int:
         click.echo("gpu-check: this machine has no GPU that torch can use", err=True)
         return 2
     report, wrong = run(torch.device("cuda"), SEEDS, VARIANTS)
-    measured = kernels.measure()
+    reports = [report, kernels.measure()]
+    try:
+        reports.append(whole_model.measure(reports[1].figures, kernels.gpu_clock))
+    except ValueError as error:
+        click.echo(f"gpu-check: {error}; it is left out", err=True)
     Report(
         command="gpu-check",
-        figures={**report.figures, **measured.figures},
-        units={**report.units, **measured.units},
-        spread=measured.spread,
+        figures={key: value for one in reports for key, value in one.figures.items()},
+        units={key: unit for one in reports for key, unit in one.units.items()},
+        spread={key: ends for one in reports for key, ends in one.spread.items()},
     ).show(as_json="--json" in sys.argv[1:])
     for line in wrong:
         click.echo(f"gpu-check: {line}", err=True)
@@ -80,15 +91,18 @@ def run(
     units = dict.fromkeys(figures, "1")
     for key in ("engine_tokens", "engine_ties", "engine_mismatched"):
         figures[key], units[key] = 0, "tokens"
-    ways = (False, True) if device.type == "cuda" else (False,)
-    for (family, fields), graphs in product(variants, ways):
-        tokens, ties, mismatched = engine_tokens(device, family, fields, graphs)
+    ways = tuple(WAYS) if device.type == "cuda" else ("ahead",)
+    for (family, fields), way in product(variants, ways):
+        try:
+            tokens, ties, mismatched = engine_tokens(device, family, fields, way)
+        except Waited as waited:
+            wrong.append(f"{family} {WAYS[way]}: a launch waits for the GPU: {waited}")
+            continue
         figures["engine_tokens"] += tokens
         figures["engine_ties"] += ties
         figures["engine_mismatched"] += mismatched
         if mismatched or ties > MOST_TIES:
-            way = " with CUDA graphs" if graphs else ""
-            wrong.append(f"{family}{way}: of {tokens} tokens {mismatched} are others and {ties} tie")
+            wrong.append(f"{family} {WAYS[way]}: of {tokens} tokens {mismatched} are others and {ties} tie")
     return Report(command="gpu-check", figures=figures, units=units), wrong
 
 
@@ -206,28 +220,40 @@ class _Stream:
     table: list[int]
     output: list[int] = field(default_factory=list)
     fed: int = 0
+    owed: int = 0
+    """Tokens that steps in flight draw."""
+    place: int = 0
+    """Of its item in the latest step that it was in."""
 
-    def item(self, chunk: int) -> StepItem:
-        tokens = (self.prompt + self.output)[self.fed : self.fed + chunk]
-        last = self.fed + len(tokens) == len(self.prompt) + len(self.output)
-        return StepItem(
-            tokens, self.fed, self.table, SampleSpec(0.0, 0, 0, len(self.output)) if last else None
-        )
+    @property
+    def made(self) -> int:
+        return len(self.output) + self.owed
 
-    def take(self, item: StepItem, token: int | None) -> None:
-        self.fed += len(item.tokens)
+    def item(self, chunk: int, place: int) -> StepItem:
+        """What is fed next, as item `place` of a step that is launched now."""
+        start, known = self.fed, self.prompt + self.output
+        follows = self.place if start == len(known) else None
+        tokens = known[start : start + chunk] if follows is None else [0]
+        self.fed, self.place = start + len(tokens), place
+        last = self.fed == len(self.prompt) + self.made
+        spec = SampleSpec(0.0, 0, 0, self.made) if last else None
+        self.owed += last
+        return StepItem(tokens, start, self.table, spec, follows=follows)
+
+    def take(self, token: int | None) -> None:
         if token is not None:
+            self.owed -= 1
             self.output.append(token)
 
 
-def engine_tokens(
-    device: torch.device, family: str, fields: dict, decode_graphs: bool
-) -> tuple[int, int, int]:
+def engine_tokens(device: torch.device, family: str, fields: dict, way: str) -> tuple[int, int, int]:
     """Greedy tokens of a random checkpoint in float32, ties among them, and those that are not the reference's."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = make_checkpoint(Path(folder), family, 1, **fields)
-        config = EngineConfig(model=folder, device=device.type, dtype="float32", kv_blocks=64)
-        streams = _generate(Runner(config, decode_graphs=decode_graphs), random.Random(2))
+        config = EngineConfig(
+            model=folder, device=device.type, dtype="float32", kv_blocks=64, decode_graphs=way != "plain"
+        )
+        streams = _generate(Runner(config), random.Random(2), ahead=int(way == "ahead"))
         reference = Reference(checkpoint)
         found = [compare(s.output, reference.logits(s.prompt, s.output), 0.0, 0) for s in streams]
     return (
@@ -237,8 +263,8 @@ def engine_tokens(
     )
 
 
-def _generate(runner: Runner, draw: random.Random) -> list[_Stream]:
-    """Sequences under random chunks, a random part of them in each step."""
+def _generate(runner: Runner, draw: random.Random, ahead: int) -> list[_Stream]:
+    """Sequences under random chunks, a random part of them in each step; so many steps in flight behind each launch."""
     size, free = runner.layout.block_size, list(range(runner.layout.blocks))
     draw.shuffle(free)
     streams = []
@@ -246,12 +272,38 @@ def _generate(runner: Runner, draw: random.Random) -> list[_Stream]:
         need = -(-(length + OUTPUT_TOKENS) // size)
         prompt = [draw.randrange(runner.spec.vocab) for _ in range(length)]
         streams.append(_Stream(prompt, [free.pop() for _ in range(need)]))
-    while waiting := [stream for stream in streams if len(stream.output) < OUTPUT_TOKENS]:
+    flights: deque[tuple[Flight, list[_Stream]]] = deque()
+    while waiting := [stream for stream in streams if stream.made < OUTPUT_TOKENS]:
         picked = [stream for stream in waiting if draw.random() < 0.8] or waiting[:1]
-        items = [stream.item(draw.choice(CHUNKS)) for stream in picked]
-        for stream, item, token in zip(picked, items, runner.step(items), strict=True):
-            stream.take(item, token)
+        items = [stream.item(draw.choice(CHUNKS), place) for place, stream in enumerate(picked)]
+        flights.append((_launch(runner, items, flights[-1][0] if flights else None), picked))
+        while len(flights) > ahead:
+            _land(*flights.popleft())
+    for flight in flights:
+        _land(*flight)
     return streams
+
+
+class Waited(Exception):
+    """A launch waited for the GPU."""
+
+
+def _launch(runner: Runner, items: Sequence[StepItem], after: Flight | None) -> Flight:
+    """`Runner.launch`; Waited where it asks a GPU for anything, which mixtures of experts alone may."""
+    if runner.device.type == "cpu" or runner.spec.mixture is not None:
+        return runner.launch(items, after)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        return runner.launch(items, after)
+    except RuntimeError as error:
+        raise (Waited(error) if "synchroniz" in str(error) else error) from error
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def _land(flight: Flight, streams: list[_Stream]) -> None:
+    for stream, token in zip(streams, flight.result(), strict=True):
+        stream.take(token)
 
 
 if __name__ == "__main__":

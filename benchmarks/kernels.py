@@ -57,7 +57,9 @@ Clock = Callable[[Callable[[], object]], Seconds]
 
 
 @dataclass
-class _Measured:
+class Measured:
+    """Figures as they come in."""
+
     figures: dict[str, float] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     spread: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -87,7 +89,7 @@ def gpu_clock(work: Callable[[], object]) -> Seconds:
 @torch.inference_mode()
 def run(sizes: Sizes, device: torch.device, clock: Clock) -> Report:
     """The figures of `device` by `clock`."""
-    measured = _Measured()
+    measured = Measured()
     parts = (_peaks, _decodes, _neighbours, _shared_prefix, _chunks, _copies)
     with progress("kernels", len(parts)) as advance:
         for part in parts:
@@ -103,7 +105,7 @@ class _Bench:
     sizes: Sizes
     device: torch.device
     clock: Clock
-    measured: _Measured
+    measured: Measured
 
     def fits(self, tokens: int) -> bool:
         return tokens * self.sizes.token_bytes <= self.sizes.most_kv_bytes

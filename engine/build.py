@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..handover.config import HandoverConfig
 from ..handover.house import House
 from ..handover.values import Incarnation, Layout, Window
@@ -11,11 +13,13 @@ from ..policy.journal import Journal
 from .blocks import BlockPool
 from .config import EngineConfig
 from .engine import Engine
-from .grammar import Grammars
 from .outside import Limits, Outside
 from .phase import Phase
 from .runner import Runner
 from .scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from .grammar import Grammars  # its library is needed where a grammar is
 
 
 def context_tokens(runner: Runner) -> int:
@@ -57,4 +61,4 @@ def build_engine(
     layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.block_size)
     house = House(me, spec.fingerprint, layout, handover)
     limits = Limits(context_tokens(runner), spec.eos, shape.block_size, grammars)
-    return Engine(runner, scheduler, house, limits, outside, window, journal)
+    return Engine(runner, scheduler, house, limits, outside, window, journal, runner.overlaps)

@@ -8,6 +8,7 @@ from ..policy.admission import RULES
 EMBEDDED = "embedded"
 DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
+OVERLAPS = ("auto", "on", "off")
 TRANSPORTS = ("auto", "local", "gloo", "nccl")
 
 
@@ -49,6 +50,13 @@ class EngineConfig:
     tensor_parallel: int = 1
     """Processes that share an instance's model: each holds some heads and a part of every feed-forward."""
 
+    overlap: str = "auto"
+    """Whether a step is launched before the results of the one before it are handled: `on`, `off`, or `auto` (on a GPU,
+    where that hides the host's work). Instances of several ranks never do."""
+
+    decode_graphs: bool = True
+    """Replay steps that only decode as CUDA graphs, where that is possible: on one GPU, but for mixtures of experts."""
+
     transport: str = "auto"
     """How KV leaves: `local` (same host, in place), `gloo`, `nccl`, or `auto` (the best for each pair)."""
 
@@ -56,6 +64,7 @@ class EngineConfig:
         _require_one_of("dtype", self.dtype, DTYPES)
         _require_one_of("device", self.device, DEVICES)
         _require_one_of("transport", self.transport, TRANSPORTS)
+        _require_one_of("overlap", self.overlap, OVERLAPS)
         _require_one_of("admission", self.admission, tuple(RULES))
         for name, most in (("block_size", 1 << 16), ("threads", 1024), ("tensor_parallel", 64)):
             _require_at_least(name, getattr(self, name), 1)
@@ -68,8 +77,9 @@ class EngineConfig:
             raise ValueError(
                 "engine.host_kv_bytes needs engine.prefix_cache, by which blocks are found again"
             )
-        if not isinstance(self.prefix_cache, bool):
-            raise ValueError(f"engine.prefix_cache must be true or false, got {self.prefix_cache!r}")
+        for name in ("prefix_cache", "decode_graphs"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"engine.{name} must be true or false, got {value!r}")
         if not isinstance(self.model, str) or not self.model:
             raise ValueError(f"engine.model must be a folder or `{EMBEDDED}`, got {self.model!r}")
 

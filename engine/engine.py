@@ -1,6 +1,7 @@
 """The engine thread of one instance: it alone touches sequences, blocks and seats.
 
-Each round takes what has arrived, lets timers fire, runs one step, and says what came of it.
+Each round takes what has arrived, lets timers fire, runs one step, and says what came of it. With overlap it launches
+one step, and then says what came of the one before.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..handover.effects import (
     Beat,
@@ -36,10 +38,23 @@ from ..handover.effects import (
 )
 from ..handover.house import House
 from ..handover.seat import Seat
-from ..handover.values import Address, Epoch, Grant, LeaseKey, Move, News, Seen, Stage, Start, Window
+from ..handover.values import (
+    Address,
+    Epoch,
+    Grant,
+    LeaseKey,
+    Move,
+    News,
+    Seen,
+    Stage,
+    Start,
+    TokenRecord,
+    Window,
+)
 from ..policy.journal import Journal
 from ..policy.state import LoadView
 from .chronicle import Chronicle
+from .launch import Landing, Launch
 from .moving import Moving
 from .outbox import Outbox
 from .outside import Limits, Outside
@@ -55,9 +70,11 @@ COMMIT_WAIT_S = 0.005
 
 
 class Model(Protocol):
-    """What runs a step; see `Runner.step`."""
+    """What runs steps; see `Runner.launch`."""
 
-    def step(self, items: Sequence[StepItem]) -> list[int | None]: ...
+    def launch(self, items: Sequence[StepItem], after: Any) -> Landing:
+        """Begin a step, behind the step whose landing is `after`, or None."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +105,16 @@ class Engine:
         outside: Outside,
         window: Window | None,
         journal: Journal | None = None,
+        overlap: bool = False,
     ):
-        """`journal` keeps what was done with each sequence, and when; None is one that nobody reads."""
+        """`journal` keeps what was done with each sequence, and when; None is one that nobody reads.
+
+        With `overlap` a step is launched before the results of the one before it are taken. A sequence that is then
+        found to have ended has run one step too many, whose token nobody sees and before whose end nothing is freed.
+        Not where a sliding window passes over blocks: they are given away with the launch of the step that passes them,
+        and the one before it may still read them.
+        """
+        self._overlap = overlap and scheduler.pool.span is None
         self._model = model
         self._scheduler = scheduler
         self._house = house
@@ -102,8 +127,11 @@ class Engine:
         """Seats that hold something; what a round costs follows from their number."""
         self._marks: dict[str, tuple[float, Seat]] = {}
         """Seats that hold nothing but their mark, and since when, the oldest first."""
-        self._launched: set[str] = set()
-        """Sessions of the step in flight whose seats have not heard of it: it is told before anything else."""
+        self._flights: deque[Launch] = deque()
+        """Steps that were launched and have not landed, the oldest first."""
+        self._landed_at = 0.0
+        self._untold: dict[str, int] = {}
+        """Sessions whose seats have not heard of so many steps in flight: that is told before anything else."""
         self._seen: dict[str, FromRouter] = {}
         """What routers have seen, as far as it is not told: it lets records go, and waits for the next event."""
         self._outbox = Outbox()
@@ -177,16 +205,19 @@ class Engine:
 
     def round(self, wait: bool = True) -> None:
         """One step, and all that has arrived; where nothing is to run, `wait` for what arrives or falls due."""
-        batch = self._scheduler.next_batch()
+        self.stepping = bool(self._flights)
+        batch = self._next_batch()
         for sequence in self._scheduler.take_preempted():
             self._chronicle.preempted(sequence)
             self._feed(sequence.session, Preempted())
         self._begin_swaps()
-        self.stepping = bool(batch)
         if batch:
-            self._step(batch)
+            self._launch(batch)
+            self.stepping = True
+        if self.stepping:
+            self._land_all_but(self._ahead() if batch else 0)
             self._flush()
-        self._take_inbox(wait and not batch)
+        self._take_inbox(wait and not self.stepping)
         if wait:
             self._await_commits()
         self._fire_timers()
@@ -194,51 +225,95 @@ class Engine:
         if time.monotonic() >= self._next_beat:
             self._beat()
         self._begin_swaps()
-        if self._outbox or not batch:
+        if self._outbox or not self.stepping:
             self._flush()
         self.alive_at = time.monotonic()
 
-    def _step(self, batch: list[tuple[Running, int]]) -> None:
-        items = [self._scheduler.item(sequence, tokens) for sequence, tokens in batch]
-        self._launch(batch)
-        began = time.perf_counter()
-        drawn = self._model.step(items)
-        took = time.perf_counter() - began
-        self._step_s += (took - self._step_s) / min(self._steps + 1, 16)
-        self._steps += 1
-        for (sequence, tokens), item, token in zip(batch, items, drawn, strict=True):
-            if not sequence.decoding:
-                self._chronicle.chunk(sequence, item.start, tokens, len(batch), took)
-            self._collect(sequence, tokens, item, token)
+    def _next_batch(self) -> list[tuple[Running, int]]:
+        """What the next step runs. Where others must make room for it, the steps in flight land first: until then
+        nobody's memory is given away, nor copied to the host."""
+        batch = self._scheduler.next_batch(preempts=not self._flights)
+        if self._scheduler.cramped:
+            self._land_all_but(0)
+            batch = self._scheduler.next_batch()
+        return batch
 
     def _launch(self, batch: list[tuple[Running, int]]) -> None:
-        for sequence, _ in batch:
+        """Begin a step, behind the one in flight."""
+        before = self._flights[-1] if self._flights else None
+        places = before.places if before else {}
+        items = [
+            self._scheduler.item(sequence, tokens, places[sequence.session] if sequence.owed else None)
+            for sequence, tokens in batch
+        ]
+        began = time.perf_counter()
+        flight = self._model.launch(items, before and before.flight)
+        sequences = [sequence for sequence, _ in batch]
+        self._flights.append(Launch(sequences, items, flight, began))
+        for (sequence, tokens), item in zip(batch, items, strict=True):
+            self._scheduler.ran(sequence, tokens)
+            sequence.owed += item.sample is not None
             sequence.locked = True
-            self._launched.add(sequence.session)
+            self._untold[sequence.session] = self._untold.get(sequence.session, 0) + 1
 
-    def _collect(self, sequence: Running, tokens: int, item: StepItem, token: int | None) -> None:
-        """What a step made of a sequence."""
-        session = sequence.session
-        if item.log is not None:
-            sequence.log(item.start, item.log)
-        self._scheduler.ran(sequence, tokens)
-        records = () if token is None else (sequence.append(token, item.log and item.log.of_drawn),)
-        step, seat = self._stepped(sequence, records), self._seats[session]
-        if records and records[-1].end is not None:
+    def _ahead(self) -> int:
+        """How many steps may stay in flight while the next is formed: one, or none where it looks at what they draw.
+
+        That is so for the whole batch as soon as one sequence of it has a grammar or penalties: its mask and its tally
+        are made on the host. Whoever has none waits with it, rather than run at another pace than its neighbours.
+        """
+        return int(self._overlap and bool(self._flights) and not self._flights[-1].looked_at)
+
+    def _land_all_but(self, count: int) -> None:
+        while len(self._flights) > count:
+            self._land(self._flights.popleft())
+
+    def _land(self, launch: Launch) -> None:
+        """Take what a step made."""
+        drawn = launch.flight.result()
+        now = time.perf_counter()
+        took, self._landed_at = now - max(launch.began, self._landed_at), now
+        self._step_s += (took - self._step_s) / min(self._steps + 1, 16)
+        self._steps += 1
+        for sequence, item, token in zip(launch.sequences, launch.items, drawn, strict=True):
+            if item.start < sequence.prefill_until:
+                self._chronicle.chunk(sequence, item.start, len(item.tokens), len(drawn), took)
+            self._collect(sequence, item, token)
+
+    def _collect(self, sequence: Running, item: StepItem, token: int | None) -> None:
+        """What a step made of a sequence: nothing that counts, where it ended in the step before."""
+        session, records = sequence.session, ()
+        sequence.owed -= token is not None
+        if not sequence.ended:
+            if item.log is not None:
+                sequence.log(item.start, item.log)
+            if token is not None:
+                records = (sequence.append(token, item.log and item.log.of_drawn),)
+        step, seat = self._stepped(sequence, item, records), self._seats[session]
+        if records and sequence.ended:
             self._scheduler.ended(sequence)
-        elif seat.plain and session in self._launched:
-            self._launched.discard(session)
-            sequence.locked = False
-            self._seats[session], effects = seat.ran(step)
+        elif seat.plain:
+            if not seat.launched:
+                self._tell_launch(session)
+            seat, effects = seat.ran(step)
+            self._seats[session] = seat
+            sequence.locked = bool(seat.launched) or session in self._untold
             for effect in effects:
                 self._do(session, effect)
             return
         self._feed(session, step)
 
-    def _stepped(self, sequence: Running, records: tuple) -> Stepped:
-        full, blocks = sequence.computed // self._limits.block_size, self._limits.blocks(sequence.computed)
+    def _tell_launch(self, session: str) -> None:
+        """One launch fewer that its seat has not heard of."""
+        self._untold[session] -= 1
+        if not self._untold[session]:
+            del self._untold[session]
+
+    def _stepped(self, sequence: Running, item: StepItem, records: tuple[TokenRecord, ...]) -> Stepped:
+        end = item.start + len(item.tokens)
+        full, blocks = end // self._limits.block_size, self._limits.blocks(end)
         passed = self._scheduler.kv.passed(len(sequence.tokens))
-        return Stepped(records, full, blocks, sequence.computed, sequence.decoding, passed)
+        return Stepped(records, full, blocks, end, end >= sequence.prefill_until, passed)
 
     def _take_inbox(self, wait: bool) -> None:
         due = self._timers.next_due(self._next_beat)
@@ -310,8 +385,7 @@ class Engine:
 
     def _feed(self, session: str, event: InstanceEvent) -> list[InstanceEffect]:
         """Tell the session's seat, and carry out what it says."""
-        if session in self._launched:
-            self._launched.discard(session)
+        for _ in range(self._untold.pop(session, 0)):
             self._hear(session, Launched())
         seen = self._seen.pop(session, None)
         if seen is not None:

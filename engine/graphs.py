@@ -17,6 +17,12 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """A step runs as the next larger of these; larger steps run without a graph."""
 
 
+def recordable(spec: ModelSpec, device: torch.device) -> bool:
+    """Whether a model's decode steps can be recorded: not those of mixtures of experts, whose host asks the device in
+    every layer how the tokens were spread (`expert_feed_forward`), which cannot happen while recording."""
+    return device.type == "cuda" and spec.mixture is None
+
+
 class DecodeGraphs:
     """The forward pass of steps that decode only, recorded once for each of `BATCH_SIZES`."""
 

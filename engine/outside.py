@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..handover.frames import InstanceFrame
 from ..handover.values import Address, Incarnation, LeaseKey, PeerMessage, Stage, Window
 from ..policy.state import blocks_for
-from .grammar import Grammars
 from .host_tier import Swap
+
+if TYPE_CHECKING:
+    from .grammar import Grammars  # its library is needed where a grammar is
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,8 +86,9 @@ class Ranks:
         """Processes of the ranks from 1 on."""
         return [process.pid for process in self._processes]
 
-    def forward(self, items: Sequence[StepItem]) -> torch.Tensor:
-        """As `RankModel.forward`, on all ranks. RankLost ends them all."""
+    def forward(self, items: Sequence[StepItem], ahead: torch.Tensor | None = None) -> torch.Tensor:
+        """As `RankModel.forward`, on all ranks, which are told tokens that the host knows. RankLost ends them all."""
+        assert ahead is None, "tokens that are on one device alone do not reach the other ranks"
         plain = [(list(item.tokens), item.start, list(item.block_table)) for item in items]
         try:
             for line in self._lines:

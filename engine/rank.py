@@ -28,7 +28,7 @@ from .model import Model, Reduce
 from .pair import GROUPS, c10d
 from .shards import Cut
 from .step import StepItem
-from .weights import load_weights
+from .weights import ModelWeights, load_weights
 
 _LENGTH_BYTES = 8
 
@@ -78,26 +78,34 @@ class RankModel:
         place: Place,
         memory: SharedMemory | None,
         reduce: Reduce | None,
+        weights: ModelWeights | None = None,
     ) -> None:
-        """`layout` and `memory` are of the whole cache, which is on CPUs the ranks' caches one after the other."""
+        """`layout` and `memory` are of the whole cache, which is on CPUs the ranks' caches one after the other.
+
+        `weights` are this rank's; without any they are read.
+        """
         device, share = place.own_device, spec.share(place.ranks)
         own = layout.share(place.ranks)
         start = place.rank * own.total_bytes
         self.cache = KVCache(own, device, memory and memory.buffer[start : start + own.total_bytes])
         cut = Cut(spec, place.rank, place.ranks).layer if place.ranks > 1 else None
         dtype = getattr(torch, place.dtype)
-        weights = load_weights(config.folder, spec, dtype, device, cut, head=place.rank == 0)
+        if weights is None:
+            weights = load_weights(config.folder, spec, dtype, device, cut, head=place.rank == 0)
         self.model = Model(share, weights, reduce)
-        self._inputs = InputBuilder(share, layout.block_size, device)
+        self._inputs = InputBuilder(share, own, device)
         self._graphs: DecodeGraphs | None = None
 
     def record_graphs(self) -> None:
         """Replay steps without chunks as CUDA graphs from here on."""
         self._graphs = DecodeGraphs(self.model, self.cache)
 
-    def forward(self, items: Sequence[StepItem]) -> torch.Tensor:
-        """Feeds `items`, those of one token first; the last layer's output [n, hidden]."""
-        inputs = self._inputs.build(items)
+    def forward(self, items: Sequence[StepItem], ahead: torch.Tensor | None = None) -> torch.Tensor:
+        """Feeds `items`, those of one token first; the last layer's output [n, hidden].
+
+        `ahead` are, in order, the tokens of those that follow items of the step before; see `StepItem.follows`.
+        """
+        inputs = self._inputs.build(items, ahead)
         if self._graphs and self._graphs.can_run(inputs):
             return self._graphs.forward(inputs)
         return self.model.forward(inputs, self.cache)

@@ -62,10 +62,12 @@ class Residence:
             self._pool.hold(sequence.key, blocks, sequence.room)
 
     def publish(self, sequence: Sequence) -> None:
-        """What is full and computed may be shared from now on."""
-        blocks = sequence.computed // self._block_size
+        """What is full and computed, by steps that no other overtakes, may be shared from now on, once it has a name:
+        a token in flight has none."""
+        known = min(sequence.computed, len(sequence.tokens))
+        blocks = known // self._block_size
         if self._pool.caches and blocks > sequence.published:
-            self._pool.publish(sequence.key, self.names(sequence, sequence.computed))
+            self._pool.publish(sequence.key, self.names(sequence, known))
             sequence.published = blocks
 
     def shed(self, sequence: Sequence) -> None:

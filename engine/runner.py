@@ -6,18 +6,20 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..handover.values import Logprobs
 from ..kernels.device import upload
 from .cache import BlockStore
 from .checkpoint import ModelSpec, read_checkpoint
 from .config import EngineConfig
+from .flight import Flight
+from .graphs import recordable
 from .layout import CacheLayout
-from .logprobs import logprobs_of
+from .logprobs import LogprobsOf
 from .memory import SharedMemory
 from .parallel import Ranks
 from .rank import Place, RankModel
 from .sampler import sample
 from .step import Logbook, SampleSpec, StepItem
+from .weights import ModelWeights
 
 __all__ = ["Runner", "SampleSpec", "StepItem", "choose_device", "choose_dtype", "choose_layout"]
 
@@ -71,17 +73,18 @@ class Runner:
         spec: ModelSpec | None = None,
         memory: SharedMemory | None = None,
         *,
-        decode_graphs: bool = False,
+        weights: ModelWeights | None = None,
     ) -> None:
         """Loads the checkpoint of `config`. `memory`, of `memory_bytes`, is for the KV cache (CPU only).
 
-        With `decode_graphs`, on one GPU alone, steps without chunks are replayed as CUDA graphs, recorded here.
+        `weights` of `spec`, where they are given, stand for the checkpoint's, on one rank.
 
         Raises ValueError for a checkpoint that cannot be served.
         """
         torch.set_num_threads(config.threads)
         self.spec = spec or read_checkpoint(config.folder)
         self.device = choose_device(config)
+        self._overlap = config.overlap
         dtype = choose_dtype(config, self.device)
         self.layout = choose_layout(config, self.spec, dtype)
         ranks = config.tensor_parallel
@@ -91,15 +94,22 @@ class Runner:
             memory = self._memory = SharedMemory.create(memory_bytes(self.layout, ranks))
         self._ranks = Ranks(config, self.spec, self.layout, place, memory) if ranks > 1 else None
         rank = (
-            self._ranks.own if self._ranks else RankModel(config, self.spec, self.layout, place, memory, None)
+            self._ranks.own
+            if self._ranks
+            else RankModel(config, self.spec, self.layout, place, memory, None, weights)
         )
         self.cache: BlockStore = self._ranks.cache if self._ranks else rank.cache
         """Of the whole model."""
-        if decode_graphs:
-            assert self._ranks is None, "graphs are recorded of one rank"
+        if config.decode_graphs and self._ranks is None and recordable(self.spec, self.device):
             rank.record_graphs()
         self._model = rank.model
         self._forward = self._ranks.forward if self._ranks else rank.forward
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a step is to be launched before the one before it has landed; see `EngineConfig.overlap`."""
+        wanted = self._overlap == "on" or (self._overlap == "auto" and self.device.type != "cpu")
+        return wanted and not self.ranked
 
     @property
     def ranked(self) -> bool:
@@ -118,50 +128,70 @@ class Runner:
         if self._memory is not None:
             self._memory.close()
 
-    @torch.inference_mode()
     def step(self, items: Sequence[StepItem]) -> list[int | None]:
-        """One forward pass over `items`; their keys and values are in the cache when it returns.
+        """One forward pass over `items`, from launch to landing; see `Flight.result`."""
+        return self.launch(items).result() if items else []
 
-        Returns for each item the sampled token, None where it asked for none, and fills in the items' `log`.
+    @torch.inference_mode()
+    def launch(self, items: Sequence[StepItem], after: Flight | None = None) -> Flight:
+        """Begin a step of at least one item without waiting for it on a GPU; a CPU has done it on return.
+
+        Items that follow one of the step before take their token from `after`, its flight, on the device: it may not
+        have landed. Not with several ranks, which are told the tokens. Mixtures of experts are waited for in every
+        layer, whose groups the host must know (`expert_feed_forward`).
         """
-        if not items:
-            return []
-        order = sorted(range(len(items)), key=lambda index: len(items[index].tokens) > 1)
+        order = sorted(range(len(items)), key=lambda index: _place(items[index]))
         ordered = [items[index] for index in order]
-        hidden = self._forward(ordered)
-        tokens: list[int | None] = [None] * len(items)
+        hidden = self._forward(ordered, self._ahead(ordered, after))
         ends = np.cumsum([len(item.tokens) for item in ordered]) - 1
-        for item, end in zip(ordered, ends, strict=True):
-            if item.log is not None and item.log.known:
-                self._tell_known(item.log, hidden[end + 1 - len(item.tokens) :])
+        known = [
+            (item.log, self._of_known(item.log, hidden[end + 1 - len(item.tokens) :]))
+            for item, end in zip(ordered, ends, strict=True)
+            if item.log is not None and item.log.known
+        ]
         wanted = [(index, int(end)) for index, end in zip(order, ends, strict=True) if items[index].sample]
-        if wanted:
-            rows = upload(np.array([end for _, end in wanted]), self.device)
-            drawn = self._draw([items[index] for index, _ in wanted], hidden.index_select(0, rows))
-            for (index, _), token in zip(wanted, drawn, strict=True):
-                tokens[index] = token
-        return tokens
+        rows = {index: row for row, (index, _) in enumerate(wanted)}
+        if not wanted:
+            return Flight(len(items), rows, None, known, [], None, self.device)
+        last = hidden.index_select(0, upload(np.array([end for _, end in wanted]), self.device))
+        drawn, told, of_drawn = self._draw([items[index] for index, _ in wanted], last)
+        return Flight(len(items), rows, drawn, known, told, of_drawn, self.device)
 
-    def _draw(self, items: Sequence[StepItem], hidden: torch.Tensor) -> list[int]:
-        """A token after each row of `hidden`."""
+    def _ahead(self, items: Sequence[StepItem], after: Flight | None) -> torch.Tensor | None:
+        """The tokens, still being drawn, of the `items` that follow others; None where there are none."""
+        followed = [item.follows for item in items if item.follows is not None]
+        if not followed:
+            return None
+        assert after is not None and after.drawn is not None and self._ranks is None
+        rows = np.array([after.rows[index] for index in followed])
+        return after.drawn.index_select(0, upload(rows, self.device))
+
+    def _draw(
+        self, items: Sequence[StepItem], hidden: torch.Tensor
+    ) -> tuple[torch.Tensor, list[Logbook], LogprobsOf | None]:
+        """A token after each row of `hidden`; where something is to be told of some, and what."""
         logits = self._model.logits(hidden)
         logs = [(row, log) for row, item in enumerate(items) if (log := item.log) is not None]
         told = [(row, log, log.drawn_top) for row, log in logs if log.drawn_top is not None]
-        untouched = logits[[row for row, _, _ in told]] if told else logits
-        tokens = sample(logits, [spec for item in items if (spec := item.sample)])
-        if told:
-            logprobs = logprobs_of(
-                untouched, [tokens[row] for row, _, _ in told], [top for _, _, top in told]
-            )
-            for (_, log, _), of_drawn in zip(told, logprobs, strict=True):
-                log.of_drawn = of_drawn
-        return tokens
+        specs = [spec for item in items if (spec := item.sample)]
+        if not told:
+            return sample(logits, specs), [], None
+        rows = upload(np.array([row for row, _, _ in told]), self.device)
+        untouched = logits.index_select(0, rows)
+        tokens = sample(logits, specs)
+        of_drawn = LogprobsOf(untouched, tokens.index_select(0, rows), [top for _, _, top in told])
+        return tokens, [log for _, log, _ in told], of_drawn
 
-    def _tell_known(self, log: Logbook, hidden: torch.Tensor) -> None:
-        """Fill in what is wanted of known tokens, which follow the first rows of `hidden`."""
-        of_known: list[Logprobs] = []
+    def _of_known(self, log: Logbook, hidden: torch.Tensor) -> list[LogprobsOf]:
+        """What is wanted of known tokens, which follow the first rows of `hidden`."""
+        parts: list[LogprobsOf] = []
         for first in range(0, len(log.known), LOGITS_ROWS):
-            tokens = log.known[first : first + LOGITS_ROWS]
+            tokens = upload(np.array(log.known[first : first + LOGITS_ROWS]), self.device)
             logits = self._model.logits(hidden[first : first + len(tokens)])
-            of_known += logprobs_of(logits, tokens, [log.known_top] * len(tokens))
-        log.of_known = tuple(of_known)
+            parts.append(LogprobsOf(logits, tokens, [log.known_top] * len(tokens)))
+        return parts
+
+
+def _place(item: StepItem) -> tuple[bool, int]:
+    """Decodes before chunks, and beside those that may share a prefix."""
+    return len(item.tokens) > 1, item.block_table[0]

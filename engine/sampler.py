@@ -8,8 +8,10 @@ would collect the rounding of all tokens before the drawn one.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from ..kernels.device import upload
 from .draw import draw_key
 from .shaping import best, shape_
 from .step import SampleSpec
@@ -17,26 +19,22 @@ from .step import SampleSpec
 _MANTISSA_BITS = 53
 
 
-def sample(logits: torch.Tensor, specs: Sequence[SampleSpec]) -> list[int]:
+def sample(logits: torch.Tensor, specs: Sequence[SampleSpec]) -> torch.Tensor:
     """One token id for each row of `logits` [rows, vocab]; no row's choice depends on another row.
 
-    Rows whose spec has a `shaping` may be changed in place.
+    Returns them on the device of `logits`, without waiting for it. Rows whose spec has a `shaping` may be changed in
+    place.
     """
     if any(spec.shaping is not None for spec in specs):
         logits = logits.float()  # fewer digits would swallow what is added
         shape_(logits, specs)
-    tokens = _likeliest(logits).tolist()
     drawn = [row for row, spec in enumerate(specs) if spec.temperature > 0]
+    if len(drawn) == len(specs):
+        return _draw(logits, specs)
+    tokens = _likeliest(logits)
     if drawn:
-        chosen = [specs[row] for row in drawn]
-        rows = logits if len(drawn) == len(specs) else logits[drawn]
-        scores = score(
-            rows,
-            [spec.temperature for spec in chosen],
-            [draw_key(spec.seed, spec.choice, spec.position) for spec in chosen],
-        )
-        for row, token in zip(drawn, best(scores, rows, chosen).tolist(), strict=True):
-            tokens[row] = token
+        at = upload(np.array(drawn), logits.device)
+        tokens.index_copy_(0, at, _draw(logits.index_select(0, at), [specs[row] for row in drawn]))
     return tokens
 
 
@@ -47,14 +45,20 @@ def _likeliest(logits: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(logits.numpy().argmax(axis=-1))
 
 
+def _draw(logits: torch.Tensor, specs: Sequence[SampleSpec]) -> torch.Tensor:
+    """The draws of rows whose temperature is above 0."""
+    keys = [draw_key(spec.seed, spec.choice, spec.position) for spec in specs]
+    return best(score(logits, [spec.temperature for spec in specs], keys), logits, specs)
+
+
 def score(logits: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]) -> torch.Tensor:
     """What the token is the largest of: `logits` [rows, vocab] plus temperature times Gumbel noise, in float64.
 
     Each row has its temperature and its `draw_key`. Temperature 0 leaves the logits: greedy choice.
     """
     device = logits.device
-    noise = _gumbel(torch.tensor(keys, dtype=torch.int64, device=device), logits.shape[-1])
-    scale = torch.tensor(temperatures, dtype=torch.float64, device=device).unsqueeze(1)
+    noise = _gumbel(upload(np.array(keys, dtype=np.int64), device), logits.shape[-1])
+    scale = upload(np.array(temperatures, dtype=np.float64), device).unsqueeze(1)
     return noise.mul_(scale).add_(logits)
 
 

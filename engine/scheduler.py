@@ -61,6 +61,8 @@ class Scheduler:
         self.role = role
         self.kv = Residence(pool, block_size, fingerprint, host_blocks, cost)
         self.preemptions = 0
+        self.cramped = False
+        """Somebody found no room in the latest batch, and nobody might give any back."""
         self._admission = Admission(rule, pool, block_size)
         self._target = target
         self._prefill = prefill
@@ -159,8 +161,12 @@ class Scheduler:
 
     # ---- steps
 
-    def next_batch(self) -> list[tuple[Sequence, int]]:
-        """The sequences to run and how many tokens of each; their blocks are there. See also `take_preempted`."""
+    def next_batch(self, preempts: bool = True) -> list[tuple[Sequence, int]]:
+        """The sequences to run and how many tokens of each; their blocks are there. See also `take_preempted`.
+
+        Unless it `preempts`, nobody gives memory back for it; see also `cramped`.
+        """
+        self.cramped = False
         self._admit()
         ready = self._begin([sequence for sequence in self if self._may_run(sequence)])
         candidates = [Candidate(self._runnable(one), one.decoding, one.computed) for one in ready]
@@ -168,7 +174,9 @@ class Scheduler:
         if self._target is not None:
             budget = bounded(candidates, budget, self._target, least_tokens=self.block_size)
         chosen = [(ready[place], tokens) for place, tokens in choose_batch(candidates, budget)]
-        batch = [(one, tokens) for one, tokens in chosen if one.admitted and self._make_room(one, tokens)]
+        batch = [
+            (one, tokens) for one, tokens in chosen if one.admitted and self._make_room(one, tokens, preempts)
+        ]
         return [(one, tokens) for one, tokens in batch if one.admitted]
 
     def _runnable(self, sequence: Sequence) -> int:
@@ -189,16 +197,20 @@ class Scheduler:
             return self.role
         return Budget(RECOMPUTED_TOKENS, self.role.decode_slots)
 
-    def item(self, sequence: Sequence, tokens: int) -> StepItem:
-        """The sequence's share of a step, and a token drawn where the step reaches its end."""
+    def item(self, sequence: Sequence, tokens: int, follows: int | None = None) -> StepItem:
+        """The sequence's share of a step, and a token drawn where the step reaches its end.
+
+        The last token may be on its way from the item `follows` of the step before.
+        """
         start = sequence.computed
-        fed = sequence.tokens[start : start + tokens]
-        sample = sequence.sample_spec() if start + tokens == len(sequence.tokens) else None
+        fed = sequence.tokens[start : start + tokens] or [0]
+        draws = start + tokens == len(sequence.tokens) + sequence.owed
         table = self.pool.table(sequence.key)[: blocks_for(start + tokens, self.block_size)]
-        return StepItem(fed, start, table, sample, sequence.logbook(start, tokens))
+        sample = sequence.sample_spec() if draws else None
+        return StepItem(fed, start, table, sample, sequence.logbook(start, tokens), follows)
 
     def ran(self, sequence: Sequence, tokens: int) -> None:
-        """A step has computed so many more of the sequence's tokens."""
+        """A step that was launched computes so many more of the sequence's tokens, before any step behind it."""
         sequence.computed += tokens
         sequence.preempted = sequence.preempted and not sequence.decoding
         self._keep(sequence)
@@ -213,9 +225,9 @@ class Scheduler:
         self._admission.ended(sequence.application, sequence.made)
 
     def _may_run(self, sequence: Sequence) -> bool:
-        if not sequence.admitted or sequence.paused or sequence.loading:
+        if not sequence.admitted or sequence.paused or sequence.loading or sequence.spent:
             return False
-        if sequence.limit is not None and len(sequence.tokens) > sequence.limit:
+        if sequence.limit is not None and len(sequence.tokens) + sequence.owed > sequence.limit:
             return False
         phase = self._decode if sequence.decoding else self._prefill
         return sequence.preempted or phase.wants_step(sequence.pending, self.role)
@@ -291,7 +303,7 @@ class Scheduler:
             runs.append(sequence)
         return runs
 
-    def _make_room(self, sequence: Sequence, tokens: int) -> bool:
+    def _make_room(self, sequence: Sequence, tokens: int, preempts: bool) -> bool:
         """Blocks for so many more tokens, taken from later ones where that is needed; False where it must wait."""
         blocks = blocks_for(sequence.computed + tokens, self.block_size)
         if self.pool.length(sequence.key) >= blocks:
@@ -302,6 +314,9 @@ class Scheduler:
                 return True
             except OutOfBlocks:
                 if self.kv.leaving:
+                    return False
+                if not preempts:
+                    self.cramped = True
                     return False
                 victim = self._victim(sequence)
                 if victim is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ..handover.values import (
     Commit,
@@ -16,15 +17,17 @@ from ..handover.values import (
     TokenRecord,
 )
 from ..policy.state import Priority
-from .grammar import Constraint, Grammars
 from .phase import Size
 from .step import Logbook, SampleSpec, Shaping
 from .tally import Tally
 
+if TYPE_CHECKING:
+    from .grammar import Constraint, Grammars  # its library is needed where a grammar is
+
 
 @dataclass(slots=True)
 class Sequence:
-    """`computed < len(tokens)` until it ends; the KV of the first `computed` tokens lies in its blocks."""
+    """`computed < len(tokens) + owed` until it ends; the KV of the first `computed` tokens lies in its blocks."""
 
     session: str
     epoch: Epoch
@@ -49,6 +52,11 @@ class Sequence:
     prefill_until: int = field(init=False)
     """The tokens that were there when it came: to be prefilled as far as they have no KV."""
     computed: int = 0
+    """Tokens that have KV, or will when the steps in flight have landed."""
+    owed: int = 0
+    """Tokens behind the last one that steps in flight are drawing."""
+    ended: bool = False
+    """It has its last token."""
     room: int = 0
     """Blocks that it is expected to come to have."""
     admitted: bool = False
@@ -164,12 +172,22 @@ class Sequence:
 
     @property
     def size(self) -> Size:
-        return Size(len(self.tokens), self.most)
+        return Size(len(self.tokens) + self.owed, self.most)
 
     @property
     def pending(self) -> int:
-        """Tokens without KV."""
-        return len(self.tokens) - self.computed
+        """Tokens without KV, and with none on its way."""
+        return len(self.tokens) + self.owed - self.computed
+
+    @property
+    def spent(self) -> bool:
+        """It has its last token, or a step in flight draws it: that much is known beforehand."""
+        return len(self.tokens) + self.owed >= self.most
+
+    @property
+    def looks_back(self) -> bool:
+        """What may come next depends on the tokens before, as the host keeps them: grammars and penalties."""
+        return self.constraint is not None or self.tally is not None
 
     @property
     def decoding(self) -> bool:
@@ -178,6 +196,7 @@ class Sequence:
 
     def give_back(self) -> None:
         """Its KV is gone: all tokens that it has are to be prefilled again, and none of them is drawn again."""
+        assert not self.owed
         self.computed = self.published = self.room = 0
         self.prefill_until = len(self.tokens)
         self.admitted = self.asked = False
@@ -188,18 +207,19 @@ class Sequence:
         return len(self.tokens) - self.prompt
 
     def sample_spec(self) -> SampleSpec:
-        """How the token after the last one is drawn."""
-        params, shaping = self.params, self._shaping() if self.shaped else None
-        return SampleSpec(params.temperature, params.seed, params.choice, self.made, shaping)
+        """How the token after the last one is drawn, be that still on its way."""
+        params, position = self.params, self.made + self.owed
+        shaping = self._shaping(position) if self.shaped else None
+        return SampleSpec(params.temperature, params.seed, params.choice, position, shaping)
 
     @property
     def _filtered(self) -> bool:
         params = self.params
         return params.temperature > 0 and (params.top_p < 1 or params.top_k > 0 or params.min_p > 0)
 
-    def _shaping(self) -> Shaping | None:
+    def _shaping(self, position: int) -> Shaping | None:
         params = self.params
-        barred = tuple(self.ends) if self.made < params.min_tokens else ()
+        barred = tuple(self.ends) if position < params.min_tokens else ()
         allowed = None if self.constraint is None else self.constraint.allowed()
         if not (
             self._filtered or barred or params.logit_bias or self.tally is not None or allowed is not None
@@ -210,7 +230,7 @@ class Sequence:
     @property
     def needs_whole_prompt(self) -> bool:
         """Every token of the prompt must be computed here, none read from a cached prefix: it is to be told of each."""
-        return self.params.prompt_logprobs is not None and self.made == 0
+        return self.params.prompt_logprobs is not None and self.made + self.owed == 0
 
     def logbook(self, start: int, tokens: int) -> Logbook | None:
         """What a step that feeds so many tokens from `start` on is to tell of."""
@@ -218,7 +238,7 @@ class Sequence:
         if params.logprobs is None and params.prompt_logprobs is None:
             return None
         known = self.tokens[start + 1 : min(end + 1, self.prompt)] if self.needs_whole_prompt else ()
-        draws = params.logprobs is not None and end == len(self.tokens)
+        draws = params.logprobs is not None and end == len(self.tokens) + self.owed
         if not (known or draws):
             return None
         return Logbook(known, params.prompt_logprobs or 0, params.logprobs if draws else None)
@@ -235,6 +255,7 @@ class Sequence:
             self.tally.add(token)
         end = End.LENGTH if len(self.tokens) >= self.most else None
         end = End.STOP if token in self.ends else end
+        self.ended = end is not None
         if self.constraint is not None and end is None:
             self.constraint.take(token)
         prompt, self.prompt_logprobs = tuple(self.prompt_logprobs), []

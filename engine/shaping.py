@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..handover.values import SamplingParams
+from ..kernels.device import on_gpu, upload
 from .step import SampleSpec, Shaping
 
 
@@ -34,7 +35,7 @@ def _bias_(logits: torch.Tensor, rows: list[tuple[int, Shaping]]) -> None:
     if rows:
         entries = [(row, token, bias) for row, shaping in rows for token, bias in shaping.params.logit_bias]
         at, tokens, biases = (
-            torch.tensor(column, device=logits.device) for column in zip(*entries, strict=True)
+            upload(np.array(column), logits.device) for column in zip(*entries, strict=True)
         )
         logits[at, tokens] += biases.to(logits.dtype)
 
@@ -47,11 +48,11 @@ def _penalize_(logits: torch.Tensor, rows: list[tuple[int, Shaping]]) -> None:
 
     def spread(values: Sequence[float]) -> torch.Tensor:
         """One value a row to one an entry."""
-        return torch.from_numpy(np.repeat(np.array(values), lengths)).to(logits.device)
+        return upload(np.repeat(np.array(values), lengths), logits.device)
 
     at = spread([row for row, _, _ in tallies])
-    tokens = torch.from_numpy(np.concatenate([tally.ids for _, _, tally in tallies])).to(logits.device)
-    counts = torch.from_numpy(np.concatenate([tally.counts for _, _, tally in tallies])).to(logits.device)
+    tokens = upload(np.concatenate([tally.ids for _, _, tally in tallies]), logits.device)
+    counts = upload(np.concatenate([tally.counts for _, _, tally in tallies]), logits.device)
     repetition = spread([params.repetition_penalty for _, params, _ in tallies])
     frequency = spread([params.frequency_penalty for _, params, _ in tallies])
     presence = spread([params.presence_penalty for _, params, _ in tallies])
@@ -64,8 +65,8 @@ def _penalize_(logits: torch.Tensor, rows: list[tuple[int, Shaping]]) -> None:
 def _bar_(logits: torch.Tensor, rows: list[tuple[int, Shaping]]) -> None:
     if rows:
         entries = [(row, token) for row, shaping in rows for token in shaping.barred]
-        at, tokens = zip(*entries, strict=True)
-        logits[list(at), list(tokens)] = -torch.inf
+        at, tokens = (upload(np.array(column), logits.device) for column in zip(*entries, strict=True))
+        logits.index_put_((at, tokens), logits.new_full((), -torch.inf))
 
 
 def _allow_(logits: torch.Tensor, rows: list[tuple[int, bytes]]) -> None:
@@ -76,8 +77,9 @@ def _allow_(logits: torch.Tensor, rows: list[tuple[int, bytes]]) -> None:
     for mask, (_, allowed) in zip(masks, rows, strict=True):
         bits = np.unpackbits(np.frombuffer(allowed, np.uint8), bitorder="little")[: len(mask)]
         mask[: len(bits)] = bits
-    at = [row for row, _ in rows]
-    logits[at] = logits[at].masked_fill(torch.from_numpy(masks).to(logits.device) == 0, -torch.inf)
+    at = upload(np.array([row for row, _ in rows]), logits.device)
+    forbidden = upload(masks, logits.device) == 0
+    logits.index_copy_(0, at, logits.index_select(0, at).masked_fill_(forbidden, -torch.inf))
 
 
 def best(scores: torch.Tensor, logits: torch.Tensor, specs: Sequence[SampleSpec]) -> torch.Tensor:
@@ -95,7 +97,9 @@ def best(scores: torch.Tensor, logits: torch.Tensor, specs: Sequence[SampleSpec]
     ]
     if rows:
         params = [shaping.params for row in rows if (shaping := specs[row].shaping) is not None]
-        chosen[rows] = _best_of_filtered(scores[rows], logits[rows].double(), params)
+        at = upload(np.array(rows), logits.device)
+        filtered = _best_of_filtered(scores.index_select(0, at), logits.index_select(0, at).float(), params)
+        chosen.index_copy_(0, at, filtered)
     return chosen
 
 
@@ -106,20 +110,29 @@ def _filters(params: SamplingParams) -> bool:
 def _best_of_filtered(
     scores: torch.Tensor, logits: torch.Tensor, params: Sequence[SamplingParams]
 ) -> torch.Tensor:
-    """Without sorting: a candidate is outside the nucleus where those above it have its whole share already.
-
-    Then so are all below it; the best of those above is the next candidate. (Rejection by pivots, as in FlashInfer's
-    sampling kernels, here with fixed scores, so that the result is the one that sorting first would give.)
-    """
-    temperatures = _column([p.temperature for p in params], logits)
-    top = logits.amax(dim=-1, keepdim=True)
-    floor = top + temperatures * _column([p.min_p for p in params], logits).log()
-    floor = torch.maximum(floor, _least_of_top(logits, [p.top_k for p in params]))
-    out = logits < floor
+    values = logits.double()
+    temperatures = _column([p.temperature for p in params], values)
+    top = values.amax(dim=-1, keepdim=True)
+    floor = top + temperatures * _column([p.min_p for p in params], values).log()
+    floor = torch.maximum(floor, _least_of_top(values, [p.top_k for p in params]))
+    out = values < floor
     scores = scores.masked_fill(out, -torch.inf)
-    likelihood = ((logits - top) / temperatures).exp_().masked_fill_(out, 0.0)
-    share = _column([p.top_p if p.top_p < 1 else torch.inf for p in params], logits)
+    likelihood = ((values - top) / temperatures).exp_().masked_fill_(out, 0.0)
+    share = _column([p.top_p if p.top_p < 1 else torch.inf for p in params], values)
     share *= likelihood.sum(dim=-1, keepdim=True)
+    within = best_by_sorting if on_gpu(logits) else best_by_pivots
+    return within(scores, logits, likelihood, share)
+
+
+def best_by_pivots(
+    scores: torch.Tensor, logits: torch.Tensor, likelihood: torch.Tensor, share: torch.Tensor
+) -> torch.Tensor:
+    """For each row the best of `scores` whose likelier tokens have less than `share` [rows, 1] of `likelihood`.
+
+    Without sorting: a candidate is outside the nucleus where those above it have its whole share already. Then so are
+    all below it; the best of those above is the next candidate. (Rejection by pivots, as in FlashInfer's sampling
+    kernels, here with fixed scores, so that the result is the one that sorting first would give.)
+    """
     while True:
         chosen = scores.argmax(dim=-1, keepdim=True)
         pivot = logits.gather(1, chosen)
@@ -127,6 +140,17 @@ def _best_of_filtered(
         if not outside.any():
             return chosen.squeeze(1)
         scores.masked_fill_(outside & (logits <= pivot), -torch.inf)
+
+
+def best_by_sorting(
+    scores: torch.Tensor, logits: torch.Tensor, likelihood: torch.Tensor, share: torch.Tensor
+) -> torch.Tensor:
+    """Twin of `best_by_pivots` that never asks the device how far it is: a step on a GPU is not waited for."""
+    falling, order = logits.sort(dim=-1, descending=True)
+    likelihood = likelihood.gather(1, order)
+    above = likelihood.cumsum(dim=-1) - likelihood
+    least = falling.masked_fill(above >= share, torch.inf).amin(dim=-1, keepdim=True)
+    return scores.masked_fill(logits < least, -torch.inf).argmax(dim=-1)
 
 
 def _least_of_top(logits: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
@@ -140,4 +164,4 @@ def _least_of_top(logits: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64, device=like.device).unsqueeze(1)
+    return upload(np.array(values, dtype=np.float64), like.device).unsqueeze(1)

@@ -63,3 +63,6 @@ class StepItem:
     """None where the next token is known or not wanted."""
     log: Logbook | None = None
     """None where no log-probabilities are wanted, which then cost nothing."""
+    follows: int | None = None
+    """Where the token to feed is still being drawn: the index of the item that draws it, among those of the step
+    before. The one of `tokens` then stands for it."""

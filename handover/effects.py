@@ -57,12 +57,15 @@ class FromPeer:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A step that holds this session's sequence has been launched and may still write its blocks."""
+    """A step that holds this session's sequence has been launched and may still write its blocks.
+
+    The one before it may be under way; steps complete in the order in which they were launched.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """The launched step is complete.
+    """The oldest step that was launched is complete.
 
     `full` blocks of the table are computed and will not change, `blocks` hold anything, `computed` tokens have KV;
     `ready` says that the prompt is done, so that the sequence may change its owner. Its last token does not see

@@ -54,7 +54,7 @@ class Seat(Peering):
                 return self._from_peer(message, house)
             case Launched():
                 assert self.holding is not None
-                return self._replace(launched=self.holding.epoch), []
+                return self._replace(launched=(*self.launched, self.holding.epoch)), []
             case Stepped():
                 return self._stepped(event, house)
             case Preempted():
@@ -182,9 +182,11 @@ class Seat(Peering):
     # ---- steps
 
     def _stepped(self, step: Stepped, house: House) -> tuple[Seat, list[InstanceEffect]]:
-        holding = self.holding
-        if holding is None or holding.epoch != self.launched:
-            return self._replace(launched=None), []  # launched for a sequence that has gone since
+        holding, launched = self.holding, self.launched[1:]
+        if holding is None or holding.epoch != self.launched[0] or holding.ended:
+            return self._replace(
+                launched=launched
+            ), []  # the sequence has gone since, or ended in the step before
         effects: list[InstanceEffect] = []
         ended = bool(step.records) and step.records[-1].end is not None
         now = Progress(step.full, step.blocks, step.computed, step.ready, step.passed)
@@ -196,14 +198,14 @@ class Seat(Peering):
         first = holding.needed(self.source)
         kept = rules.unseen(records, holding.first, first)
         holding = holding._replace(first=first, records=kept, told=told, ended=ended, progress=now)
-        seat = self._replace(launched=None, holding=holding)
+        seat = self._replace(launched=launched, holding=holding)
         if ended:
             return seat._finish(effects)
         seat, effects = seat._reserve_if_begun(effects)
         return seat._advance(effects, house)
 
     def ran(self, step: Stepped) -> tuple[Seat, list[InstanceEffect]]:
-        """What `Launched` and then `step`, which ends nothing, come to where this seat is `plain`.
+        """What `step`, which ends nothing, comes to where this seat is `plain`; and `Launched` before it, if untold.
 
         It is most of what happens, and a shorter way.
         """
@@ -218,7 +220,9 @@ class Seat(Peering):
         records = rules.unseen(records, was.first, first)
         now = Progress(step.full, step.blocks, step.computed, step.ready, step.passed)
         holding = Holding(was.epoch, was.router, first, was.seen, told, records, False, now)
-        return Seat(self.session, self.mark, holding, unmoved=self.unmoved), effects
+        return Seat(
+            self.session, self.mark, holding, launched=self.launched[1:], unmoved=self.unmoved
+        ), effects
 
     def _preempted(self) -> tuple[Seat, list[InstanceEffect]]:
         """A handover that has begun ends: what is to be computed again may need more room than it was given."""
@@ -245,6 +249,6 @@ class Seat(Peering):
         free = frozenset(
             epoch
             for epoch in self.doomed
-            if rules.may_free_read(epoch in reading) and rules.may_free_stepped(epoch == self.launched)
+            if rules.may_free_read(epoch in reading) and rules.may_free_stepped(epoch in self.launched)
         )
         return self._replace(doomed=self.doomed - free), [*effects, *map(Drop, sorted(free))]

@@ -24,8 +24,8 @@ class Tenancy(NamedTuple):
     sources: tuple[Source, ...] = ()
     """Handovers out; at most one is active, the others wait for a write to end."""
     leases: tuple[Destination, ...] = ()
-    launched: Epoch | None = None
-    """The sequence that the step in flight may write."""
+    launched: tuple[Epoch, ...] = ()
+    """The sequences that steps in flight may write, one for each of them, the oldest step first."""
     doomed: frozenset[Epoch] = frozenset()
     """Sequences that go as soon as no step and no transfer touches their blocks."""
     unmoved: Unmoved | None = None
@@ -54,7 +54,7 @@ class Tenancy(NamedTuple):
         if holding is None or holding.ended or (source is not None and source.paused):
             return False
         reading = any(known.writing is not None and known.epoch == holding.epoch for known in self.sources)
-        return rules.may_free_read(reading) and rules.may_free_stepped(self.launched == holding.epoch)
+        return rules.may_free_read(reading) and rules.may_free_stepped(holding.epoch in self.launched)
 
     @property
     def kept_from(self) -> int | None:
@@ -128,5 +128,6 @@ class Tenancy(NamedTuple):
         if source is None or holding is None:
             return self, effects
         first = min(rules.restated_from(holding.seen, holding.made), source.reserved_at)
-        source, more = source.advance(house.config, self.launched is not None, (first, holding.since(first)))
+        stepping = holding.epoch in self.launched
+        source, more = source.advance(house.config, stepping, (first, holding.since(first)))
         return self._put_source(source), effects + more

@@ -7,7 +7,7 @@ from penstock.benchmarks.compare import TIE, compare, compare_shaped, wrong_logp
 from penstock.benchmarks.plain import Asked, left
 from penstock.benchmarks.trials import draw_trials
 from penstock.engine.draw import draw_key
-from penstock.engine.logprobs import logprobs_of
+from penstock.engine.logprobs import LogprobsOf
 from penstock.engine.sampler import sample, score
 from penstock.engine.sequence import Sequence
 from penstock.engine.step import SampleSpec
@@ -24,7 +24,7 @@ def random_logits(seed: int) -> torch.Tensor:
 
 def choices(logits: torch.Tensor, temperature: float) -> list[int]:
     """What the shipped sampler takes."""
-    return sample(logits, [SampleSpec(temperature, SEED, 0, position) for position in range(ROWS)])
+    return sample(logits, [SampleSpec(temperature, SEED, 0, position) for position in range(ROWS)]).tolist()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.75, 1.5])
@@ -91,7 +91,7 @@ def generate(asked: Asked, logits: torch.Tensor) -> list[int]:
     context = Context(asked.prompt, (), asked.params)
     sequence = Sequence.begin("s", Epoch(1, 1), context, 10_000, asked.ends)
     for row in logits:
-        token = sample(row[None].clone(), [sequence.sample_spec()])[0]
+        token = sample(row[None].clone(), [sequence.sample_spec()]).tolist()[0]
         if sequence.append(token).end is not None:
             break
     return sequence.tokens[sequence.prompt :]
@@ -149,7 +149,7 @@ def test_what_follows_a_token_that_ends_the_output_is_wrong():
 def test_log_probabilities_off_by_more_than_rounding_missing_or_of_others_are_wrong():
     logits = random_logits(5)
     tokens = choices(logits, 0.0)
-    told = logprobs_of(logits, tokens, [2] * ROWS)
+    told = LogprobsOf(logits, torch.tensor(tokens), [2] * ROWS).result()
     assert wrong_logprobs(told, tokens, logits, 2) == 0
     assert wrong_logprobs(told[:-3], tokens, logits, 2) == 3
     assert wrong_logprobs(told, tokens, logits, 3) == ROWS

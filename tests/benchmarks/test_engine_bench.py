@@ -4,8 +4,10 @@ import pytest
 from click.testing import CliRunner
 
 from penstock.benchmarks.alone import Alone, Job, model_seconds
-from penstock.benchmarks.engine import ROLE, Plan, Transformers, _mixed, measure
+from penstock.benchmarks.engine import Plan, _mixed, measure
+from penstock.benchmarks.peer import ROLE, Transformers
 from penstock.cli.bench_engine import command
+from penstock.engine.config import EngineConfig
 from penstock.engine.model import Model
 
 PLAN = Plan(rounds=2, mixed=3, equal=2, batches=(1, 2), contexts=(16, 64), large=False)
@@ -18,7 +20,7 @@ def alone() -> Alone:
 
 
 def test_both_peers_and_the_instance_give_the_same_tokens(alone):
-    peer = Transformers(PLAN, 2000)
+    peer = Transformers.of(EngineConfig().folder, 2000)
     outputs = alone.run(JOBS)
     assert [len(output) for output in outputs] == [12, 1, 20]
     assert outputs == peer.generate(JOBS) == peer.continuous(JOBS)

@@ -49,3 +49,14 @@ def test_without_a_gpu_it_says_so():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "no GPU" in done.stderr
+
+
+def test_it_comes_without_what_a_lent_gpu_may_lack():
+    program = """
+import sys
+for name in ("ray", "grpc", "google.protobuf", "llguidance", "yaml"):
+    sys.modules[name] = None
+import penstock.benchmarks.gpu_check
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr

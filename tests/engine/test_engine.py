@@ -47,6 +47,7 @@ class Case:
     rule: str
     host_blocks: int
     window: int | None
+    overlap: bool
 
 
 CASES = st.builds(
@@ -63,6 +64,7 @@ CASES = st.builds(
     rule=st.sampled_from(tuple(RULES)),
     host_blocks=st.sampled_from((0, 12, 200)),
     window=st.sampled_from((None, None, 1, 4, 10, 25)),
+    overlap=st.booleans(),
 )
 
 
@@ -92,7 +94,7 @@ def context(draw: random.Random, prompt: int | None = None, **params) -> Context
 def world(case: Case, clock: Clock) -> World:
     roles = SPLIT if case.roles == "split" else MIXED
     blocks = case.blocks if case.window else max(case.blocks, CONTEXT // BLOCK)
-    kept = case.rule, case.host_blocks, case.window
+    kept = case.rule, case.host_blocks, case.window, case.overlap
     return World(case.seed, roles, CONFIG, clock, blocks, case.in_place, case.loss, *kept)
 
 
@@ -139,20 +141,29 @@ def test_streams_are_right_and_nothing_is_held_whatever_happens(clock, case):
 
 
 def honest(instance: Instance) -> bool:
-    """The scheduler knows which sequences must not give their memory back."""
+    """The scheduler knows which sequences must not give their memory back; of steps in flight it knows first."""
     owned = [(key, seat) for key, seat in instance.engine._seats.items() if seat.holding is not None]
     known = [(instance.scheduler.get(key, seat.holding.epoch), seat) for key, seat in owned]
-    return all(sequence is None or sequence.locked is not seat.may_preempt for sequence, seat in known)
+    ahead = {session for launch in instance.engine._flights for session in launch.places}
+    return all(
+        sequence is None or sequence.locked is (sequence.session in ahead or not seat.may_preempt)
+        for sequence, seat in known
+    )
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("host_blocks", [0, 30, 400])
 @pytest.mark.parametrize("roles", [SPLIT, MIXED], ids=["split", "mixed"])
-def test_what_gives_its_memory_back_says_the_same_and_nothing_twice(clock, roles, host_blocks, monkeypatch):
+def test_what_gives_its_memory_back_says_the_same_and_nothing_twice(
+    clock, roles, host_blocks, overlap, monkeypatch
+):
     monkeypatch.setattr(moving, "MOVING_ROOM", BLOCK)
     preemptions = swapped = 0
     for seed in range(5):
         in_place, loss = seed % 2 == 0, (0.0, 0.02)[seed % 3 == 2]
-        now = World(seed, roles, CONFIG, clock, 42, in_place, loss, "aggressive", host_blocks)
+        now = World(
+            seed, roles, CONFIG, clock, 42, in_place, loss, "aggressive", host_blocks, overlap=overlap
+        )
         draw = random.Random(seed)
         for number in range(12):
             now.start(f"s{number}", context(draw, draw.choice((8, 17, 30)), max_tokens=100, ignore_eos=True))
@@ -163,6 +174,9 @@ def test_what_gives_its_memory_back_says_the_same_and_nothing_twice(clock, roles
                 now.move(key, draw.choice(tuple(MoveMode)))
             assert all(map(honest, now.living))
         preemptions += sum(instance.scheduler.preemptions for instance in now.instances.values())
+        now.settle(30.0)
+        for key in now.sessions:
+            now.nudge(key)  # a router asks again where its move was lost
         settled(now, 60.0)
         swapped += now.swapped
     assert preemptions > 5 and (swapped > 5) is (host_blocks > 0)
@@ -217,10 +231,11 @@ def test_prompts_at_block_borders_and_short_outputs_are_handed_over_right(clock,
     settled(now, 20.0)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("in_place", [True, False])
-def test_cancel_at_any_moment_frees_within_a_round_and_a_lease(clock, in_place):
+def test_cancel_at_any_moment_frees_within_a_round_and_a_lease(clock, in_place, overlap):
     for moment in range(0, 160, 5):
-        now = World(moment, SPLIT, CONFIG, clock, in_place=in_place)
+        now = World(moment, SPLIT, CONFIG, clock, in_place=in_place, overlap=overlap)
         now.start("s", context(random.Random(moment), 33, max_tokens=60))
         for _ in range(moment):
             now.happen()

@@ -50,7 +50,7 @@ def logits(position: int, seed: int) -> torch.Tensor:
 
 def generate(sequence: Sequence, seed: int) -> End | None:
     while True:
-        (token,) = sample(logits(sequence.made, seed), [sequence.sample_spec()])
+        (token,) = sample(logits(sequence.made, seed), [sequence.sample_spec()]).tolist()
         end = sequence.append(token).end
         if end is not None:
             return end
@@ -78,7 +78,7 @@ def test_where_a_grammar_allows_nothing_more_only_an_end_token_comes(grammars, t
     sequence = begin(grammars, LLMatcher.grammar_from_regex("yes"))
     ids = text.encode("yes", add_special_tokens=False).ids
     assert [sequence.append(id).end for id in ids] == [None] * len(ids)
-    (token,) = sample(logits(0, 0), [sequence.sample_spec()])
+    (token,) = sample(logits(0, 0), [sequence.sample_spec()]).tolist()
     assert token in ENDS and sequence.append(token).end is End.STOP
 
 

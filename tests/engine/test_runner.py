@@ -1,5 +1,6 @@
 """A step feeds what it is told, writes only where it may, and samples where asked."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from penstock.engine.config import EngineConfig
 from penstock.engine.memory import SharedMemory
 from penstock.engine.runner import Runner, SampleSpec, StepItem
 from penstock.engine.sampler import sample
+from penstock.kernels import attention, sharing
 
 GREEDY = SampleSpec(0.0, 0, 0, 0)
 
@@ -36,6 +38,53 @@ def test_results_stand_in_the_order_of_the_items(folder: Path) -> None:
     assert runner.step([silent, chunk, one]) == [alone[2], alone[0], alone[1]]
     assert runner.step([one, silent, chunk]) == [alone[1], alone[2], alone[0]]
     assert runner.step([]) == []
+
+
+def test_a_step_takes_tokens_that_the_one_before_it_is_still_drawing(folder: Path) -> None:
+    """The host's value in the item is another, and does not count; chunks and known tokens stand beside it."""
+    told, ahead = make(folder), make(folder)
+    seeded = [SampleSpec(0.9, 5, 0, position) for position in range(2)]
+    items = [StepItem([3, 4, 5], 0, [9], None), StepItem(range(20, 50), 0, [4, 5], seeded[0])]
+    items += [StepItem([8], 0, [2], GREEDY)]
+    _, first, second = told.step(items)
+    assert first is not None and second is not None and first != second
+
+    known = [
+        StepItem([second], 1, [2], GREEDY),
+        StepItem([6, 7], 3, [9], GREEDY),
+        StepItem([first], 30, [4, 5], seeded[1]),
+    ]
+    flight = ahead.launch(items)
+    unknown = [replace(item, tokens=[0], follows=at) for item, at in zip(known, (2, None, 1), strict=True)]
+    unknown[1] = known[1]
+    assert ahead.launch(unknown, flight).result() == told.step(known)
+    assert flight.result() == [None, first, second]
+
+
+def test_a_prefix_read_once_for_its_group_gives_the_same_tokens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two groups, one of them out of neighbours, beside sequences that share too little or nothing."""
+    merged = []
+    merge = attention.merge_segments
+    monkeypatch.setattr(attention, "merge_segments", lambda parts: merged.append(parts) or merge(parts))
+    outcomes = []
+    for saved in (1 << 40, 2 * 48 * 2 * 2 * 32 * 4):  # of 48 tokens in one sequence of this model, twice
+        monkeypatch.setitem(sharing.SAVED_BYTES, "cpu", saved)
+        runner = make(folder)
+        prompt, other = list(range(100, 164)), list(range(300, 364))
+        runner.step([StepItem(prompt, 0, [7, 3, 20, 1], None), StepItem(other, 0, [5, 6, 9, 2], None)])
+        tails = [([7, 3, 20, tail], 60) for tail in (11, 12, 13)] + [([5, 6, tail], 40) for tail in (21, 22)]
+        for table, start in tails:
+            ids = prompt if table[0] == 7 else other
+            whole = len(table) - 1
+            runner.step([StepItem(ids[16 * whole : start], 16 * whole, table, None)])
+        items = [StepItem([50 + at], start, table, GREEDY) for at, (table, start) in enumerate(tails)]
+        items.insert(1, StepItem([9], 0, [30], GREEDY))
+        outcomes.append((runner.step(items), len(merged)))
+    (apart, before), (together, after) = outcomes
+    assert together == apart and len(set(together)) > 2
+    assert (before, after) == (0, runner.spec.layers)
 
 
 def test_a_step_writes_its_own_slots_and_no_others(folder: Path) -> None:
@@ -94,7 +143,10 @@ def test_sampling_equals_the_reference_with_the_same_draws(folder: Path) -> None
         tokens.append(token)
     with torch.inference_mode():
         logits = model(torch.tensor([tokens[:-1]])).logits[0, prompt - 1 :]
-    assert tokens[prompt:] == sample(logits, [SampleSpec(0.8, 1234, 2, position) for position in range(40)])
+    assert (
+        tokens[prompt:]
+        == sample(logits, [SampleSpec(0.8, 1234, 2, position) for position in range(40)]).tolist()
+    )
 
 
 def test_the_cache_may_be_memory_of_the_caller(folder: Path) -> None:

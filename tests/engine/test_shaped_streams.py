@@ -23,7 +23,10 @@ SHAPES = {
     "stops": {"stop_token_ids": tuple(range(258, 322)), "min_tokens": 60},
     "held": {"grammar": CONSTRAINTS[0].grammar, "ignore_eos": False},
     "told": {"logprobs": 3, "prompt_logprobs": 2},
+    "plain": {"temperature": 0.0},
 }
+AHEAD = ("filters", "stops", "told", "plain")
+"""Those whose next step does not wait for the host to have their tokens."""
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +34,19 @@ def reference() -> Reference:
     return Reference(EngineConfig().folder)
 
 
-def test_moved_and_resumed_streams_are_those_of_transformers(reference):
+@pytest.mark.parametrize(
+    ("overlap", "names"), [("off", tuple(SHAPES)), ("on", AHEAD)], ids=["one step at a time", "one ahead"]
+)
+def test_moved_and_resumed_streams_are_those_of_transformers(reference, overlap, names):
     contexts = {
         name: prompt(40 + 90 * number, number, max_tokens=LENGTH, **shape)
         for number, (name, shape) in enumerate(SHAPES.items())
+        if name in names
     }
 
     async def main():
-        prefill, left, right = server("prefill", slots=0), server("left"), server("right")
+        prefill = server("prefill", slots=0, overlap=overlap)
+        left, right = (server(name, overlap=overlap) for name in ("left", "right"))
         async with running(prefill, left, right) as router:
             for name, context in contexts.items():
                 router.start(name, context, at(prefill), at(left))

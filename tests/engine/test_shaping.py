@@ -14,6 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from penstock.engine import shaping
 from penstock.engine.draw import draw_key
 from penstock.engine.sampler import sample, score
 from penstock.engine.shaping import shape_
@@ -108,7 +109,24 @@ def test_the_draw_is_the_best_score_of_the_tokens_that_transformers_leaves(filte
         emitted = [0] * position
         scores = score(row, [params.temperature], [draw_key(seed, 0, position)])
         expected = scores.masked_fill(~left, -math.inf).argmax()
-        assert sample(row.clone(), [spec(params, (), emitted)]) == [int(expected)]
+        assert sample(row.clone(), [spec(params, (), emitted)]).tolist() == [int(expected)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_way_of_gpus_filters_as_that_of_cpus_does(seed, monkeypatch):
+    """Also among equal logits, and with tokens that may not come at all."""
+    rows = (logits(seed, 40) / (1 + seed)).round(decimals=seed % 2)
+    rows[:, ::7] = -math.inf
+    draw = torch.Generator().manual_seed(seed)
+    top_p, min_p = torch.rand(2, 40, generator=draw).tolist()
+    specs = [
+        spec(SamplingParams(temperature=0.5 + row / 20, seed=row, top_p=p, min_p=m / 5, top_k=row % 9))
+        for row, (p, m) in enumerate(zip(top_p, min_p, strict=True))
+    ]
+    by_pivots = sample(rows.clone(), specs).tolist()
+    monkeypatch.setattr(shaping, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(shaping, "best_by_pivots", None)
+    assert sample(rows.clone(), specs).tolist() == by_pivots
 
 
 def test_frequencies_follow_the_nucleus():
@@ -120,7 +138,7 @@ def test_frequencies_follow_the_nucleus():
     shaping = Shaping(params)
     drawn = sample(
         row.repeat(10_000, 1), [SampleSpec(0.8, 9, 0, position, shaping) for position in range(10_000)]
-    )
+    ).tolist()
     found = torch.bincount(torch.tensor(drawn), minlength=5)
     assert found[[1, 4]].tolist() == [0, 0]
     used = expected > 0
@@ -131,8 +149,8 @@ def test_a_greedy_choice_is_made_of_the_penalized_logits():
     row = torch.zeros(1, VOCABULARY)
     row[0, 5], row[0, 6] = 2.0, 1.0
     params = SamplingParams(presence_penalty=1.5, top_k=1)
-    assert sample(row.clone(), [spec(params, (), ())]) == [5]
-    assert sample(row.clone(), [spec(params, (), [5])]) == [6]
+    assert sample(row.clone(), [spec(params, (), ())]).tolist() == [5]
+    assert sample(row.clone(), [spec(params, (), [5])]).tolist() == [6]
 
 
 @settings(deadline=None, max_examples=25)
@@ -157,8 +175,8 @@ def test_a_row_does_not_depend_on_its_batch(data):
                 )
             )
         )
-    together = sample(table.clone(), specs)
-    assert together == [sample(table[i : i + 1].clone(), specs[i : i + 1])[0] for i in range(rows)]
+    together = sample(table.clone(), specs).tolist()
+    assert together == [sample(table[i : i + 1].clone(), specs[i : i + 1]).tolist()[0] for i in range(rows)]
 
 
 def test_a_nucleus_of_equal_tokens_has_them_all():
@@ -166,11 +184,11 @@ def test_a_nucleus_of_equal_tokens_has_them_all():
     specs = [
         SampleSpec(1.0, 1, 0, i, Shaping(SamplingParams(temperature=1.0, top_p=0.1))) for i in range(200)
     ]
-    assert len(set(sample(row, specs))) > 40
+    assert len(set(sample(row, specs).tolist())) > 40
 
 
 @pytest.mark.parametrize("top_k", [VOCABULARY, 10 * VOCABULARY])
 def test_more_than_all_tokens_are_all(top_k):
     row = logits(8)
     params = SamplingParams(temperature=1.0, top_k=top_k)
-    assert sample(row.clone(), [spec(params)]) == sample(row, [SampleSpec(1.0, 0, 0, 0)])
+    assert sample(row.clone(), [spec(params)]).tolist() == sample(row, [SampleSpec(1.0, 0, 0, 0)]).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from zlib import crc32
 
@@ -15,6 +16,21 @@ VOCABULARY = 97
 EOS = 7
 
 
+class ToyFlight:
+    """A step that is carried out when its result is asked for, behind those launched earlier."""
+
+    def __init__(self, model: ToyModel, items: Sequence[StepItem], after: ToyFlight | None):
+        self.model, self.items, self.after = model, items, after
+        self.tokens: list[int | None] | None = None
+
+    def result(self) -> list[int | None]:
+        while self.tokens is None:
+            flight = self.model.flights.popleft()
+            before, flight.after = flight.after and flight.after.result(), None
+            flight.tokens = self.model.run(flight.items, before or ())
+        return self.tokens
+
+
 class ToyModel:
     """`cells` is its cache, `[blocks, block_size]`: at each place the token whose KV lies there, -1 for none.
 
@@ -26,13 +42,22 @@ class ToyModel:
         self.window = window
         self.cells = np.full((blocks, block_size), -1, dtype=np.int64)
 
-    def step(self, items: Sequence[StepItem]) -> list[int | None]:
-        return [self._run(item) for item in items]
+        self.flights: deque[ToyFlight] = deque()
+        """Launched, and not begun before they must be: what writes late harms whoever was given the blocks early."""
 
-    def _run(self, item: StepItem) -> int | None:
+    def launch(self, items: Sequence[StepItem], after: ToyFlight | None) -> ToyFlight:
+        flight = ToyFlight(self, items, after)
+        self.flights.append(flight)
+        return flight
+
+    def run(self, items: Sequence[StepItem], before: Sequence[int | None]) -> list[int | None]:
+        return [self._run(item, before) for item in items]
+
+    def _run(self, item: StepItem, before: Sequence[int | None]) -> int | None:
         seen = item.block_table[self._first_seen(item.start) // self.block_size :]
         assert GONE not in seen and len(set(seen)) == len(seen), "what the chunk's first token sees is there"
-        for position, token in enumerate(item.tokens, item.start):
+        tokens = item.tokens if item.follows is None else [before[item.follows]]
+        for position, token in enumerate(tokens, item.start):
             self.cells[item.block_table[position // self.block_size], position % self.block_size] = token
         if item.sample is None:
             return None

@@ -103,7 +103,8 @@ class Instance:
         instance = House(self.me, "toy", LAYOUT, self.world.config)
         memory = Window("here", 1, 1, self.blocks, self.blocks) if self.shares_memory else None
         limits = Limits(CONTEXT, frozenset({EOS}), BLOCK)
-        self.engine = Engine(self.model, self.scheduler, instance, limits, self, memory)
+        overlap = self.world.overlap
+        self.engine = Engine(self.model, self.scheduler, instance, limits, self, memory, overlap=overlap)
 
     # ---- Outside
 
@@ -200,6 +201,7 @@ class World:
         rule: str = "predicted",
         host_blocks: int = 0,
         window: int | None = None,
+        overlap: bool = False,
     ):
         self.draw = random.Random(seed)
         self.config = config
@@ -211,6 +213,7 @@ class World:
         self.host_blocks = host_blocks
         self.window = window
         """Tokens that a token sees, itself included."""
+        self.overlap = overlap
         self.swaps: list[tuple[Instance, Swap]] = []
         self.swapped = 0
         self.roles = roles

@@ -18,6 +18,7 @@ from penstock.handover.effects import (
     Launched,
     Lease,
     Leased,
+    Pause,
     Reserving,
     Stepped,
     Timeout,
@@ -206,7 +207,7 @@ def drawn_seat(draw: random.Random) -> Seat:
     seen, told = draw.randrange(first + made + 1), first + draw.randrange(made + 1)
     holding = Holding(own, "r", first, seen, told, records, draw.random() < 0.1, now)
     unmoved = draw.choice((None, Unmoved("s", own, epoch(7), "why")))
-    return Seat("s", own, holding, launched=draw.choice((None, epoch(9))), unmoved=unmoved)
+    return Seat("s", own, holding, launched=(own,) * draw.randrange(3), unmoved=unmoved)
 
 
 def test_a_step_ends_alike_by_the_shorter_way_and_by_the_long_one() -> None:
@@ -217,9 +218,36 @@ def test_a_step_ends_alike_by_the_shorter_way_and_by_the_long_one() -> None:
         now = Progress(*(draw.randrange(9) for _ in range(3)), draw.random() < 0.5, draw.randrange(2))
         step = Stepped(records, *now)
         if seat.plain:
-            assert seat.ran(step) == fed(seat, AT_A, Launched(), step)
+            untold = () if seat.launched else (Launched(),)
+            assert seat.ran(step) == fed(seat, AT_A, *untold, step)
             alike += 1
     assert alike > 1000
+
+
+def test_the_step_behind_the_last_token_says_nothing_and_is_waited_for() -> None:
+    seat, _ = fed(running(), AT_A, Launched(), Launched())
+    last = Stepped((TokenRecord(8, End.STOP),), 1, 1, 5, True)
+    ended, effects = fed(seat, AT_A, last)
+    assert [type(effect) for effect in effects] == [ToRouter]
+    for over in (FromRouter("r", Seen("s", 0, 2)), FromRouter("r", Revoke("s", epoch(1)))):
+        closed, effects = fed(ended, AT_A, over)
+        assert effects == [] and not closed.empty
+        assert fed(closed, AT_A, stepped(9)) == (
+            closed._replace(launched=(), doomed=frozenset()),
+            [Drop(epoch(1))],
+        )
+    assert fed(ended, AT_A, stepped(9))[1] == [Drop(epoch(1))]
+
+
+def test_the_last_blocks_leave_after_the_last_of_two_steps() -> None:
+    seat, _ = fed(running(), AT_A, move(2), Launched(), Launched())
+    seat, effects = fed(seat, AT_A, FromPeer(B, Grant(key(2), A, B, 3.0)))
+    assert effects == [Pause(epoch(1))]
+    seat, effects = fed(seat, AT_A, stepped(8))
+    assert not any(isinstance(effect, Write) for effect in effects)
+    _, effects = fed(seat, AT_A, stepped(9))
+    [write] = [effect for effect in effects if isinstance(effect, Write)]
+    assert write.stage.commit is not None and [record.id for record in write.stage.commit.records][-1] == 9
 
 
 def test_a_seat_with_more_than_a_sequence_has_no_shorter_way() -> None:

@@ -25,6 +25,7 @@ from penstock.kernels import (
     rope_triton,
     segments,
     segments_triton,
+    sharing,
     silu_mul,
     silu_mul_triton,
     store_kv,
@@ -280,6 +281,32 @@ def generate(folder: Path) -> list[int | None]:
     return [*tokens, runner.step([StepItem([17], 50, table, greedy)])[0]]
 
 
+def test_a_step_that_reads_a_shared_prefix_once_gives_the_tokens_of_one_that_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_checkpoint(tmp_path, "llama", seed=1)
+    greedy = SampleSpec(0.0, 0, 0, 0)
+    prompt = list(range(60, 100))
+    tables = [[7, 2, 9], [7, 2, 3], [5], [7, 2, 1]]
+    items = [StepItem([40 + at], n, tables[at], greedy) for at, n in enumerate((40, 35, 7, 33))]
+
+    def tokens() -> list[int | None]:
+        runner = Runner(EngineConfig(model=str(folder), device="cpu", kv_blocks=12))
+        for table, n in zip(tables, (40, 35, 7, 33), strict=True):
+            runner.step([StepItem(prompt[:n], 0, table, None)])
+        return runner.step(items)
+
+    apart = tokens()
+    monkeypatch.setitem(sharing.SAVED_BYTES, "cpu", 1)
+    assert tokens() == apart
+    for module in (attention, rms_norm, rope, segments, silu_mul, store_kv):
+        monkeypatch.setattr(module, "on_gpu", lambda tensor: True)
+    shared, whole = [], attention_triton.shared_prefix_segment
+    monkeypatch.setattr(attention_triton, "shared_prefix_segment", lambda *a: shared.append(a) or whole(*a))
+    assert tokens() == apart and len(shared) == 2
+    assert len(set(apart)) == 4
+
+
 @pytest.mark.parametrize("size", [3, 5])
 def test_a_padded_decode_equals_the_step_and_writes_its_own_slots_alone(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -295,7 +322,7 @@ def test_a_padded_decode_equals_the_step_and_writes_its_own_slots_alone(
     padded = PaddedDecode(runner.spec, runner.layout, size, CPU)
     for count in (3, 2):
         items = [StepItem([4], n, t, None) for n, t in zip((40, 20, 7)[:count], tables, strict=False)]
-        inputs = InputBuilder(runner.spec, runner.layout.block_size, CPU).build(items)
+        inputs = InputBuilder(runner.spec, runner.layout, CPU).build(items)
         before = runner.cache.buffer.clone()
         expected = runner._model.forward(inputs, runner.cache)
         after = [layer.clone() for layer in runner.cache.layers]

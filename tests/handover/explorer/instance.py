@@ -80,6 +80,8 @@ class Shape:
     """So many leading blocks of the prompt are cached on every instance from the start, for leases to begin with."""
     span: int | None = None
     """Where a sliding window passes over blocks: how many full ones before its own a token sees."""
+    flights: int = 1
+    """Most steps that are under way at a time. With two an end is not foreseen: one step too many may be launched."""
     config: HandoverConfig = HandoverConfig(final_blocks=1, stage_blocks=1)
 
     def passed(self, computed: int) -> int:
@@ -88,8 +90,8 @@ class Shape:
 
     @property
     def table(self) -> int:
-        """Blocks of a whole sequence; its last token's KV is never computed."""
-        return -(-(self.prompt + self.output - 1) // self.block_size)
+        """Blocks of a whole sequence; its last token's KV is computed by a step too many alone."""
+        return -(-(self.prompt + self.output + self.flights - 2) // self.block_size)
 
 
 CACHE = ("cache", Epoch(0, 0))
@@ -152,11 +154,12 @@ class Receiving:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A launched step: the tokens that it makes, and where it may write."""
+    """A launched step: whose, where it may write, how far it computes, and whether it draws a token."""
 
     origin: Epoch
     blocks: tuple[int, ...]
     computed: int
+    draws: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,8 @@ class Instance:
     dead: bool = False
     hung: bool = False
     sequences: tuple[Sequence, ...] = ()
-    step: Step | None = None
+    steps: tuple[Step, ...] = ()
+    """Under way, the oldest first."""
     waiting: tuple[Reserve, ...] = ()
     held: tuple[Held, ...] = ()
     writes: tuple[Writing, ...] = ()
@@ -192,8 +196,12 @@ class Instance:
     @property
     def free(self) -> bool:
         """Nothing is held: every block is free, and nothing is under way."""
-        held = self.sequences or self.held or self.waiting or self.writes or self.receives or self.step
+        held = self.sequences or self.held or self.waiting or self.writes or self.receives or self.steps
         return not held and self.seat.empty and all(block.holder in (None, CACHE) for block in self.pool)
+
+    def of(self, origin: Epoch) -> tuple[Step, ...]:
+        """The sequence's steps under way."""
+        return tuple(step for step in self.steps if step.origin == origin)
 
     def find(self, origin: Epoch) -> Sequence | None:
         return next((seq for seq in self.sequences if seq.origin == origin), None)
@@ -279,7 +287,7 @@ class Driver:
             offers += [
                 ("go", ("launch", seq.origin)) for seq in inst.sequences if self._may_launch(inst, seq)
             ]
-            if inst.step is not None:
+            if inst.steps:
                 offers.append(("go", ("step",)))
             for receiving in inst.receives:
                 if receiving.landed or receiving.closed:
@@ -292,11 +300,22 @@ class Driver:
         return tuple(offers)
 
     def _may_launch(self, inst: Instance, seq: Sequence) -> bool:
-        if seq.until is not None and seq.computed >= seq.until:
+        computed, tokens = reached(inst, seq)
+        if computed == tokens or (seq.until is not None and computed >= seq.until):
             return False
-        if inst.step is not None or seq.paused or len(seq.tokens) == self.shape.prompt + self.shape.output:
+        if len(inst.steps) == self.shape.flights or seq.paused:
+            return False
+        if len(seq.tokens) == self.shape.prompt + self.shape.output:
             return False
         return bool(seq.blocks) or inst.allot(self.shape.table, ("seq", seq.origin)) is not None
+
+
+def reached(inst: Instance, seq: Sequence) -> tuple[int, int]:
+    """Tokens computed and tokens in all when the steps under way have ended."""
+    steps = inst.of(seq.origin)
+    return (steps[-1].computed if steps else seq.computed), len(seq.tokens) + sum(
+        step.draws for step in steps
+    )
 
 
 class _Run:
@@ -380,18 +399,19 @@ class _Run:
             seq = replace(seq, blocks=blocks)
             inst = inst.put(seq)
         self._check_kv(inst, seq, "a step")
-        computed = min(len(seq.tokens), seq.computed + shape.chunk)
-        wrote = tuple(seq.blocks[seq.computed // shape.block_size : -(-computed // shape.block_size)])
+        start, tokens = reached(inst, seq)
+        computed = min(tokens, start + shape.chunk)
+        wrote = tuple(seq.blocks[start // shape.block_size : -(-computed // shape.block_size)])
         for block in wrote:
             inst = inst.mark((block,), replace(inst.pool[block], tag=("being written", origin)))
-        self.inst = replace(inst, step=Step(origin, wrote, computed))
+        step = Step(origin, wrote, computed, computed == tokens)
+        self.inst = replace(inst, steps=(*inst.steps, step))
         self.queue.append(Launched())
 
     def on_step(self) -> None:
         inst, shape = self.inst, self.shape
-        step = inst.step
-        assert step is not None
-        inst = replace(inst, step=None)
+        step = inst.steps[0]
+        inst = replace(inst, steps=inst.steps[1:])
         for block in step.blocks:
             holder = inst.pool[block].holder
             require(
@@ -401,7 +421,7 @@ class _Run:
         assert seq is not None
         records: tuple[TokenRecord, ...] = ()
         tokens = seq.tokens
-        if step.computed == len(tokens):
+        if step.draws and len(tokens) < shape.prompt + shape.output:
             token = self.driver.tokens.make(
                 tokens, f"{inst.name}{inst.life}e{seq.epoch.attempt}.{seq.epoch.n}"
             )
@@ -410,8 +430,9 @@ class _Run:
             records = (TokenRecord(token, End.LENGTH if done else None),)
         seq = replace(seq, tokens=tokens, computed=step.computed)
         inst = inst.put(seq)
+        written = {block for later in inst.steps for block in later.blocks}
         for index, block in enumerate(seq.blocks):
-            if block in step.blocks:
+            if block in step.blocks and block not in written:
                 inst = inst.mark((block,), Block(("seq", seq.origin), self._tag(seq, index, seq.computed)))
         self.inst = inst
         holding, kept_from = inst.seat.holding, inst.seat.kept_from
@@ -512,8 +533,11 @@ class _Run:
         return origin, seq.tokens[index * size : min(computed, (index + 1) * size)]
 
     def _check_kv(self, inst: Instance, seq: Sequence, reader: str) -> None:
+        written = {block for step in inst.of(seq.origin) for block in step.blocks}
         for index in range(self.shape.passed(seq.computed), -(-seq.computed // self.shape.block_size)):
             require(seq.blocks[index] != GONE, f"{reader} of {seq.epoch} at {inst.name} misses a block")
+            if seq.blocks[index] in written:
+                continue
             block = inst.pool[seq.blocks[index]]
             expected = self._tag(seq, index, seq.computed)
             holder = CACHE if expected[0] == CACHE[1] else ("seq", seq.origin)

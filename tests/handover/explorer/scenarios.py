@@ -26,6 +26,10 @@ WINDOWED = Shape(prompt=2, output=3, block_size=1, pool=4, span=1)
 """A window passes over each block when the next but one is full, before, while and after it is handed over."""
 
 
+AHEAD = Shape(prompt=1, output=2, block_size=2, pool=4, flights=2)
+"""Two steps under way, in two blocks; the second may be one too many."""
+
+
 BUDGET = {
     "lose": 3,
     "double": 3,
@@ -87,6 +91,7 @@ QUICK = [
     *_both("a sequence gives its memory back", STAGED, budget={"preempt": 1}),
     *_both("a window passes over blocks, without faults", WINDOWED, recover_by_silence=False),
     *_both("the client leaves", ONE_BLOCK, budget={"cancel": 1}),
+    *_both("two steps at a time, a move, and the client leaves", AHEAD, budget={"move": 1, "cancel": 1}),
     *_both("an instance dies", ONE_BLOCK, budget={"crash": 1}),
     *_both("an instance hangs", STAGED, budget={"hang": 1}),
     *_both("the router dies", STAGED, budget={"router": 1}),
