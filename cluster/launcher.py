@@ -148,6 +148,7 @@ class Cluster:
         model = model_info(config)
         reap_abandoned(progress)  # first: its router may listen on the port that this one is to have
         config = settled(config)
+        model = replace(model, cost=config.cost, itl_target_s=config.cluster.itl_target_s)
         cluster = cls(config, model, new_record(config, foreground), progress)
         try:
             cluster._start(began, instance, router)

@@ -55,6 +55,8 @@ class NoInstance:
 
     reason: str
     ever: bool = True
+    busy: bool = False
+    """Those that could take it have enough before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +110,9 @@ def dispatch(
         return able, memory
     asked = Asked(request, seed, memory.turn, memory.given())
     prefill, decode = _pick(asked, *able, cfg, cost)
-    queue_s = forecast.queue_s(prefill.load, asked.given(prefill), cost)
+    queue_s = forecast.queue_s_of(prefill.load, asked.given(prefill), cost)
     if 0 < cfg.ahead_s < queue_s:
-        return NoInstance(
-            f"{prefill.name} has {queue_s:.2f} s of prompts before it, and none has less"
-        ), memory
+        return NoInstance(f"{prefill.name} has {queue_s:.2f} s of prompts before it", busy=True), memory
     assignment = Assignment(prefill, None if decode.key == prefill.key else decode)
     claims = memory.claims + _claims(asked, assignment, now)
     return assignment, Memory(claims, memory.turn + 1)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from .forecast import Pace
+
 OUTPUT_WEIGHT = 2.0
 """What a token of output costs, in prompt tokens."""
 TENANTS = 4096
@@ -145,20 +147,28 @@ def moved_per_s(ledger: Ledger, now: float) -> float | None:
     return ledger.moved_tokens / (now - ledger.moving_since)
 
 
-def refusal(
-    waits: int, most: int, wait_s: float, prefill_s: float, usual_s: float, slo: Slo
-) -> Refusal | None:
-    """Why a request is not taken that would wait for `wait_s`, behind others that `waits` counts, and be computed in
-    `prefill_s`. At `most` so many may wait.
+def wait_s(one: Waiting, waiting: Iterable[Waiting], ledger: Ledger, pace: Pace, now: float) -> float:
+    """Seconds until its prompt is begun: behind those that wait, as fast as they lately had their turns, and behind
+    what the instances have before them."""
+    ahead = ahead_tokens(one, waiting, ledger)
+    rate = moved_per_s(ledger, now) or pace.tokens_per_s
+    return pace.queue_s + (ahead / rate if rate else 0.0)
 
-    A wait of `usual_s` is that of any request, and no cause: else a prompt too long for the SLO were never taken.
+
+def refusal(
+    waits: int, most: int, begins_s: float, prefill_s: float, usual_s: float, slo: Slo
+) -> Refusal | None:
+    """Why a request is not taken whose prompt would be begun after `begins_s` and computed in `prefill_s`.
+
+    Others that `waits` counts are before it, and at most `most` may be. To begin within `usual_s` is what any request
+    gets, and no cause: else a prompt that alone takes longer than the SLO were never taken.
     """
     if waits >= most:
-        return Refusal(f"{waits} requests wait already", max(wait_s, usual_s))
-    late_s = wait_s + prefill_s - slo.ttft_s
-    if slo.ttft_s and late_s > 0 and wait_s > usual_s:
+        return Refusal(f"{waits} requests wait already", max(begins_s, usual_s))
+    late_s = begins_s + prefill_s - slo.ttft_s
+    if slo.ttft_s and late_s > 0 and begins_s > usual_s:
         return Refusal(
-            f"the first token is expected after {wait_s + prefill_s:.2f} s, and promised after {slo.ttft_s:g} s",
-            min(late_s, wait_s),
+            f"the first token is expected after {begins_s + prefill_s:.2f} s, and promised after {slo.ttft_s:g} s",
+            min(late_s, begins_s),
         )
     return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .batching import prefill_budget
 from .cost import CostModel, Piece, StepShape
-from .state import LoadView
+from .state import InstanceView, Key, LoadView
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,40 @@ class Given:
 
 
 NOTHING = Given()
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast the instances that prefill take prompts; 0 where that is not known."""
+
+    queue_s: float = 0.0
+    """Seconds of prompts before the one that has the fewest."""
+    tokens_per_s: float = 0.0
+    """Of all together."""
+    alone_per_s: float = 0.0
+    """Of the mean one."""
+
+    def prefill_s(self, tokens: int) -> float:
+        return tokens / self.alone_per_s if self.alone_per_s else 0.0
+
+
+def pace(views: Sequence[InstanceView], given_to: Mapping[Key, Given], cost: CostModel | None) -> Pace:
+    """Of those that do nothing but prefill; where there are none, of all that prefill."""
+    able = [view for view in views if view.may_prefill]
+    able = [view for view in able if not view.may_decode] or able
+    if not able:
+        return Pace()
+    queue_s = min(queue_s_of(view.load, given_to.get(view.key, NOTHING), cost) for view in able)
+    rates = [
+        view.load.prefill_tokens / _chunk_s(view.load, cost) for view in able if _chunk_s(view.load, cost)
+    ]
+    return Pace(queue_s, sum(rates), sum(rates) / max(1, len(rates)))
+
+
+def _chunk_s(load: LoadView, cost: CostModel | None) -> float:
+    if cost is None:
+        return load.step_s
+    return prefill_s(load, 0, load.prefill_tokens, 0, load.prefill_tokens, cost)
 
 
 def queued_tokens(load: LoadView, given: Given) -> int:
@@ -44,7 +79,7 @@ def _decodes_s(piece: Piece, load: LoadView) -> float:
     return piece.base_s + load.decoding * piece.per_token_s + load.decode_tokens * piece.per_context_token_s
 
 
-def queue_s(load: LoadView, given: Given, cost: CostModel | None) -> float:
+def queue_s_of(load: LoadView, given: Given, cost: CostModel | None) -> float:
     """Seconds of prompts before the instance; by its recent steps where nobody says what steps cost."""
     queued = queued_tokens(load, given)
     if not (queued and load.prefill_tokens):

@@ -93,7 +93,9 @@ class Prediction:
         whole_s, last_s = (
             self._cost.between_s(source.address, to.address, tokens) for tokens in (lacking, last)
         )
-        return max(whole_s - first_s, last_s) + forecast.queue_s(to.load, self._asked.given(to), self._cost)
+        return max(whole_s - first_s, last_s) + forecast.queue_s_of(
+            to.load, self._asked.given(to), self._cost
+        )
 
     def _output_s(self, view: InstanceView) -> float:
         tokens = self._asked.request.prompt_tokens + self._output // 2

@@ -142,6 +142,8 @@ class RequestShape:
     max_new_tokens: int = 1
     expected_tokens: int | None = None
     """Output that it is expected to make; None where nothing tells."""
+    names: tuple[bytes, ...] = ()
+    """Of the full blocks of its prompt, where somebody follows which instance has them."""
     cached: Mapping[Key, int] = field(default_factory=dict)
     """How many tokens of its prompt an instance is believed to have cached; none where it is not named."""
     priority: int = Priority.NORMAL

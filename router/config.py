@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+
+from ..policy.cost import CostModel
+from ..policy.fairness import Slo
+from ..policy.rules import RULES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,22 @@ class RouterConfig:
     move_wait_s: float = 10.0
     """How long a move that was asked for waits for a handover that is under way."""
 
+    dispatch: str = "predicted"
+    """How instances are picked: `predicted` by the times that the cost model expects (without one, by the shortest
+    queue of prompts and the most free memory), `freeness`, `least_loaded`, `power_of_two` or `round_robin`."""
+
+    ahead_s: float = 0.5
+    """Seconds of prompts that an instance is given ahead; while all have more, requests wait here for their turn."""
+
+    queue: int = 512
+    """Most requests that wait for their turn; one above it is refused with RESOURCE_EXHAUSTED."""
+
+    normal: Slo = field(default_factory=Slo)
+    """What requests of normal priority are promised."""
+
+    high: Slo = field(default_factory=Slo)
+    """What requests of high priority are promised, whose turn comes first."""
+
     max_recoveries: int = 16
     """How often a session is re-prefilled before it is given up."""
 
@@ -46,9 +66,12 @@ class RouterConfig:
             raise ValueError(f"router.port must be from 0 to 65535, not {self.port}.")
         if not self.host:
             raise ValueError("router.host must not be empty.")
-        for field in fields(self):
-            if field.name not in ("host", "port") and getattr(self, field.name) <= 0:
-                raise ValueError(f"router.{field.name} must be above 0, not {getattr(self, field.name)}.")
+        if self.dispatch not in RULES:
+            raise ValueError(f"router.dispatch must be one of {', '.join(RULES)}, not {self.dispatch!r}.")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name != "port" and isinstance(value, int | float) and value <= 0:
+                raise ValueError(f"router.{entry.name} must be above 0, not {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +92,9 @@ class ModelInfo:
 
     end_tokens: tuple[int, ...] = ()
     """Ids that end an output unless the request ignores them."""
+
+    cost: CostModel | None = None
+    """What steps and copies of its instances cost; None where nobody knows."""
+
+    itl_target_s: float = 0.0
+    """What steps with decodes are to take at most, by `cost`; 0 is no limit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 from ..handover.values import End, Incarnation, Logprobs, RouterMessage
 from ..policy.dispatch import Assignment, NoInstance
 from ..policy.state import InstanceView, RequestShape
+from .wire import Call
 
 
 class Mode(Enum):
@@ -66,8 +68,12 @@ class Fleet(Protocol):
 
     def tell(self, instance: Incarnation, message: RouterMessage) -> None: ...
 
-    def dispatch(self, request: RequestShape, wanted: str) -> Assignment | NoInstance:
-        """`wanted` names the instance that is to decode, or nobody."""
+    def shape(self, call: Call, emitted: Sequence[int]) -> RequestShape:
+        """The request as policies see it; what was `emitted` is to be computed again."""
+        ...
+
+    def dispatch(self, request: RequestShape, wanted: str, in_turn: bool) -> Assignment | NoInstance:
+        """`wanted` names the instance that is to decode, or nobody. `in_turn`, none that has enough before it."""
         ...
 
     def redirect(
@@ -79,6 +85,14 @@ class Fleet(Protocol):
         ...
 
     def moved(self, result: MoveResult) -> None: ...
+
+    def first_token(self, call: Call, ttft_s: float) -> None:
+        """The first token of a request has come."""
+        ...
+
+    def completed(self, call: Call, emitted: Sequence[int], owner: Incarnation | None, tpot_s: float) -> None:
+        """An output has come to its end."""
+        ...
 
     def note(self, session: str, what: str, **figures: float | str) -> None:
         """Keep a decision with the figures that made it, and log it."""

@@ -264,6 +264,16 @@ class Links:
     def views(self) -> list[InstanceView]:
         return [link.view for link in self._links.values()]
 
+    def view(self, instance: Incarnation) -> InstanceView | None:
+        link = self._links.get(instance)
+        return link.view if link else None
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block, the same at all instances; 0 while nobody told."""
+        sizes = (link.load.block_size for link in self._links.values() if link.load)
+        return next(sizes, 0)
+
     def step_s(self, instance: Incarnation) -> float:
         """Mean time of the instance's recent steps, as far as it is known."""
         link = self._links.get(instance)

@@ -9,6 +9,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "penstock.inference.v1"
+LEAST_RETRY_S = 0.1
 FINAL = "FINAL"
 """Reason of an `ErrorInfo`; see `Generate` in inference.proto."""
 
@@ -16,18 +17,28 @@ FINAL = "FINAL"
 class Refused(Exception):
     """The request ends here. `field` is the path of the field at fault in the request, if one is.
 
-    `final` tells a verdict of UNAVAILABLE from the loss of a router, after which a client resumes.
+    `final` tells a verdict of UNAVAILABLE from the loss of a router, after which a client resumes. Above 0, `retry_s`
+    is when another attempt may fare better.
     """
 
-    def __init__(self, code: grpc.StatusCode, message: str, field: str = "", final: bool = False):
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        field: str = "",
+        final: bool = False,
+        retry_s: float = 0.0,
+    ):
         super().__init__(message)
         self.code = code
         self.message = message
         self.field = field
         self.final = final
+        self.retry_s = retry_s
 
     def details(self) -> bytes:
-        """A serialized `google.rpc.Status`, with a `BadRequest` that names the field or an `ErrorInfo` of a verdict."""
+        """A serialized `google.rpc.Status`: a `BadRequest` names the field, an `ErrorInfo` tells a verdict, a
+        `RetryInfo` when to come back."""
         status = status_pb2.Status(code=code_pb2.Code.Value(self.code.name), message=self.message)
         if self.field:
             violation = error_details_pb2.BadRequest.FieldViolation(
@@ -36,6 +47,10 @@ class Refused(Exception):
             status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
         if self.final:
             status.details.add().Pack(error_details_pb2.ErrorInfo(reason=FINAL, domain=DOMAIN))
+        if self.retry_s > 0:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromNanoseconds(round(self.retry_s * 1e9))
+            status.details.add().Pack(retry)
         return status.SerializeToString()
 
     async def abort(self, context: Any) -> NoReturn:
@@ -53,10 +68,11 @@ def exhausted(field: str, message: str) -> Refused:
     return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message, field)
 
 
+def overloaded(message: str, retry_s: float) -> Refused:
+    """The cluster has too much to do now."""
+    return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message, retry_s=max(retry_s, LEAST_RETRY_S))
+
+
 def unserved(message: str) -> Refused:
     """The cluster cannot serve it now, and another attempt would fare no better."""
     return Refused(grpc.StatusCode.UNAVAILABLE, message, final=True)
-
-
-def unimplemented(field: str) -> Refused:
-    return Refused(grpc.StatusCode.UNIMPLEMENTED, f"`{field}` does not work yet.", field)

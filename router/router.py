@@ -8,6 +8,8 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import grpc
 
@@ -15,23 +17,32 @@ from ..handover.config import HandoverConfig
 from ..handover.recall import sessions_of
 from ..handover.values import FOREVER, Epoch, Incarnation, InstanceMessage, Revoke, RouterMessage
 from ..policy import dispatch as policy
+from ..policy import forecast
 from ..policy.dispatch import Assignment, DispatchConfig, Memory, NoInstance
 from ..policy.journal import Decision, Journal
 from ..policy.state import InstanceView, RequestShape
+from .attainment import Attainment
 from .config import ModelInfo, RouterConfig
 from .fleet import MoveResult, MoveWanted
+from .known import Known
 from .links import Links
-from .refusal import Refused
+from .refusal import Refused, overloaded, unserved
 from .session import LiveSession
+from .turns import Turns, slo_of
 from .wire import Call
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FORGET_AFTER = 4096
 """Ended requests whose ids are remembered at most."""
 
 UNTOLD = 1024
 """Reports kept at most for a controller that is away."""
+
+TURNS_S = 0.01
+"""How soon after news of instances those that wait are looked at."""
 
 STALL_BEATS = 2
 """A tick later than that means that this process stood still."""
@@ -61,6 +72,14 @@ class Router:
         self._idle.set()
         self._stood_still_s = 0.0
         self._memory = Memory()
+        target_s = model.itl_target_s or config.normal.tpot_s
+        self._dispatch = DispatchConfig(rule=config.dispatch, ahead_s=config.ahead_s, itl_target_s=target_s)
+        self._known = Known(follows=model.cost is not None and config.dispatch == "predicted")
+        self._turns = Turns(config)
+        self._turns_due = False
+        self._held_back: NoInstance | None = None
+        """Why the first that waits could not be placed when last tried."""
+        self.attainment = Attainment()
         self._ended: dict[str, tuple[int, float]] = {}
         """Request id to its last attempt and when that ended, oldest first."""
         self._ticker = asyncio.create_task(self._tick(), name="router ticks")
@@ -73,24 +92,27 @@ class Router:
         try:
             self._check_attempt(calls[0], replaced)
             self._check_room(len(self.sessions) - len(replaced), len(calls))
+            self._check_turn(calls[0])
         except Refused as refused:
             self.note(calls[0].session, "refused", code=refused.code.name, reason=refused.message)
             raise
         for session in replaced:
             message = f"The request was resumed as attempt {calls[0].attempt}."
             session.cancel(Refused(grpc.StatusCode.ABORTED, message))
+            self._forget(session)
         sessions = [self.session_class(call, self, self.config, self.handover) for call in calls]
         self.sessions |= {session.key: session for session in sessions}
         self._idle.clear()
         for session in sessions:
+            self._turns.enter(session.call, self.now())
             self._guarded(session, session.start)
+        self._have_turns()
         return sessions
 
     def close(self, session: LiveSession) -> None:
         """The client has all that it will get."""
         session.cancel()
-        if self.sessions.get(session.key) is session:
-            del self.sessions[session.key]
+        self._forget(session)
         if not self.sessions:
             self._idle.set()
         attempt, _ = self._ended.pop(session.call.request_id, (0, 0.0))
@@ -98,10 +120,29 @@ class Router:
         if len(self._ended) > FORGET_AFTER:
             del self._ended[next(iter(self._ended))]
 
+    def _forget(self, session: LiveSession) -> None:
+        if self.sessions.get(session.key) is session:
+            del self.sessions[session.key]
+            self._turns.made(session.call.tenant, session.uncounted())
+            self._turns.leave(session.call)
+            self._have_turns_soon()
+
     def _check_room(self, others: int, more: int) -> None:
         if others + more > self.config.max_sessions:
             message = f"{others} sessions are open, and no {more} more are taken."
+            raise overloaded(message, self.config.ahead_s)
+
+    def _check_turn(self, call: Call) -> None:
+        """Who is resumed was taken already, if by another router."""
+        views = self.links.views()
+        none = policy.unservable(self.shape(call, call.received), views)
+        if none is not None:
+            message = f"The request cannot be served: {none.reason}."
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+        pace = forecast.pace(views, self._memory.given(), self.model.cost)
+        refusal = self._turns.refusal(call, pace, self.now())
+        if refusal is not None and call.attempt == 1:
+            raise overloaded(f"The cluster is busy: {refusal.reason}.", refusal.retry_s)
 
     def _check_attempt(self, call: Call, held: Sequence[LiveSession]) -> None:
         """A later attempt takes over from an earlier one; the same or an earlier one is refused."""
@@ -128,11 +169,43 @@ class Router:
         """Tell the controller what is remembered of a request."""
         self.recalled.append((ask, self.journal.of(sessions_of(request_id))))
 
+    # ---- turns
+
+    def _have_turns(self) -> None:
+        """Those that wait are sent to instances, one after the other, as long as one may have more."""
+        while (key := self._turns.first()) is not None:
+            self._held_back = self._guarded(self.sessions[key], self.sessions[key].turn)
+            if self._held_back is not None:
+                return
+            self._turns.placed(key, self.now())
+
+    def _have_turns_soon(self) -> None:
+        """Something may have changed; it often does."""
+        if len(self._turns) and not self._turns_due:
+            self._turns_due = True
+            asyncio.get_running_loop().call_later(TURNS_S, self._have_due_turns)
+
+    def _have_due_turns(self) -> None:
+        self._turns_due = False
+        self._have_turns()
+
+    def _refuse_overdue(self) -> None:
+        """Nobody waits for its turn without end."""
+        none, limit_s = self._held_back, self.config.dispatch_wait_s
+        for key in self._turns.overdue(self.now() - limit_s):
+            if none is None or none.busy:
+                error = overloaded(f"The request has waited {limit_s:g} s for its turn.", limit_s)
+            else:
+                error = unserved(f"The request cannot be served now: {none.reason}.")
+            self.sessions[key].cancel(error)
+            self._turns.placed(key, self.now())
+
     # ---- instances
 
     def set_instances(self, listed: Sequence[InstanceView]) -> None:
         """Every instance that may be used, whole; one that is missing is lost."""
         self.links.set_instances(listed)
+        self._known.keep([view.key for view in listed])
 
     def serving(self) -> bool:
         """Whether a new request would find an instance to prefill it and one to decode it."""
@@ -146,6 +219,7 @@ class Router:
             self.links.tell(sender, Revoke(message.session, never_known))
         else:
             self._guarded(session, lambda: session.heard(sender, message))
+        self._have_turns_soon()
 
     def lost(self, instance: Incarnation, reason: str) -> None:
         logger.warning("%s is lost: %s", instance, reason)
@@ -169,11 +243,18 @@ class Router:
     def tell(self, instance: Incarnation, message: RouterMessage) -> None:
         self.links.tell(instance, message)
 
-    def dispatch(self, request: RequestShape, wanted: str) -> Assignment | NoInstance:
-        cfg, cost = DispatchConfig(), None
+    def shape(self, call: Call, emitted: Sequence[int]) -> RequestShape:
+        return self._known.shape(call, emitted, self.links.block_size)
+
+    def dispatch(self, request: RequestShape, wanted: str, in_turn: bool) -> Assignment | NoInstance:
+        cfg = self._dispatch if in_turn else replace(self._dispatch, ahead_s=0.0)
+        seed, cost = secrets.randbits(32), self.model.cost
         found, self._memory = policy.dispatch(
-            request, self.links.views(), cfg, self.now(), cost, secrets.randbits(32), self._memory, wanted
+            request, self.links.views(), cfg, self.now(), cost, seed, self._memory, wanted
         )
+        if isinstance(found, Assignment):
+            self._known.placed(request, found.prefill)
+            self._known.placed(request, found.decode or found.prefill)
         return found
 
     def redirect(
@@ -188,6 +269,13 @@ class Router:
         """Longer where one step takes longer: an instance may not speak in the middle of one."""
         step_s = self.links.step_s(owner) if owner else 0.0
         return max(self.handover.silence_s, 4 * step_s)
+
+    def first_token(self, call: Call, ttft_s: float) -> None:
+        self.attainment = self.attainment.first_token(ttft_s, slo_of(self.config, call.priority))
+
+    def completed(self, call: Call, emitted: Sequence[int], owner: Incarnation | None, tpot_s: float) -> None:
+        self.attainment = self.attainment.output(tpot_s, slo_of(self.config, call.priority))
+        self._known.ended(call, emitted, self.links.view(owner) if owner else None)
 
     def moved(self, result: MoveResult) -> None:
         self.moves.append(result)
@@ -206,14 +294,19 @@ class Router:
             self._stood_still_s += max(0.0, self.now() - slept_at - STALL_BEATS * beat_s)
             for session in list(self.sessions.values()):
                 self._guarded(session, session.tick)
+                self._turns.made(session.call.tenant, session.uncounted())
+            self._turns.settle()
+            self._have_turns()
+            self._refuse_overdue()
 
-    def _guarded(self, session: LiveSession, action: Callable[[], None]) -> None:
+    def _guarded(self, session: LiveSession, action: Callable[[], T]) -> T | None:
         """A defect that shows in one session ends that session alone."""
         try:
-            action()
+            return action()
         except Exception:  # noqa: BLE001  the session's work ends here
             logger.exception("%s: a defect of the router", session.key)
             session.abandon(Refused(grpc.StatusCode.INTERNAL, "The router met a defect of its own."))
+            return None
 
     async def drained(self, timeout_s: float) -> None:
         """Wait until no session is open, or for so long."""

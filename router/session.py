@@ -41,7 +41,7 @@ from ..handover.values import (
     MoveMode,
     Revoke,
 )
-from ..policy.dispatch import NoInstance
+from ..policy.dispatch import Assignment, NoInstance
 from ..policy.state import InstanceView, RequestShape
 from .config import RouterConfig
 from .fleet import Delta, Fleet, Mode, MoveResult, MoveWanted
@@ -82,6 +82,9 @@ class LiveSession:
         self._news = asyncio.Event()
         self._heard_at = fleet.lived()
         self._nudged_at = 0.0
+        self._waits_for_turn = True
+        self._counted = len(call.received)
+        """Tokens that the tenant has been charged, or got from an earlier attempt."""
         self._dispatch_since: float | None = None
         """Since when no instance could be found."""
         self._destination_due: float | None = None
@@ -89,14 +92,14 @@ class LiveSession:
         self._destination_since: float | None = None
         """Since when none could be found and no token came."""
         self._move: _Move | None = None
-        self._began_at = self._token_at = fleet.now()
+        self._began_at = self._first_at = self._token_at = fleet.now()
         self._maker = ""
         """Who made the last token."""
 
     # ---- the client's side
 
     def start(self) -> None:
-        """Send the session to an instance."""
+        """It waits for its `turn`."""
         call = self.call
         self._note(
             "received",
@@ -105,7 +108,17 @@ class LiveSession:
             attempt=call.attempt,
             received_tokens=len(call.received),
         )
-        self._dispatch("")
+
+    def turn(self) -> NoInstance | None:
+        """Send it to an instance for the first time; why it must wait on, if it must."""
+        if self.closed:
+            return None
+        found = self._fleet.dispatch(self._shape(), "", in_turn=True)
+        if isinstance(found, NoInstance) and found.ever:
+            return found
+        self._waits_for_turn = False
+        self._place(found)
+        return None
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Each token once, in order. Raises `Refused` where the session ends in an error."""
@@ -137,6 +150,11 @@ class LiveSession:
     def closed(self) -> bool:
         return self.machine.closed
 
+    def uncounted(self) -> int:
+        """Tokens made since the last call."""
+        made, self._counted = len(self.emitted) - self._counted, len(self.emitted)
+        return made
+
     @property
     def owner(self) -> str:
         return self.machine.owner.instance if self.machine.owner else ""
@@ -163,7 +181,7 @@ class LiveSession:
 
     def tick(self) -> None:
         """Time passes: to be called every heartbeat."""
-        if self.closed:
+        if self.closed or self._waits_for_turn:
             return
         now = self._fleet.now()
         if self._dispatch_since is not None:
@@ -208,10 +226,12 @@ class LiveSession:
         )
 
     def _shape(self) -> RequestShape:
-        done = len(self.emitted)
-        return RequestShape(
-            prompt_tokens=len(self.call.prompt) + done, max_new_tokens=self.call.params.max_tokens - done
-        )
+        return self._fleet.shape(self.call, self.emitted)
+
+    @property
+    def _tokens(self) -> int:
+        """Prompt and output so far."""
+        return len(self.call.prompt) + len(self.emitted)
 
     def _deliver(self, deliver: Deliver) -> None:
         ids = tuple(record.id for record in deliver.records)
@@ -235,7 +255,10 @@ class LiveSession:
         """The first token, and the first of each later maker."""
         now = self._fleet.now()
         if not self._maker:
+            self._first_at = now
             self._note("first_token", instance=maker, ttft_s=now - self._began_at)
+            if not self.call.received:
+                self._fleet.first_token(self.call, now - self._began_at)
         elif maker != self._maker:
             self._note("continued", instance=maker, gap_s=now - self._token_at, index=index)
         self._maker, self._token_at = maker, now
@@ -244,6 +267,8 @@ class LiveSession:
         self.end = end
         self._dispatch_since = self._destination_due = None
         self._move_over(self._move is not None and self._move.landed, "the request ended")
+        if end is not None:
+            self._fleet.completed(self.call, self.emitted, self.machine.owner, self._tpot_s)
         why = {"error": self.error.message} if self.error else {}
         self._note(
             "ended" if end else "cancelled",
@@ -255,6 +280,12 @@ class LiveSession:
         )
         self._news.set()
 
+    @property
+    def _tpot_s(self) -> float:
+        """Mean time of a token after the first of this attempt."""
+        later = len(self.emitted) - len(self.call.received) - 1
+        return (self._token_at - self._first_at) / later if later > 0 else 0.0
+
     def _note(self, what: str, **figures: float | str) -> None:
         self._fleet.note(self.key, what, **figures)
 
@@ -262,7 +293,7 @@ class LiveSession:
 
     def _recover(self, reason: str) -> None:
         self.recoveries += 1
-        self._note("recovering", tokens=self._shape().prompt_tokens, reason=reason)
+        self._note("recovering", tokens=self._tokens, reason=reason)
         self._destination_due = self._destination_since = None
         if self.recoveries > self._cfg.max_recoveries:
             message = f"The request was recovered {self._cfg.max_recoveries} times, last after: {reason}."
@@ -272,8 +303,11 @@ class LiveSession:
         self._dispatch(recomputed.instance if recomputed else "")
 
     def _dispatch(self, wanted: str) -> None:
+        """Send it to an instance anew: it had its turn."""
+        self._place(self._fleet.dispatch(self._shape(), wanted, in_turn=False))
+
+    def _place(self, found: Assignment | NoInstance) -> None:
         now = self._fleet.now()
-        found = self._fleet.dispatch(self._shape(), wanted)
         if isinstance(found, NoInstance):
             self._wait_for_instance(found, now)
             return
@@ -365,7 +399,7 @@ class LiveSession:
             destination=found.name,
             mode=move.wanted.mode.value,
             reason=move.wanted.reason,
-            tokens=self._shape().prompt_tokens,
+            tokens=self._tokens,
             free_blocks=found.load.free_blocks + found.load.cached_blocks,
         )
         if move.wanted.mode is Mode.RECOMPUTE:

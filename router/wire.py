@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import grpc
 
 from ..handover.values import End, SamplingParams
+from ..policy.state import Priority
 from ..proto import inference_pb2 as pb
 from .chat import BrokenTemplate
 from .config import ModelInfo
 from .constraints import Constraints
-from .refusal import Refused, invalid, unimplemented
+from .refusal import Refused, invalid
 from .sampling import check_ids, read_choices, read_sampling, read_stop, refuse_unknown
 from .tokenizer import Tokenizer
 
@@ -41,6 +42,7 @@ class Call:
     tenant: str = ""
     application: str = ""
     cache_ttl_s: float = 0.0
+    priority: int = Priority.NORMAL
 
     @property
     def session(self) -> str:
@@ -68,7 +70,7 @@ async def read_request(
     for name in ("request_id", "tenant", "application"):
         if len(getattr(request, name)) > LONGEST_ID:
             raise invalid(name, f"`{name}` has at most {LONGEST_ID} characters.")
-    _refuse_unworked(request)
+    refuse_unknown(request)
     choices, stop = read_choices(request.sampling), _stop(request, model, tokenizer)
     prompt = await _prompt(request, model, tokenizer)
     params = read_sampling(request.sampling, _seed(request), model.context_tokens - len(prompt), model)
@@ -86,6 +88,7 @@ async def read_request(
         tenant=request.tenant,
         application=request.application,
         cache_ttl_s=_cache_ttl_s(request),
+        priority=_priority(request),
     )
     return tuple(_choice(whole, choice, ids) for choice, ids in enumerate(received))
 
@@ -122,12 +125,10 @@ async def _grammar(sampling: pb.SamplingParams, model: ModelInfo, constraints: C
     return await constraints.grammar(sampling.structured)
 
 
-def _refuse_unworked(request: pb.GenerateRequest) -> None:
-    refuse_unknown(request)
+def _priority(request: pb.GenerateRequest) -> int:
     if request.priority not in pb.Priority.values():
         raise invalid("priority", f"There is no priority {request.priority}.")
-    if request.priority == pb.PRIORITY_HIGH:
-        raise unimplemented("priority")
+    return request.priority or Priority.NORMAL
 
 
 def _cache_ttl_s(request: pb.GenerateRequest) -> float:

@@ -22,7 +22,9 @@ from penstock.policy.fairness import (
     left,
     moved_per_s,
     refusal,
+    wait_s,
 )
+from penstock.policy.forecast import Pace
 from penstock.policy.state import Priority
 
 
@@ -151,29 +153,39 @@ def test_the_rate_follows_a_change():
     assert moved_per_s(ledger, now) < 200
 
 
+def test_the_wait_is_for_those_before_it_and_for_what_instances_have():
+    pace, waiting = Pace(queue_s=0.5, tokens_per_s=100.0, alone_per_s=50.0), [one(0, tokens=200)]
+    mine = one(1)
+    assert wait_s(mine, [], Ledger(), pace, 0.0) == 0.5
+    assert wait_s(mine, waiting, Ledger(), pace, 0.0) == 0.5 + 2.0
+    slow = Ledger(moving_since=0.0, moved_tokens=100.0)
+    assert wait_s(mine, waiting, slow, pace, 10.0) == 0.5 + 20.0, "as fast as it moved, not as it might"
+    assert wait_s(mine, waiting, Ledger(), Pace(), 0.0) == 0.0, "nothing is known"
+
+
 # ---- who is refused
 
 
-def refused(wait_s=0.0, prefill_s=0.1, waits=0, most=10, slo=None, usual_s=0.5):
-    return refusal(waits, most, wait_s, prefill_s, usual_s, slo or Slo(ttft_s=2.0))
+def refused(begins_s=0.0, prefill_s=0.1, waits=0, most=10, slo=None, usual_s=0.5):
+    return refusal(waits, most, begins_s, prefill_s, usual_s, slo or Slo(ttft_s=2.0))
 
 
 def test_what_would_miss_its_slo_is_refused_and_told_when_to_come_back():
-    assert refused(wait_s=1.8) is None
-    late = refused(wait_s=5.0)
+    assert refused(begins_s=1.8) is None
+    late = refused(begins_s=5.0)
     assert isinstance(late, Refusal) and late.retry_s == pytest.approx(3.1) and "2 s" in late.reason
-    assert refused(wait_s=5.0, slo=Slo()) is None, "nothing was promised"
+    assert refused(begins_s=5.0, slo=Slo()) is None, "nothing was promised"
 
 
 def test_a_prompt_that_alone_takes_longer_than_the_slo_is_taken_while_nobody_waits():
     assert refused(prefill_s=9.0) is None
-    assert refused(prefill_s=9.0, wait_s=0.4) is None
-    assert refused(prefill_s=9.0, wait_s=1.0)
+    assert refused(prefill_s=9.0, begins_s=0.4) is None
+    assert refused(prefill_s=9.0, begins_s=1.0)
 
 
 def test_a_full_queue_takes_nobody():
     assert refused(waits=9) is None
-    full = refused(waits=10, wait_s=4.0, slo=Slo())
+    full = refused(waits=10, begins_s=4.0, slo=Slo())
     assert full and full.retry_s == 4.0
 
 

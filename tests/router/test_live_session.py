@@ -24,7 +24,7 @@ from penstock.handover.values import (
     Unmoved,
 )
 from penstock.policy.dispatch import Assignment, NoInstance
-from penstock.policy.state import InstanceView
+from penstock.policy.state import InstanceView, RequestShape
 from penstock.router.config import RouterConfig
 from penstock.router.fleet import Mode, MoveWanted
 from penstock.router.refusal import Refused
@@ -42,6 +42,7 @@ class Desk:
         self.time = 0.0
         self.told = []
         self.results = []
+        self.served = []
         self.noted = []
         self.assignment: Assignment | NoInstance = Assignment(VIEWS["a"], VIEWS["b"])
         self.destination: InstanceView | NoInstance = VIEWS["c"]
@@ -55,7 +56,10 @@ class Desk:
     def tell(self, instance, message):
         self.told.append((instance, message))
 
-    def dispatch(self, request, wanted):
+    def shape(self, call, emitted):
+        return RequestShape(prompt_tokens=len(call.prompt) + len(emitted))
+
+    def dispatch(self, request, wanted, in_turn):
         return self.assignment
 
     def redirect(self, request, avoid, wanted):
@@ -63,6 +67,12 @@ class Desk:
 
     def silence_s(self, owner):
         return FAST.silence_s
+
+    def first_token(self, call, ttft_s):
+        self.served.append(("ttft_s", ttft_s))
+
+    def completed(self, call, emitted, owner, tpot_s):
+        self.served.append(("tpot_s", tpot_s))
 
     def moved(self, result):
         self.results.append(result)
@@ -99,7 +109,38 @@ def started(**more):
     desk = Desk()
     live = session(desk, **more)
     live.start()
+    live.turn()
     return desk, live
+
+
+def test_a_session_waits_for_its_turn_and_nobody_is_silent_meanwhile():
+    desk = Desk()
+    found, desk.assignment = desk.assignment, NoInstance("all have enough", busy=True)
+    live = session(desk)
+    live.start()
+    desk.time += 10 * FAST.silence_s
+    live.tick()
+    assert live.turn() == desk.assignment and not desk.told and not live.recoveries
+    desk.assignment = found
+    assert live.turn() is None and desk.of(Start)
+    desk.time += 0.9 * FAST.silence_s
+    live.tick()
+    assert not live.recoveries
+
+
+def test_what_was_promised_is_measured_from_the_arrival_on():
+    desk = Desk()
+    live = session(desk)
+    live.start()
+    desk.time = 1.0
+    live.turn()
+    desk.time = 2.0
+    live.heard(A, news(1, 0, 5))
+    assert live.uncounted() == 1 and live.uncounted() == 0
+    desk.time = 5.0
+    live.heard(A, news(1, 1, 6, 7, 8, end=End.STOP))
+    assert desk.served == [("ttft_s", 2.0), ("tpot_s", 1.0)]
+    assert live.uncounted() == 3
 
 
 def test_a_start_names_both_epochs():
@@ -186,22 +227,22 @@ def test_a_prompt_that_fits_no_pool_is_refused_at_once():
     desk.assignment = NoInstance("too long", ever=False)
     live = session(desk)
     live.start()
+    assert live.turn() is None and live.closed
     with pytest.raises(Refused) as refused:
         read(live)
     assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_no_instance_is_waited_for_and_then_given_up():
-    desk = Desk()
-    found, desk.assignment = desk.assignment, NoInstance("none yet")
-    live = session(desk, dispatch_wait_s=1.0)
-    live.start()
+    desk, live = started(dispatch_wait_s=1.0)
+    found, desk.assignment = desk.assignment, NoInstance("none for now")
+    live.lost(A)
     desk.time += 0.9
     live.tick()
-    assert not live.closed
+    assert not live.closed and len(desk.of(Start)) == 1
     desk.assignment = found
     live.tick()
-    assert desk.of(Start)
+    assert len(desk.of(Start)) == 2
     desk.assignment = NoInstance("none any more")
     live.lost(A)
     desk.time += 1.1

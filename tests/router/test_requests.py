@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from toy_fleet import MODEL
 
 from penstock.handover.values import End, SamplingParams
+from penstock.policy.state import Priority
 from penstock.proto import inference_pb2 as pb
 from penstock.router.refusal import Refused
 from penstock.router.wire import read_request
@@ -67,10 +68,13 @@ def test_what_changes_nothing_is_accepted():
     assert call.params == SamplingParams(temperature=1.0, seed=3, max_tokens=5) and call.stop == ()
     request = pb.GenerateRequest(token_ids=PROMPT, priority=pb.PRIORITY_NORMAL, tenant="t", application="a")
     request.cache_ttl.SetInParent()
-    assert read(request).tenant == "t"
+    assert read(request).tenant == "t" and read(request).priority == Priority.NORMAL
+    assert read(pb.GenerateRequest(token_ids=PROMPT)).priority == Priority.NORMAL
 
 
-def test_what_decides_about_cached_kv_is_read():
+def test_what_decides_about_its_turn_and_about_cached_kv_is_read():
+    high = pb.GenerateRequest(token_ids=PROMPT, priority=pb.PRIORITY_HIGH)
+    assert read(high).priority == Priority.HIGH
     asked = {"tenant": "t", "application": "a", "cache_ttl": {"seconds": 3599, "nanos": 500_000_000}}
     call = read(pb.GenerateRequest(token_ids=PROMPT, **asked))
     assert (call.tenant, call.application, call.cache_ttl_s) == ("t", "a", 3599.5)
@@ -198,7 +202,6 @@ def test_a_field_of_a_later_version_is_refused(field):
         (pb.GenerateRequest(token_ids=PROMPT, model="other"), "NOT_FOUND", "model"),
         (pb.GenerateRequest(token_ids=PROMPT, request_id="x" * 129), "INVALID_ARGUMENT", "request_id"),
         (pb.GenerateRequest(token_ids=PROMPT, priority=9), "INVALID_ARGUMENT", "priority"),
-        (pb.GenerateRequest(token_ids=PROMPT, priority=pb.PRIORITY_HIGH), "UNIMPLEMENTED", "priority"),
         (pb.GenerateRequest(token_ids=PROMPT, tenant="x" * 129), "INVALID_ARGUMENT", "tenant"),
         (pb.GenerateRequest(token_ids=PROMPT, application="x" * 129), "INVALID_ARGUMENT", "application"),
         (pb.GenerateRequest(token_ids=PROMPT, cache_ttl={"seconds": -1}), "INVALID_ARGUMENT", "cache_ttl"),

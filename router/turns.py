@@ -1,0 +1,87 @@
+"""Requests that wait at the router because every instance has enough before it: in turns, and not without end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+from ..policy import fairness
+from ..policy.fairness import OUTPUT_WEIGHT, Ledger, Refusal, Slo, Waiting
+from ..policy.forecast import Pace
+from ..policy.state import Priority
+from .config import RouterConfig
+from .wire import Call
+
+
+class Turns:
+    """Who waits, and what each tenant was served. Every call that `enter`s must `leave`, once."""
+
+    def __init__(self, config: RouterConfig):
+        self._config = config
+        self._ledger = Ledger()
+        self._waiting: dict[str, Waiting] = {}
+        self._tenants: Counter[str] = Counter()
+        """Sessions of each tenant, those that wait and those that are served."""
+        self._owed: Counter[str] = Counter()
+        """Tokens of output that are not on a tenant's account yet."""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def refusal(self, call: Call, pace: Pace, now: float) -> Refusal | None:
+        """Why the request is not taken: too many wait, or it would miss its SLO."""
+        one, waiting = _waiting(call, now), self._waiting.values()
+        begins_s = fairness.wait_s(one, waiting, self._ledger, pace, now)
+        config, prefill_s = self._config, pace.prefill_s(one.tokens)
+        slo = slo_of(config, call.priority)
+        return fairness.refusal(len(waiting), config.queue, begins_s, prefill_s, config.ahead_s, slo)
+
+    def enter(self, call: Call, now: float) -> None:
+        self._ledger = fairness.arrived(self._ledger, call.tenant, self._active)
+        self._tenants[call.tenant] += 1
+        self._waiting[call.session] = _waiting(call, now)
+
+    def first(self) -> str | None:
+        """The session whose turn it is."""
+        one = fairness.first(self._waiting.values(), self._ledger)
+        return one.session if one else None
+
+    def placed(self, session: str, now: float) -> None:
+        """Its turn has come."""
+        one = self._waiting.pop(session)
+        self._ledger = fairness.left(self._ledger, one, len(self._waiting), now)
+
+    def overdue(self, before: float) -> list[str]:
+        """Sessions that have waited since then."""
+        return [one.session for one in self._waiting.values() if one.since < before]
+
+    def made(self, tenant: str, tokens: int) -> None:
+        """Output of a tenant's; `settle` puts it on the account."""
+        self._owed[tenant] += tokens
+
+    def settle(self) -> None:
+        """To be called now and then: it costs as much as there are tenants."""
+        if self._owed:
+            tokens = {tenant: OUTPUT_WEIGHT * count for tenant, count in self._owed.items()}
+            self._owed.clear()
+            self._ledger = fairness.charged(self._ledger, tokens, self._active)
+
+    def leave(self, call: Call) -> None:
+        """It has ended, whether its turn came or not."""
+        self._waiting.pop(call.session, None)
+        self._tenants[call.tenant] -= 1
+        if not self._tenants[call.tenant]:
+            del self._tenants[call.tenant]
+
+    @property
+    def _active(self) -> Collection[str]:
+        return self._tenants.keys()
+
+
+def slo_of(config: RouterConfig, priority: int) -> Slo:
+    """What the class of this priority is promised."""
+    return config.high if priority >= Priority.HIGH else config.normal
+
+
+def _waiting(call: Call, now: float) -> Waiting:
+    return Waiting(call.session, call.tenant, call.priority, len(call.prompt) + len(call.received), now)
