@@ -58,6 +58,9 @@ TIMEOUT_S = 600.0
 )
 @click.option("--model", help="Which model; needed by nobody while one is served.")
 @click.option("--tenant", help="Whose request it is: prefixes are shared among those of one tenant only.")
+@click.option(
+    "--priority", type=click.Choice(["normal", "high"]), help="High priority goes first where requests wait."
+)
 @click.option("--application", help="What it is made for: tells how long its output may become.")
 @click.option(
     "--cache-ttl", "cache_ttl_s", type=SECONDS, help="Seconds to keep its KV cached for a next turn."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import grpc
 
@@ -17,6 +17,9 @@ MOST_RETRIES = 10
 """Attempts in a row that bring nothing."""
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 2.0
+
+
+PRIORITIES = {"normal": pb.PRIORITY_NORMAL, "high": pb.PRIORITY_HIGH}
 
 
 class Sampling(TypedDict, total=False):
@@ -75,6 +78,8 @@ class Options(Sampling, total=False):
     """Whose request it is: KV of equal prefixes is shared among the requests of one tenant only."""
     application: str
     """What it is made for: the lengths of its outputs tell admission how long the next ones may become."""
+    priority: Literal["normal", "high"]
+    """High priority goes first where requests wait."""
     cache_ttl_s: float
     """How long its KV is to stay cached for a next turn, in seconds, where memory allows."""
 
@@ -116,6 +121,10 @@ def build(
 def _set_option(request: pb.GenerateRequest, name: str, value: Any) -> None:
     if name in ("tenant", "application"):
         setattr(request, name, value)
+    elif name == "priority":
+        if value not in PRIORITIES:
+            raise ValueError(f"there is {' and '.join(PRIORITIES)}, not {value!r}")
+        request.priority = PRIORITIES[value]
     elif name == "cache_ttl_s":
         request.cache_ttl.FromNanoseconds(round(value * 1e9))
     elif name in pb.StructuredOutput.DESCRIPTOR.fields_by_name:

@@ -47,6 +47,8 @@ class AttachedRouter:
     sessions: dict[str, pb.HeldSession] = field(default_factory=dict)
     instances: pb.Instances | None = None
     """To be sent next; a newer one replaces it."""
+    attainment: pb.Attainment = field(default_factory=pb.Attainment)
+    """How its requests fared since it began."""
     asks: list[pb.AskMove] = field(default_factory=list)
     recalls: list[pb.Recall] = field(default_factory=list)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -209,6 +211,8 @@ class Routers(RouterServiceServicer):
             case "lost":
                 lost = request.lost
                 self._on_lost(Incarnation(lost.name, lost.life), lost.condemned)
+            case "attainment":
+                router.attainment = request.attainment
 
     def _moved(self, moved: pb.Moved) -> None:
         ask = self._asks.get(moved.ask)

@@ -20,18 +20,20 @@ MOVE_MODE_BLOCKING: MoveMode
 MOVE_MODE_RECOMPUTE: MoveMode
 
 class AttachRequest(_message.Message):
-    __slots__ = ("hello", "sessions", "moved", "lost", "recalled")
+    __slots__ = ("hello", "sessions", "moved", "lost", "recalled", "attainment")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     MOVED_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     RECALLED_FIELD_NUMBER: _ClassVar[int]
+    ATTAINMENT_FIELD_NUMBER: _ClassVar[int]
     hello: RouterHello
     sessions: SessionsHeld
     moved: Moved
     lost: LostInstance
     recalled: Recalled
-    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., sessions: _Optional[_Union[SessionsHeld, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., lost: _Optional[_Union[LostInstance, _Mapping]] = ..., recalled: _Optional[_Union[Recalled, _Mapping]] = ...) -> None: ...
+    attainment: Attainment
+    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., sessions: _Optional[_Union[SessionsHeld, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., lost: _Optional[_Union[LostInstance, _Mapping]] = ..., recalled: _Optional[_Union[Recalled, _Mapping]] = ..., attainment: _Optional[_Union[Attainment, _Mapping]] = ...) -> None: ...
 
 class RouterHello(_message.Message):
     __slots__ = ("name", "address", "pid")
@@ -50,20 +52,38 @@ class SessionsHeld(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[HeldSession, _Mapping]]] = ...) -> None: ...
 
 class HeldSession(_message.Message):
-    __slots__ = ("session", "request_id", "choice", "owner", "prompt_tokens", "emitted_tokens")
+    __slots__ = ("session", "request_id", "choice", "owner", "prompt_tokens", "emitted_tokens", "priority", "remaining_tokens", "movable")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EMITTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MOVABLE_FIELD_NUMBER: _ClassVar[int]
     session: str
     request_id: str
     choice: int
     owner: str
     prompt_tokens: int
     emitted_tokens: int
-    def __init__(self, session: _Optional[str] = ..., request_id: _Optional[str] = ..., choice: _Optional[int] = ..., owner: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., emitted_tokens: _Optional[int] = ...) -> None: ...
+    priority: int
+    remaining_tokens: int
+    movable: bool
+    def __init__(self, session: _Optional[str] = ..., request_id: _Optional[str] = ..., choice: _Optional[int] = ..., owner: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., emitted_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., remaining_tokens: _Optional[int] = ..., movable: _Optional[bool] = ...) -> None: ...
+
+class Attainment(_message.Message):
+    __slots__ = ("first_tokens", "first_tokens_in_time", "outputs", "outputs_in_time")
+    FIRST_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKENS_IN_TIME_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_IN_TIME_FIELD_NUMBER: _ClassVar[int]
+    first_tokens: int
+    first_tokens_in_time: int
+    outputs: int
+    outputs_in_time: int
+    def __init__(self, first_tokens: _Optional[int] = ..., first_tokens_in_time: _Optional[int] = ..., outputs: _Optional[int] = ..., outputs_in_time: _Optional[int] = ...) -> None: ...
 
 class Moved(_message.Message):
     __slots__ = ("ask", "done", "reason", "seconds", "source")

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import grpc
@@ -102,11 +103,11 @@ def _listed(info: pb.InstanceInfo) -> InstanceView:
 
 async def _report(router: Router, call: Any) -> None:
     """Every heartbeat, what has changed, or that the router lives."""
-    last = None
+    told: list[pb.AttachRequest] = []
     while True:
-        held = _held(router)
-        news = [] if held == last else [pb.AttachRequest(sessions=held)]
-        last = held
+        now = [pb.AttachRequest(sessions=_held(router)), pb.AttachRequest(attainment=_attainment(router))]
+        news = [request for request in now if request not in told]
+        told = now
         for request in [*news, *_due(router)] or [pb.AttachRequest()]:
             await _write(call, request)
         await asyncio.sleep(router.handover.heartbeat_s)
@@ -127,11 +128,18 @@ def _held(router: Router) -> pb.SessionsHeld:
                 owner=session.owner,
                 prompt_tokens=len(session.call.prompt),
                 emitted_tokens=len(session.emitted),
+                priority=session.call.priority,
+                remaining_tokens=router.remaining_tokens(session),
+                movable=session.may_move,
             )
             for session in router.sessions.values()
             if not session.closed
         ]
     )
+
+
+def _attainment(router: Router) -> pb.Attainment:
+    return pb.Attainment(**asdict(router.attainment))
 
 
 def _due(router: Router) -> Iterator[pb.AttachRequest]:

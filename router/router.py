@@ -270,6 +270,10 @@ class Router:
         step_s = self.links.step_s(owner) if owner else 0.0
         return max(self.handover.silence_s, 4 * step_s)
 
+    def remaining_tokens(self, session: LiveSession) -> int:
+        """Output that it is expected to make yet."""
+        return self._known.remaining(session.call, len(session.emitted))
+
     def first_token(self, call: Call, ttft_s: float) -> None:
         self.attainment = self.attainment.first_token(ttft_s, slo_of(self.config, call.priority))
 

@@ -83,6 +83,7 @@ class LiveSession:
         self._heard_at = fleet.lived()
         self._nudged_at = 0.0
         self._waits_for_turn = True
+        self._told_of_wait = False
         self._counted = len(call.received)
         """Tokens that the tenant has been charged, or got from an earlier attempt."""
         self._dispatch_since: float | None = None
@@ -115,6 +116,9 @@ class LiveSession:
             return None
         found = self._fleet.dispatch(self._shape(), "", in_turn=True)
         if isinstance(found, NoInstance) and found.ever:
+            if not self._told_of_wait:
+                self._told_of_wait = True
+                self._note("waiting", reason=found.reason)
             return found
         self._waits_for_turn = False
         self._place(found)
@@ -158,6 +162,12 @@ class LiveSession:
     @property
     def owner(self) -> str:
         return self.machine.owner.instance if self.machine.owner else ""
+
+    @property
+    def may_move(self) -> bool:
+        """It has made a token, and nothing else is under way with it."""
+        idle = self._move is None and self.machine.pending is None and self._settled
+        return idle and bool(self._maker) and not self.closed
 
     # ---- the cluster's side
 
@@ -319,6 +329,7 @@ class LiveSession:
             "dispatched",
             prefill=found.prefill.name,
             decode=there.name,
+            waited_s=now - self._began_at,
             queued_tokens=found.prefill.load.queued_tokens,
             prefill_free_blocks=found.prefill.load.free_blocks + found.prefill.load.cached_blocks,
             decode_free_blocks=there.load.free_blocks + there.load.cached_blocks,

@@ -29,6 +29,7 @@ from penstock.client import address as addresses
 from penstock.client.events import Logprobs, Usage, from_response
 from penstock.client.request import MOST_RETRIES, Attempts, build
 from penstock.cluster import processes, state
+from penstock.policy.state import Priority
 from penstock.proto import inference_pb2
 from penstock.router.config import RouterConfig
 from penstock.router.server import RouterServer
@@ -133,6 +134,7 @@ def test_a_wrong_argument_is_refused_with_code_and_field(cluster, arguments, cod
         ({"prompt": PROMPT, "max_tokens": 2**70}, "max_tokens"),
         ({"prompt": PROMPT, "max_token": 5}, "max_token"),
         ({"prompt": PROMPT, "tenant": 5}, "tenant"),
+        ({"prompt": PROMPT, "priority": "urgent"}, "priority"),
         ({"prompt": PROMPT, "cache_ttl_s": float("nan")}, "cache_ttl_s"),
         ({"prompt": "\udcff"}, "prompt is no text: .* not UTF-8"),
         ({"prompt": PROMPT, "request_id": "\udcff"}, "request_id is no text"),
@@ -491,13 +493,14 @@ def test_every_option_of_the_command_reaches_the_instance(cluster):
     shaping = {"top_p": 0.9, "top_k": 40, "min_p": 0.05, "presence_penalty": -0.5, "frequency_penalty": 0.25}
     shaping |= {"repetition_penalty": 1.1, "min_tokens": 2, "logprobs": 3, "prompt_logprobs": 1}
     options = [word for name, value in shaping.items() for word in (f"--{name.replace('_', '-')}", value)]
-    whose = ["--tenant", "us", "--application", "chat", "--cache-ttl", 1.5]
+    whose = ["--tenant", "us", "--application", "chat", "--cache-ttl", 1.5, "--priority", "high"]
     more = ["--logit-bias", "9=-1.5", "--logit-bias", "4=2", "--stop-token-ids", "8,6", "--echo"]
     asked = ["--token-ids", "1,2,3", "--max-tokens", 4, "--ignore-eos", *options, *more, *whose]
     result = generate(*asked, "--json", "--address", cluster.fleet.address)
     assert result.exit_code == 0, result.output
     context = cluster.fleet.instances["a"].starts[-1].context
     assert (context.salt, context.application, context.cache_ttl_s) == ("us", "chat", 1.5)
+    assert context.priority == Priority.HIGH
     params = context.params
     assert {name: getattr(params, name) for name in shaping} == shaping
     assert params.logit_bias == ((4, 2.0), (9, -1.5)) and params.stop_token_ids == (6, 8)
