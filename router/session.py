@@ -232,7 +232,13 @@ class LiveSession:
     def _context(self) -> Context:
         call = self.call
         return Context(
-            call.prompt, tuple(self.emitted), call.params, call.tenant, call.application, call.cache_ttl_s
+            prompt=call.prompt,
+            emitted=tuple(self.emitted),
+            params=call.params,
+            salt=call.tenant,
+            application=call.application,
+            cache_ttl_s=call.cache_ttl_s,
+            priority=call.priority,
         )
 
     def _shape(self) -> RequestShape:
