@@ -81,8 +81,10 @@ def _shortest(asked: Asked, prefills: Sequence[InstanceView]) -> InstanceView:
 
 
 def _free_blocks(asked: Asked, view: InstanceView) -> int:
-    """Cached blocks give way to new ones, so they count as free."""
-    return view.load.free_blocks + view.load.cached_blocks - asked.given(view).blocks
+    """Those that nobody has or is predicted to need; cached ones give way to new ones."""
+    load = view.load
+    free = min(load.free_blocks + load.cached_blocks, load.total_blocks - load.needed_blocks)
+    return free - asked.given(view).blocks
 
 
 # ---- rules for the decode instance

@@ -44,7 +44,8 @@ class RouterConfig:
     queue of prompts and the most free memory), `freeness`, `least_loaded`, `power_of_two` or `round_robin`."""
 
     ahead_s: float = 0.5
-    """Seconds of prompts that an instance is given ahead; while all have more, requests wait here for their turn."""
+    """Seconds of prompts that an instance is given ahead; while all have more, requests wait here for their turn.
+    0 is no limit, and then nobody waits here."""
 
     queue: int = 512
     """Most requests that wait for their turn; one above it is refused with RESOURCE_EXHAUSTED."""
@@ -70,8 +71,10 @@ class RouterConfig:
             raise ValueError(f"router.dispatch must be one of {', '.join(RULES)}, not {self.dispatch!r}.")
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if entry.name != "port" and isinstance(value, int | float) and value <= 0:
+            if entry.name not in ("port", "ahead_s") and isinstance(value, int | float) and value <= 0:
                 raise ValueError(f"router.{entry.name} must be above 0, not {value}.")
+        if not self.ahead_s >= 0:
+            raise ValueError(f"router.ahead_s must be 0 or above, not {self.ahead_s}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -413,3 +413,11 @@ def test_what_fits_no_instance_is_known_at_once():
 def test_a_wrong_setting_is_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DispatchConfig(**wrong)
+
+
+def test_memory_that_is_free_now_and_will_be_needed_is_not_free():
+    views = [view("p", 512), with_load(view("d", 0, 8), peak_blocks=90), view("e", 0, 8, free=50)]
+    found, _ = dispatch(RequestShape(prompt_tokens=10), views, 0.0, 0, Memory())
+    assert picked(found) == ("p", "e")
+    found, _ = redirect(RequestShape(prompt_tokens=10), views, frozenset(), 0.0, 0, Memory())
+    assert isinstance(found, InstanceView) and found.name == "e"

@@ -302,7 +302,17 @@ def test_what_was_promised_and_kept_is_counted_by_class():
     scenario(work)
 
 
-@pytest.mark.parametrize("wrong", [{"dispatch": "random"}, {"ahead_s": 0.0}, {"queue": 0}, {"ahead_s": -1.0}])
+def test_without_a_limit_nobody_waits():
+    async def work():
+        async with router(ahead_s=0.0) as now:
+            now.links.load(**BUSY)
+            now.open([call("r")])
+            assert now.links.started == ["r"]
+
+    scenario(work)
+
+
+@pytest.mark.parametrize("wrong", [{"dispatch": "random"}, {"queue": 0}, {"ahead_s": -1.0}])
 def test_a_wrong_setting_is_named(wrong):
     with pytest.raises(ValueError, match=f"router.{next(iter(wrong))}"):
         RouterConfig(**wrong)
