@@ -33,6 +33,9 @@ class DispatchConfig:
     itl_target_s: float = 0.0
     """A prompt harms no decode beside it whose step is within this; 0 where nobody says, and then it harms all."""
 
+    lag: float = 1.0
+    """How many times as long as is expected first tokens take; see `forecast.lag`."""
+
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)}, got {self.rule!r}")
@@ -47,6 +50,8 @@ class Assignment:
 
     prefill: InstanceView
     decode: InstanceView | None
+    first_s: float = 0.0
+    """Seconds to the first token, as expected of machines that do nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +115,12 @@ def dispatch(
         return able, memory
     asked = Asked(request, seed, memory.turn, memory.given())
     prefill, decode = _pick(asked, *able, cfg, cost)
-    queue_s = forecast.queue_s_of(prefill.load, asked.given(prefill), cost)
+    given, prefix = asked.given(prefill), request.prefix(prefill.key)
+    queue_s = cfg.lag * forecast.queue_s_of(prefill.load, given, cost)
     if 0 < cfg.ahead_s < queue_s:
         return NoInstance(f"{prefill.name} has {queue_s:.2f} s of prompts before it", busy=True), memory
-    assignment = Assignment(prefill, None if decode.key == prefill.key else decode)
+    first_s = forecast.first_s(prefill.load, given, request.prompt_tokens - prefix, prefix, cost)
+    assignment = Assignment(prefill, None if decode.key == prefill.key else decode, first_s)
     claims = memory.claims + _claims(asked, assignment, now)
     return assignment, Memory(claims, memory.turn + 1)
 

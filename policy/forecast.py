@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,12 @@ class Given:
 NOTHING = Given()
 
 
+SHORTEST_S = 0.005
+LAG_SHARE = 0.9
+LAG_STEP = 0.1
+MOST_LAG = 10.0
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How fast the instances that prefill take prompts; 0 where that is not known."""
@@ -38,8 +45,10 @@ class Pace:
         return tokens / self.alone_per_s if self.alone_per_s else 0.0
 
 
-def pace(views: Sequence[InstanceView], given_to: Mapping[Key, Given], cost: CostModel | None) -> Pace:
-    """Of those that do nothing but prefill; where there are none, of all that prefill."""
+def pace(
+    views: Sequence[InstanceView], given_to: Mapping[Key, Given], cost: CostModel | None, lag: float = 1.0
+) -> Pace:
+    """Of those that do nothing but prefill, if there are any; else of all that prefill. All takes `lag` times as long."""
     able = [view for view in views if view.may_prefill]
     able = [view for view in able if not view.may_decode] or able
     if not able:
@@ -48,7 +57,7 @@ def pace(views: Sequence[InstanceView], given_to: Mapping[Key, Given], cost: Cos
     rates = [
         view.load.prefill_tokens / _chunk_s(view.load, cost) for view in able if _chunk_s(view.load, cost)
     ]
-    return Pace(queue_s, sum(rates), sum(rates) / max(1, len(rates)))
+    return Pace(lag * queue_s, sum(rates) / lag, sum(rates) / max(1, len(rates)) / lag)
 
 
 def _chunk_s(load: LoadView, cost: CostModel | None) -> float:
@@ -87,6 +96,26 @@ def queue_s_of(load: LoadView, given: Given, cost: CostModel | None) -> float:
     if cost is None:
         return queued / load.prefill_tokens * load.step_s
     return prefill_s(load, queued, 0, 0, load.prefill_tokens, cost)
+
+
+def first_s(load: LoadView, given: Given, tokens: int, prefix: int, cost: CostModel | None) -> float:
+    """Seconds to the first token of a prompt; by recent steps where nobody says what steps cost."""
+    ahead = queued_tokens(load, given)
+    if cost is None:
+        return (ahead + tokens) / load.prefill_tokens * load.step_s
+    return prefill_s(load, ahead, tokens, prefix, load.prefill_tokens, cost)
+
+
+def lag(before: float, expected_s: float, took_s: float) -> float:
+    """How many times as long as is expected nine first tokens of ten take at most; machines have other work too.
+
+    It rises where one took longer, and falls a ninth as far where one did not. What is expected within `SHORTEST_S`
+    tells nothing.
+    """
+    if expected_s < SHORTEST_S:
+        return before
+    step = LAG_SHARE if took_s > before * expected_s else LAG_SHARE - 1
+    return min(max(before * math.exp(LAG_STEP * step), 1 / MOST_LAG), MOST_LAG)
 
 
 def decode_s(load: LoadView, given: Given, tokens: int, cost: CostModel) -> float:

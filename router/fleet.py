@@ -90,6 +90,10 @@ class Fleet(Protocol):
         """The first token of a request has come."""
         ...
 
+    def prefilled(self, expected_s: float, took_s: float) -> None:
+        """A first token came so long after its prompt was sent to an instance."""
+        ...
+
     def completed(self, call: Call, emitted: Sequence[int], owner: Incarnation | None, tpot_s: float) -> None:
         """An output has come to its end."""
         ...

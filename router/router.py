@@ -139,7 +139,7 @@ class Router:
         if none is not None:
             message = f"The request cannot be served: {none.reason}."
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
-        pace = forecast.pace(views, self._memory.given(), self.model.cost)
+        pace = forecast.pace(views, self._memory.given(), self.model.cost, self._dispatch.lag)
         refusal = self._turns.refusal(call, pace, self.now())
         if refusal is not None and call.attempt == 1:
             raise overloaded(f"The cluster is busy: {refusal.reason}.", refusal.retry_s)
@@ -276,6 +276,10 @@ class Router:
 
     def first_token(self, call: Call, ttft_s: float) -> None:
         self.attainment = self.attainment.first_token(ttft_s, slo_of(self.config, call.priority))
+
+    def prefilled(self, expected_s: float, took_s: float) -> None:
+        lag = forecast.lag(self._dispatch.lag, expected_s, took_s)
+        self._dispatch = replace(self._dispatch, lag=lag)
 
     def completed(self, call: Call, emitted: Sequence[int], owner: Incarnation | None, tpot_s: float) -> None:
         self.attainment = self.attainment.output(tpot_s, slo_of(self.config, call.priority))

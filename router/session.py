@@ -94,6 +94,8 @@ class LiveSession:
         """Since when none could be found and no token came."""
         self._move: _Move | None = None
         self._began_at = self._first_at = self._token_at = fleet.now()
+        self._sent_at = self._expected_s = 0.0
+        """When it was sent to an instance, and how long its first token should take from there."""
         self._maker = ""
         """Who made the last token."""
 
@@ -272,9 +274,13 @@ class LiveSession:
         now = self._fleet.now()
         if not self._maker:
             self._first_at = now
-            self._note("first_token", instance=maker, ttft_s=now - self._began_at)
+            self._note(
+                "first_token", instance=maker, ttft_s=now - self._began_at, expected_s=self._expected_s
+            )
             if not self.call.received:
                 self._fleet.first_token(self.call, now - self._began_at)
+            if not self.recoveries:
+                self._fleet.prefilled(self._expected_s, now - self._sent_at)
         elif maker != self._maker:
             self._note("continued", instance=maker, gap_s=now - self._token_at, index=index)
         self._maker, self._token_at = maker, now
@@ -329,6 +335,7 @@ class LiveSession:
             return
         self._dispatch_since, self._nudged_at = None, now
         self._heard_at = self._fleet.lived()
+        self._sent_at, self._expected_s = now, found.first_s
         decode = None if found.decode is None else _address(found.decode)
         there = found.decode or found.prefill
         self._note(

@@ -11,6 +11,7 @@ from penstock.policy.forecast import (
     Pace,
     decode_s,
     harmless_chunk,
+    lag,
     pace,
     prefill_s,
     queue_s_of,
@@ -68,6 +69,29 @@ def test_the_pace_is_of_those_that_only_prefill_if_there_are_any():
     assert pace([mixed, mixed], {}, COST).tokens_per_s == 2 * rate
     queued = with_load(only, queued_tokens=1024)
     assert pace([queued], {only.key: Given(1, 512, 0)}, None) == Pace(3 * 0.01, 51200.0, 51200.0)
+
+
+def test_where_all_takes_longer_that_is_learnt_and_expected():
+    slow = 1.0
+    for _ in range(60):
+        slow = lag(slow, 0.1, 0.3)
+    assert 2.7 < slow < 3.3
+    assert lag(slow, 0.001, 9.0) == slow, "too short to tell"
+    assert lag(1.0, 0.1, 1e9) == lag(1.0, 0.1, 2.0), "one that hung does not stand for all"
+    only = with_load(instance("p"), decode_slots=0, queued_tokens=512)
+    ideal, real = pace([only], {}, COST), pace([only], {}, COST, slow)
+    assert real.queue_s == slow * ideal.queue_s and real.tokens_per_s == ideal.tokens_per_s / slow
+
+
+@given(st.lists(st.floats(0.5, 8.0), min_size=20, max_size=20))
+def test_nine_of_ten_stay_below_what_is_expected(ratios):
+    """Whatever the spread: seen again and again, no more than one in ten is above, but for the steps."""
+    slow, above = 1.0, 0
+    for number in range(2000):
+        ratio = ratios[number % len(ratios)]
+        above += ratio > slow and number >= 1000
+        slow = lag(slow, 1.0, ratio)
+    assert above <= 0.15 * 1000
 
 
 def test_without_prompts_nothing_is_queued():

@@ -43,6 +43,7 @@ class Desk:
         self.told = []
         self.results = []
         self.served = []
+        self.lags = []
         self.noted = []
         self.assignment: Assignment | NoInstance = Assignment(VIEWS["a"], VIEWS["b"])
         self.destination: InstanceView | NoInstance = VIEWS["c"]
@@ -70,6 +71,9 @@ class Desk:
 
     def first_token(self, call, ttft_s):
         self.served.append(("ttft_s", ttft_s))
+
+    def prefilled(self, expected_s, took_s):
+        self.lags.append((expected_s, took_s))
 
     def completed(self, call, emitted, owner, tpot_s):
         self.served.append(("tpot_s", tpot_s))
@@ -140,6 +144,7 @@ def test_what_was_promised_is_measured_from_the_arrival_on():
     desk.time = 5.0
     live.heard(A, news(1, 1, 6, 7, 8, end=End.STOP))
     assert desk.served == [("ttft_s", 2.0), ("tpot_s", 1.0)]
+    assert desk.lags == [(0.0, 1.0)], "from its turn on"
     assert live.uncounted() == 3
 
 
