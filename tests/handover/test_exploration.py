@@ -9,9 +9,9 @@ from multiprocessing import get_context
 
 import pytest
 from explorer import instance
+from explorer.scenario import Scenario
 from explorer.scenarios import LIMIT, QUICK, SLOW, SPLIT, STAGED
 from explorer.search import Found, explore
-from explorer.world import Scenario
 
 from penstock.handover.effects import NeedDestination
 from penstock.handover.session import Session

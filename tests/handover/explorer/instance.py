@@ -74,7 +74,7 @@ class Shape:
     chunk: int = 2
     """Most tokens in a step."""
     one_sided: bool = False
-    decodes: str = "AB"
+    decodes: str = "ABC"
     """The instances that decode; another stops past its prefill, until the sequence is taken elsewhere."""
     known: int = 0
     """So many leading blocks of the prompt are cached on every instance from the start, for leases to begin with."""
@@ -178,6 +178,10 @@ class Instance:
     seat: Seat = Seat(SESSION)
     dead: bool = False
     hung: bool = False
+    apart: bool = False
+    """Nothing that is sent to it or by it arrives, but for what it writes in place."""
+    draining: bool = False
+    """Everything is moved away, and then it ends."""
     sequences: tuple[Sequence, ...] = ()
     steps: tuple[Step, ...] = ()
     """Under way, the oldest first."""
@@ -192,6 +196,10 @@ class Instance:
     @property
     def incarnation(self) -> Incarnation:
         return Incarnation(self.name, self.life)
+
+    @property
+    def reachable(self) -> bool:
+        return not self.hung and not self.apart
 
     @property
     def free(self) -> bool:
@@ -327,7 +335,7 @@ class _Run:
         self.inst = inst
         self.posts: list[tuple] = []
         self.queue: deque = deque()
-        reaches = frozenset("AB") if self.shape.one_sided else frozenset()
+        reaches = frozenset("ABC") if self.shape.one_sided else frozenset()
         self.house = House(inst.incarnation, "model", LAYOUT, self.shape.config, reaches)
 
     def settle(self) -> None:

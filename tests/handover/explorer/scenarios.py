@@ -8,7 +8,7 @@ from penstock.handover.config import HandoverConfig
 from penstock.handover.values import MoveMode
 
 from .instance import Shape
-from .world import Scenario
+from .scenario import Scenario
 
 ONE_BLOCK = Shape(prompt=1, output=2, block_size=2, pool=2)
 """A prompt of 1 and 2 tokens out, in one block that is copied half full."""
@@ -18,7 +18,7 @@ LONG = Shape(prompt=1, output=3, block_size=3, pool=1)
 """Three tokens out, in the only block of a pool."""
 TIGHT = Shape(prompt=2, output=2, block_size=1, pool=4, config=HandoverConfig(final_blocks=2, stage_blocks=2))
 """Two blocks in one write, which land one by one."""
-SPLIT = replace(ONE_BLOCK, decodes="B")
+SPLIT = replace(ONE_BLOCK, decodes="BC")
 """A prefills and nothing else: a session that stays there never ends."""
 SHARED = Shape(prompt=2, output=2, block_size=1, pool=3, known=1)
 """The first block of the prompt is cached everywhere: a handover copies the other two."""
