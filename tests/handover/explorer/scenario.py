@@ -35,6 +35,8 @@ KINDS = (
 """
 CHOICES = frozenset({"boot", "wake", "heal", "restart", "resume", "move", "drain", "cancel", "preempt"})
 FAULTS = frozenset(KINDS) - CHOICES
+LOSSES = tuple(KINDS.index(kind) for kind in ("lose", "crash", "hang", "part", "break", "router", "cut"))
+"""Those of the faults by which something is lost."""
 EARLY, BREAK = KINDS.index("early"), KINDS.index("break")
 
 TWO, THREE = "AB", "ABC"

@@ -8,10 +8,11 @@ from dataclasses import replace
 from penstock.handover.session import Session
 from penstock.handover.values import Incarnation, MoveMode
 
+from .breach import Breach
 from .front import Front, Router
 from .instance import Data, Instance, Writing
 from .mechanics import BUDGET, FIRST, FRONT, NET, Mail, Mechanics, State
-from .scenario import BREAK, EARLY, KINDS, Scenario
+from .scenario import BREAK, EARLY, KINDS, LOSSES, Scenario
 
 Move = tuple[bool, tuple, State]
 """One step of the world: whether it is free (spends no fault and no choice), its label, and the state after it."""
@@ -23,6 +24,7 @@ class World(Mechanics):
     def __init__(self, scenario: Scenario) -> None:
         super().__init__(scenario)
         self._offers: dict[int, tuple] = {}
+        self._losses = [scenario.budget.get(kind, 0) for kind in KINDS]
 
     def moves(self, state: State) -> list[Move]:
         """Every step that the world may take from here; raises `Breach` where one breaks a law, with its label."""
@@ -31,6 +33,8 @@ class World(Mechanics):
             for label, after in steps(state):
                 moves.append((True, label, after))
         quiet, left = not moves, self.budgets.values[state[BUDGET]]
+        if quiet and all(left[place] == self._losses[place] for place in LOSSES):
+            self._needs_no_clock(state)
         if quiet or left[EARLY] or left[BREAK]:
             for what, label, compute in self._due(state):
                 if quiet:
@@ -41,6 +45,11 @@ class World(Mechanics):
             for kind, label, compute in self._choices(state):
                 self._spending(moves, state, kind, label, compute)
         return [move for move in moves if move[2] != state]
+
+    def _needs_no_clock(self, state: State) -> None:
+        """Where nothing was lost, and the end was told, nothing is left that only a timer would free."""
+        if self.fronts.values[state[FRONT]].settled and not self.good(state):
+            raise Breach("something is held after the end until a clock runs out, though nothing was lost")
 
     def _spending(self, moves: list[Move], state: State, kind: str, label: tuple, compute) -> None:
         budget = self._spend(state[BUDGET], kind)
