@@ -16,7 +16,7 @@ import numpy as np
 from toy_model import EOS, ToyModel
 
 from penstock.decode_worker.phase import DecodePhase
-from penstock.engine.blocks import GONE, BlockPool
+from penstock.engine.blocks import GONE, BlockPool, Holder
 from penstock.engine.engine import Engine
 from penstock.engine.host_tier import Swap
 from penstock.engine.outside import Limits
@@ -164,6 +164,9 @@ class Instance:
         return self.shares_memory and destination.incarnation not in self.world.unreachable
 
     # ---- what tests ask
+
+    def held_as(self, ids: Sequence[int], *holders: Holder) -> bool:
+        return bool(np.isin(self.pool._kind[list(ids)], holders).all())
 
     @property
     def idle(self) -> bool:
@@ -328,6 +331,7 @@ class World:
         copy = self.copies.pop(number)
         if copy.source.dead:
             return
+        assert copy.source.held_as(copy.ids, Holder.HELD), "a copy reads what nobody holds"
         if copy.targets is not None:
             self._write(copy, fails)
         else:
@@ -337,6 +341,8 @@ class World:
     def _write(self, copy: Copy, fails: bool) -> None:
         instance = self.instances[copy.stage.destination.instance]
         if instance.me == copy.stage.destination:  # memory outlives a dead owner, where it harms nobody
+            leased = instance.held_as(copy.targets, Holder.LEASED, Holder.QUARANTINED)
+            assert leased, "a copy writes what is not leased"
             half = len(copy.ids) // 2 if fails else len(copy.ids)
             instance.model.cells[list(copy.targets[:half])] = copy.source.model.cells[list(copy.ids[:half])]
         if fails:
@@ -366,6 +372,7 @@ class World:
         if instance.dead:
             return
         if ok:
+            assert instance.held_as(ids, Holder.LEASED), "a receive writes what is not leased"
             instance.model.cells[list(ids)] = data
         instance.engine.post(stage.lease.session, fx.Received(stage.lease, stage.first, stage.count, ok))
 
