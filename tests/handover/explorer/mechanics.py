@@ -58,6 +58,7 @@ class Mechanics:
         self._kept: dict[tuple, int] = {}
         self._unread: dict[tuple[int, int], int] = {}
         self._dead_letters: dict[tuple[int, int], bool] = {}
+        self._streams: dict[int, str] = {}
         self._spent: dict[tuple[int, str], int | None] = {}
 
     def start(self) -> State:
@@ -65,7 +66,7 @@ class Mechanics:
         budget = tuple(limits.get(kind, 0) for kind in (*KINDS, "faults"))
         return (
             self.fronts.id(opened(self.scenario.routers)),
-            self.nets.id(frozenset()),
+            self.nets.id(() if self.scenario.ordered else frozenset()),
             self.budgets.id(budget),
             *(self.instances.id(born(name, 0, self.scenario.shape)) for name in self.names),
         )
@@ -129,7 +130,7 @@ class Mechanics:
             key = (net, minus, posts)
             known = self._added.get(key)
             if known is None:
-                known = self._added[key] = self.nets.id(self.nets.values[net] - {minus} | set(posts))
+                known = self._added[key] = self.nets.id(self._mixed(self.nets.values[net], minus, posts))
             net = known
         after = [*state]
         after[part] = part_id
@@ -141,6 +142,22 @@ class Mechanics:
                 net = self._without_dead_letters(net, after[place])
         after[NET] = net
         return tuple(after)
+
+    def _mixed(self, mids, minus: int | None, posts: tuple[int, ...]):
+        if not self.scenario.ordered:
+            return mids - {minus} | set(posts)
+        left = [*mids]
+        if minus is not None:
+            left.remove(minus)
+        return tuple(sorted([*left, *posts], key=self.stream))
+
+    def stream(self, mid: int) -> str:
+        """Names what a message is in: its two ends, and whether it is blocks."""
+        known = self._streams.get(mid)
+        if known is None:
+            post = self.messages.values[mid]
+            known = self._streams[mid] = f"{post[0]} {post[1]} {isinstance(post[-1], Data)}"
+        return known
 
     def _place(self, mid: int) -> int:
         return (self._arrivals.get(mid) or self._arrival(mid))[0]
@@ -155,7 +172,7 @@ class Mechanics:
         if kept is None:
             mids = self.nets.values[net]
             kept = self._unread[key] = self.nets.id(
-                frozenset(mid for mid in mids if not self._is_dead_letter(mid, inst_id))
+                type(mids)(mid for mid in mids if not self._is_dead_letter(mid, inst_id))
             )
         return kept
 
@@ -184,7 +201,7 @@ class Mechanics:
             insts = {name: self.instances.values[after[place]] for name, place in self.side.items()}
             front = self.fronts.values[after[FRONT]]
             mids = self.nets.values[net]
-            left = frozenset(m for m in mids if not self._hopeless(self.messages.values[m], insts, front))
+            left = type(mids)(m for m in mids if not self._hopeless(self.messages.values[m], insts, front))
             kept = self._kept[key] = self.nets.id(left)
         return kept
 

@@ -65,6 +65,8 @@ class Scenario:
     picks_anew: bool = True
     """Another destination is picked where the first handover came to nothing; otherwise the session stays."""
     recover_by_silence: bool = True
+    ordered: bool = False
+    """Messages from one party to another keep their order, as those of a stream do."""
     early: frozenset[str] = frozenset(
         {"reserve", "settle", "lease", "stop", "beat", "silence", "grace", "nudge"}
     )

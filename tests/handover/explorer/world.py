@@ -57,7 +57,10 @@ class World(Mechanics):
             moves.append((False, (kind, *label), compute((*state[:BUDGET], budget, *state[FIRST:]))))
 
     def _deliveries(self, state: State) -> Iterator[tuple[tuple, State]]:
-        for mid in self.nets.values[state[NET]]:
+        mids = self.nets.values[state[NET]]
+        if self.scenario.ordered:
+            mids = {self.stream(mid): mid for mid in reversed(mids)}.values()  # the first of each
+        for mid in mids:
             after = self._deliver(state, mid)
             if after is not None:
                 yield ("arrives", Mail(mid)), after
