@@ -40,12 +40,16 @@ class Cluster(RuleBasedStateMachine):
         in_place=st.booleans(),
         admission=st.sampled_from((*RULES, "aggressive")),
         host_blocks=st.sampled_from((0, 0, 30)),
+        window=st.sampled_from((None, None, 2 * BLOCK + 1)),
+        overlap=st.booleans(),
     )
-    def build(self, seed, roles, blocks, in_place, admission, host_blocks):
+    def build(self, seed, roles, blocks, in_place, admission, host_blocks, window, overlap):
         self.patch = pytest.MonkeyPatch()
         clock = Clock()
         self.patch.setattr(engine_module, "time", clock)
-        self.world = World(seed, roles, CONFIG, clock, blocks, in_place, 0.0, admission, host_blocks)
+        self.world = World(
+            seed, roles, CONFIG, clock, blocks, in_place, 0.0, admission, host_blocks, window, overlap
+        )
         self.right: dict[str, list[int]] = {}
         self.checked: dict[str, int] = {}
 
@@ -88,7 +92,7 @@ class Cluster(RuleBasedStateMachine):
             context = Context(
                 tokens, (), SamplingParams(seed=number, max_tokens=most, ignore_eos=number % 4 > 0)
             )
-            self.right[key], self.checked[key] = answer(context, CONTEXT), 0
+            self.right[key], self.checked[key] = answer(context, CONTEXT, self.world.window), 0
             self.world.start(key, context)
 
     @precondition(lambda self: self.open)

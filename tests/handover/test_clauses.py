@@ -23,7 +23,7 @@ _close, _recover, _unmoved = Session._close, Session._recover, Session._unmoved
 
 def _revoke_leaves_the_mark(seat, bound):
     after, effects = _revoke(seat, bound)
-    return replace(after, mark=seat.mark), effects
+    return after._replace(mark=seat.mark), effects
 
 
 def _grant_is_not_stopped(seat, grant, house):
