@@ -10,7 +10,7 @@ PROTOS    := $(wildcard proto/*.proto)
 PROTO_OUT ?= proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow gpu-check lint format proto results
+.PHONY: help setup demo test explore test-slow gpu-check lint format proto results
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ demo: setup ## one request through a cluster on this machine, moved while it run
 
 test: setup lint ## formatting, lint, types and every test that is not slow
 	$(PY) -m pytest -n 2 $(PYTEST_ARGS)
+
+explore: setup ## every order of events of a handover: states explored and depth of each scenario
+	$(PY) -m pytest -q -n 2 tests/handover/test_exploration.py $(PYTEST_ARGS)
 
 test-slow: setup ## the long explorations
 	$(PY) -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)

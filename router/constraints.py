@@ -71,8 +71,11 @@ class Constraints:
         return answer["grammar"]
 
     async def close(self) -> None:
-        async with self._turn:
-            await self._end()
+        """End the process. A check that still runs or waits its turn is not waited for long: it finds it gone."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(EXIT_S):
+                await self._turn.acquire()
+        await self._end()
 
     def _known(self, line: str) -> dict[str, str] | None:
         answer = self._answers.get(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
@@ -52,6 +53,10 @@ class Stream:
     makers: list[str] = field(default_factory=list)
     """Who made each token."""
     moves: list[bool] = field(default_factory=list)
+    again: tuple[Address, Address | None] | None = None
+    """Where it is prefilled, and decoded, when it has to be recovered."""
+    recoveries: int = 0
+    heard_at: float = 0.0
 
     @property
     def ids(self) -> list[int]:
@@ -79,12 +84,29 @@ class BareRouter:
 
     def start(self, key: str, context: Context, prefill: Address, decode: Address | None = None) -> Stream:
         session = Session(key, 1, next_index=len(context.emitted))
-        stream = self.streams[key] = Stream(context, session, decode)
+        stream = self.streams[key] = Stream(context, session, decode, heard_at=time.monotonic())
         self._tell(stream, fx.Dispatched(prefill, decode))
         return stream
 
     def move(self, key: str, destination: Address, mode: MoveMode = MoveMode.LIVE) -> None:
         self._tell(self.streams[key], fx.MoveAsked(destination, mode))
+
+    def lose(self, instance: Incarnation) -> None:
+        """The instance counts as lost to what can be recovered, whether or not it lives."""
+        for stream in self.streams.values():
+            if stream.again is not None:
+                self._tell(stream, fx.InstanceLost(instance))
+
+    def nudge(self, key: str) -> None:
+        self._tell(self.streams[key], fx.Nudge())
+
+    def recover_silent(self, silence_s: float) -> None:
+        """Recover what nobody spoke for so long of, where it is known where to."""
+        now = time.monotonic()
+        for stream in self.streams.values():
+            if stream.again is not None and now - stream.heard_at > silence_s:
+                stream.heard_at = now
+                self._tell(stream, fx.Silent())
 
     def cancel(self, key: str) -> None:
         self._tell(self.streams[key], fx.Cancel())
@@ -122,8 +144,11 @@ class BareRouter:
                 self.condemned.append(writer)
 
     def _told(self, sender: Incarnation, message: News | Unmoved | Ask) -> None:
-        if message.session in self.streams:
-            self._tell(self.streams[message.session], fx.FromInstance(sender, message))
+        stream = self.streams.get(message.session)
+        if stream is not None:
+            if message.epoch >= stream.session.epoch:
+                stream.heard_at = time.monotonic()
+            self._tell(stream, fx.FromInstance(sender, message))
 
     def _tell(self, stream: Stream, event: fx.SessionEvent) -> None:
         context = replace(stream.context, emitted=tuple(stream.ids))
@@ -142,6 +167,10 @@ class BareRouter:
             case fx.MoveEnded(_, done, reason):
                 logger.info("%s: %s", stream.session.key, "moved" if done else reason)
                 stream.moves.append(done)
+            case fx.NeedDispatch(reason) if stream.again is not None:
+                logger.info("%s is recovered: %s", stream.session.key, reason)
+                stream.recoveries += 1
+                self._tell(stream, fx.Dispatched(*stream.again))
             case fx.NeedDestination(reason) if stream.decode is not None:
                 logger.info("%s: the first handover failed: %s", stream.session.key, reason)
                 again = fx.MoveAsked(stream.decode, first=True)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -89,6 +90,62 @@ def prompt(length: int, seed: int = 0, **params) -> Context:
 def settled(stream: Stream) -> int:
     """The tokens that it has, unless it is on its way."""
     return 0 if stream.session.pending else len(stream.ids)
+
+
+class Unruly:
+    """Stands before a `send`: what passes may come late, twice, and after what was sent later. Nothing is lost."""
+
+    def __init__(self, send, seed: int):
+        self._send = send
+        self._draw = random.Random(seed)
+        self.doubled = self.delayed = 0
+
+    def __call__(self, receiver, message) -> None:
+        loop = asyncio.get_running_loop()
+        if self._draw.random() < 0.2:
+            self.doubled += 1
+            loop.call_later(self._draw.random() * 0.05, self._send, receiver, message)
+        if self._draw.random() < 0.3:
+            self.delayed += 1
+            loop.call_later(self._draw.random() * 0.02, self._send, receiver, message)
+        else:
+            self._send(receiver, message)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_late_doubled_and_disordered_messages_change_no_token(transport, monkeypatch):
+    async def main():
+        servers = server("prefill", transport, slots=0), server("left", transport), server("right", transport)
+        prefill, left, right = servers
+        async with running(*servers) as router:
+            unruly = [Unruly(router.send, 0)]
+            monkeypatch.setattr(router, "send", unruly[0])
+            for number, one in enumerate(servers, 1):
+                unruly += Unruly(one._peers.send, number), Unruly(one._tell, -number)
+                monkeypatch.setattr(one._peers, "send", unruly[-2])
+                monkeypatch.setattr(one, "_tell", unruly[-1])
+            contexts = {
+                f"s{n}": prompt(length, n, max_tokens=100) for n, length in enumerate((1, 16, 400, 700))
+            }
+            for key, context in contexts.items():
+                router.start(f"still-{key}", context, at(left))
+                router.start(key, context, at(prefill), at(left)).again = at(prefill), at(left)
+            for _ in range(12):
+                await asyncio.sleep(0.15)
+                for key in contexts:
+                    to = right if router.streams[key].session.owner == left.me else left
+                    router.move(key, at(to))
+                    router.nudge(key)
+                router.recover_silent(2.0)
+            while not all(stream.session.closed for stream in router.streams.values()):
+                await asyncio.sleep(0.1)
+                router.recover_silent(2.0)
+            for key in contexts:
+                assert router.streams[key].ids == router.streams[f"still-{key}"].ids
+            assert all(one.doubled and one.delayed for one in unruly)
+            assert any(sum(router.streams[key].moves) >= 2 for key in contexts)
+
+    asyncio.run(asyncio.wait_for(main(), 120))
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -83,6 +83,48 @@ def test_moved_and_resumed_streams_are_those_of_transformers(reference, overlap,
     check_logprobs(streams["told"], reference)
 
 
+def test_recovered_streams_are_those_of_an_undisturbed_run():
+    """Twice: from the decode side, in mid-stream, and again from where they were recovered."""
+    contexts = {
+        name: prompt(40 + 90 * number, number, max_tokens=LENGTH, **shape)
+        for number, (name, shape) in enumerate(SHAPES.items())
+    }
+
+    async def main():
+        prefill, left, right = server("prefill", slots=0), server("left"), server("right")
+        async with running(prefill, left, right) as router:
+            for name, context in contexts.items():
+                router.start(f"still-{name}", context, at(left))
+                stream = router.start(name, context, at(prefill), at(left))
+                stream.again = at(prefill), at(right)
+            streams = [router.streams[name] for name in contexts]
+            for least, lost in ((8, left), (30, right)):
+                await until(lambda: all(settled(stream) > least for stream in streams))  # noqa: B023
+                router.lose(lost.me)
+            await ended(router)
+            return dict(router.streams)
+
+    streams = asyncio.run(main())
+    for name in contexts:
+        stream, still = streams[name], streams[f"still-{name}"]
+        assert stream.recoveries == 2 and not still.recoveries
+        assert stream.ids == still.ids
+        for record, undisturbed in zip(stream.records, still.records, strict=True):
+            assert record.end == undisturbed.end
+            assert_alike(record.logprobs, undisturbed.logprobs)
+            for told, expected in zip(record.prompt, undisturbed.prompt, strict=True):
+                assert_alike(told, expected)
+
+
+def assert_alike(told: Logprobs | None, expected: Logprobs | None) -> None:
+    """What recomputation rounds otherwise differs in the last digits."""
+    assert (told is None) == (expected is None)
+    if told is not None and expected is not None:
+        assert abs(told.own - expected.own) < 1e-4
+        values = zip((value for _, value in told.top), (value for _, value in expected.top), strict=True)
+        assert all(abs(value - other) < 1e-4 for value, other in values)
+
+
 async def ended(router) -> None:
     await until(lambda: all(stream.session.closed for stream in router.streams.values()), 60)
 

@@ -16,7 +16,7 @@ import numpy as np
 from toy_model import EOS, ToyModel
 
 from penstock.decode_worker.phase import DecodePhase
-from penstock.engine.blocks import GONE, BlockPool
+from penstock.engine.blocks import GONE, BlockPool, Holder
 from penstock.engine.engine import Engine
 from penstock.engine.host_tier import Swap
 from penstock.engine.outside import Limits
@@ -84,6 +84,8 @@ class Instance:
     dead: bool = False
     hung: bool = False
     """Does nothing until it goes on; what is sent to it waits."""
+    draining: bool = False
+    """Takes nothing new, and ends when all has been moved away."""
 
     def __post_init__(self) -> None:
         window = self.world.window
@@ -162,6 +164,9 @@ class Instance:
         return self.shares_memory and destination.incarnation not in self.world.unreachable
 
     # ---- what tests ask
+
+    def held_as(self, ids: Sequence[int], *holders: Holder) -> bool:
+        return bool(np.isin(self.pool._kind[list(ids)], holders).all())
 
     @property
     def idle(self) -> bool:
@@ -295,9 +300,14 @@ class World:
         if self.draw.random() < self.loss:
             self.streams[ends].clear()
             return
-        (sender, receiver), message = ends, self.streams[ends].popleft()
-        if self.draw.random() < self.loss:
-            self.streams[ends].append(message)  # it comes twice
+        self.arrive(ends, twice=self.draw.random() < self.loss)
+
+    def arrive(self, ends: tuple, place: int = 0, twice: bool = False) -> None:
+        """The message at that place of a stream arrives, before those that were sent earlier; perhaps again later."""
+        (sender, receiver), message = ends, self.streams[ends][place]
+        del self.streams[ends][place]
+        if twice:
+            self.streams[ends].append(message)
         if receiver is None:
             self._router_hears(sender, message)
         elif (instance := self._at(receiver)) is not None:
@@ -315,10 +325,13 @@ class World:
         """Some copy ends at its source: well, or not."""
         if not self.copies:
             return
-        copy = self.copies.pop(self.draw.randrange(len(self.copies)))
-        fails = self.draw.random() < self.loss
+        self.end_copy(self.draw.randrange(len(self.copies)), self.draw.random() < self.loss)
+
+    def end_copy(self, number: int, fails: bool) -> None:
+        copy = self.copies.pop(number)
         if copy.source.dead:
             return
+        assert copy.source.held_as(copy.ids, Holder.HELD), "a copy reads what nobody holds"
         if copy.targets is not None:
             self._write(copy, fails)
         else:
@@ -328,6 +341,8 @@ class World:
     def _write(self, copy: Copy, fails: bool) -> None:
         instance = self.instances[copy.stage.destination.instance]
         if instance.me == copy.stage.destination:  # memory outlives a dead owner, where it harms nobody
+            leased = instance.held_as(copy.targets, Holder.LEASED, Holder.QUARANTINED)
+            assert leased, "a copy writes what is not leased"
             half = len(copy.ids) // 2 if fails else len(copy.ids)
             instance.model.cells[list(copy.targets[:half])] = copy.source.model.cells[list(copy.ids[:half])]
         if fails:
@@ -348,12 +363,16 @@ class World:
         """Some receive ends."""
         if not self.receives:
             return
-        instance, stage, ids = self.receives.pop(self.draw.randrange(len(self.receives)))
+        self.end_receive(self.draw.randrange(len(self.receives)), self.draw.random() < self.loss)
+
+    def end_receive(self, number: int, fails: bool) -> None:
+        instance, stage, ids = self.receives.pop(number)
         _, data = self.on_the_wire.pop((stage.pair, stage.sequence), (None, None))
-        ok = data is not None and len(data) == len(ids) and self.draw.random() >= self.loss
+        ok = data is not None and len(data) == len(ids) and not fails
         if instance.dead:
             return
         if ok:
+            assert instance.held_as(ids, Holder.LEASED), "a receive writes what is not leased"
             instance.model.cells[list(ids)] = data
         instance.engine.post(stage.lease.session, fx.Received(stage.lease, stage.first, stage.count, ok))
 
@@ -363,10 +382,13 @@ class World:
         """Some copy to or from host memory ends, and only now are its blocks read and written."""
         if not self.swaps:
             return
-        instance, swap = self.swaps.pop(self.draw.randrange(len(self.swaps)))
+        self.end_swap(self.draw.randrange(len(self.swaps)), self.draw.random() < 0.15)
+
+    def end_swap(self, number: int, fails: bool) -> None:
+        instance, swap = self.swaps.pop(number)
         if instance.dead:
             return
-        ok = self.draw.random() >= 0.15
+        ok = not fails
         count = len(swap.host_ids) if ok else len(swap.host_ids) // 2
         device, host = list(swap.device_ids[:count]), list(swap.host_ids[:count])
         if swap.out:
@@ -384,16 +406,21 @@ class World:
         return stream
 
     def dispatch(self, stream: Stream) -> None:
-        prefills = [instance for instance in self.living if instance.role.prefill_tokens]
+        prefills = [instance for instance in self._staying if instance.role.prefill_tokens]
         prefill = self.draw.choice(prefills)
-        stays = prefill.role.decode_slots and self.draw.random() < 0.3
-        decode = None if stays else self.draw.choice([h for h in self.decoders if h is not prefill])
+        others = [instance for instance in self.decoders if instance is not prefill]
+        stays = prefill.role.decode_slots and (not others or self.draw.random() < 0.3)
+        decode = None if stays else self.draw.choice(others)
         at = self.address(decode) if decode else None
         self.tell(stream, fx.Dispatched(self.address(prefill), at))
 
     @property
     def decoders(self) -> list[Instance]:
-        return [instance for instance in self.living if instance.role.decode_slots]
+        return [instance for instance in self._staying if instance.role.decode_slots]
+
+    @property
+    def _staying(self) -> list[Instance]:
+        return [instance for instance in self.living if not instance.draining]
 
     def address(self, instance: Instance) -> Address:
         return Address(instance.me, instance.me.instance)
@@ -406,6 +433,22 @@ class World:
 
     def nudge(self, key: str) -> None:
         self.tell(self.sessions[key], fx.Nudge())
+
+    def drain(self) -> None:
+        """Move everything from what is draining; one that holds nothing more ends, and another life begins."""
+        for instance in [one for one in self.living if one.draining]:
+            for key, stream in self.sessions.items():
+                if stream.session.owner == instance.me and self.decoders:
+                    self.move(key)
+            if instance.idle:
+                self.kill(instance.me.instance)
+
+    def resume(self, key: str) -> None:
+        """The router has died, and all that it knew; the client comes back to another with what it has."""
+        stream = self.sessions[key]
+        stream.session = Session(key, stream.session.attempt + 1, next_index=len(stream.got))
+        stream.heard_at = self.clock.now
+        self.dispatch(stream)
 
     def cancel(self, key: str) -> None:
         self.sessions[key].cancelled = True

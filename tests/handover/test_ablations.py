@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from explorer.scenario import Scenario
 from explorer.scenarios import LONG, ONE_BLOCK, SHARED, STAGED, WINDOWED, early
 from explorer.search import explore
-from explorer.world import Scenario
 
 from penstock.handover import rules
 from penstock.handover.values import FOREVER, Epoch

@@ -9,33 +9,26 @@ from multiprocessing import get_context
 
 import pytest
 from explorer import instance
+from explorer.scenario import Scenario
 from explorer.scenarios import LIMIT, QUICK, SLOW, SPLIT, STAGED
 from explorer.search import Found, explore
-from explorer.world import Scenario
 
 from penstock.handover.effects import NeedDestination
 from penstock.handover.session import Session
 
-QUICK_STATES, SLOW_STATES = 300_000, 5_000_000
-
-_seen: dict[str, Found] = {}
+SLOW_STATES = 5_000_000
+LEAST = 1_000
+"""An exploration that sees fewer states shows little."""
 
 
 @pytest.mark.parametrize("scenario", QUICK, ids=lambda scenario: scenario.name)
 def test_every_token_comes_once_and_every_block_goes_home(
-    scenario: Scenario, tell: Callable[[object], None]
+    scenario: Scenario, tell: Callable[[Found], None]
 ) -> None:
-    found = _seen[scenario.name] = explore(scenario)
+    found = explore(scenario)
     tell(found)
     assert found.whole and found.breach is None, str(found)
-
-
-def test_the_exploration_is_large(tell: Callable[[object], None]) -> None:
-    if len(_seen) < len(QUICK):
-        pytest.skip("only where every scenario was explored by this process")
-    states = sum(found.states for found in _seen.values())
-    tell(f"in all: {states:,} states")
-    assert states >= QUICK_STATES
+    assert found.states >= LEAST
 
 
 def test_a_hung_writer_keeps_its_blocks_from_others_unless_somebody_ends_it(
@@ -65,12 +58,11 @@ def _explore_some(scenario: Scenario) -> Found:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_five_million_states_keep_the_laws(tell: Callable[[object], None]) -> None:
+def test_five_million_states_keep_the_laws(tell: Callable[[Found], None]) -> None:
     states = 0
     with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
         for found in pool.map(_explore_some, SLOW):
             tell(found)
             assert found.breach is None, str(found)
             states += found.states
-    tell(f"in all: {states:,} states")
     assert states >= SLOW_STATES

@@ -7,8 +7,10 @@ import random
 
 from explorer.breach import Breach
 from explorer.instance import Shape
+from explorer.mechanics import State
+from explorer.scenario import Scenario
 from explorer.scenarios import BUDGET
-from explorer.world import Move, Scenario, State, World
+from explorer.world import Move, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

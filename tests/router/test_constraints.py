@@ -111,6 +111,20 @@ def test_a_check_that_is_given_up_is_not_the_next_ones_answer():
     asyncio.run(run())
 
 
+def test_the_end_waits_for_no_check(monkeypatch):
+    monkeypatch.setattr(module, "EXIT_S", 0.05)
+
+    async def run():
+        made = Constraints(EMBEDDED, TOKENIZER)
+        await made.grammar(structured(*GOOD[1]))
+        process, _ = made._process, await made._turn.acquire()
+        async with asyncio.timeout(module.CHECK_S):
+            await made.close()
+        assert process.returncode is not None and made._process is None
+
+    asyncio.run(run())
+
+
 def test_a_process_that_was_killed_is_started_anew():
     async def run():
         async with constraints() as made:

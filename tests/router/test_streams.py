@@ -6,9 +6,10 @@ import grpc
 import grpc.aio
 import pytest
 from toy_fleet import ONE_AND_TWO, Heard, fleet, generate, request, until
-from toy_instance import output
+from toy_instance import FAST, output
 
 from penstock.client.errors import from_rpc
+from penstock.handover.source import State
 from penstock.proto import inference_pb2 as pb
 from penstock.proto.inference_pb2_grpc import InferenceServiceStub
 from penstock.router import server
@@ -192,6 +193,62 @@ def test_the_loss_of_the_owner_leaves_no_gap_and_nothing_twice(how):
             assert heard.ids == output((1, 2, 3), LONG)
             assert heard.finished.usage.recoveries >= 1
             assert any(not condemned for _, condemned in here.router.lost_instances)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["killed", "hung"])
+@pytest.mark.parametrize("when", ["asking", "copying", "adopted"])
+def test_a_prefill_that_is_lost_during_its_handover_leaves_no_gap_and_nothing_twice(when, how):
+    def reached(source, others) -> bool:
+        if when == "adopted":
+            return any(one.sequences for one in others)
+        leased = any(one.leases for one in others)
+        asking = any(
+            handover.state is State.RESERVING for seat in source.seats.values() for handover in seat.sources
+        )
+        return leased if when == "copying" else asking
+
+    async def run():
+        async with fleet({"a": {"prefill_tokens": 512}, "b": {"decode_slots": 8}}) as here:
+            source, other = here.instances["a"], here.instances["b"]
+            other.full = when == "asking"
+            prompt = tuple(number % 900 + 10 for number in range(60 if when == "adopted" else 1900))
+            stream = asyncio.create_task(generate(here.address, request(prompt, 40)))
+            await until(lambda: reached(source, [other]))
+            await here.add("c", prefill_tokens=512)
+            if how == "killed":
+                await source.kill()
+            source.frozen, other.full = True, False
+            heard = await stream
+            assert heard.ids == output(prompt, 40) and heard.makers[-1] == "b"
+            if when != "adopted":
+                assert heard.finished.usage.recoveries >= 1
+            await source.kill()  # as a controller kills what is lost, and says so
+            other.bury(source.me)
+
+    asyncio.run(run())
+
+
+def test_a_prefill_keeps_its_sequences_while_the_decode_pool_is_full():
+    """More than there is room for, for longer than any reservation waits: nothing is computed twice, or lost."""
+
+    async def run():
+        async with fleet(ONE_AND_TWO) as here:
+            decoders = [here.instances["b"], here.instances["c"]]
+            for one in decoders:
+                one.full = True
+            prompts = [tuple(range(1, 2 + 9 * n)) for n in range(8)]
+            streams = [asyncio.create_task(generate(here.address, request(prompt, 30))) for prompt in prompts]
+            asked = here.instances["a"]
+            await until(lambda: len(asked.sequences) == len(prompts))
+            await asyncio.sleep(3 * FAST.reserve_wait_s)
+            assert not any(one.sequences for one in decoders) and len(asked.sequences) == len(prompts)
+            for one in decoders:
+                one.full = False
+            for prompt, heard in zip(prompts, await asyncio.gather(*streams), strict=True):
+                assert heard.ids == output(prompt, 30) and heard.finished.usage.recoveries == 0
+            assert len(asked.starts) == len(prompts)
 
     asyncio.run(run())
 

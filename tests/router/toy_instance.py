@@ -144,6 +144,11 @@ class ToyInstance(worker_pb2_grpc.WorkerServiceServicer):
             await self.server.stop(0)
         self.server = None  # gRPC's server wants to die while its loop lives
 
+    def bury(self, peer: Incarnation) -> None:
+        """The peer is dead for certain."""
+        for session in list(self.seats):
+            self.feed(session, fx.PeerLost(peer))
+
     # ---- the machines
 
     def feed(self, session: str, event) -> None:

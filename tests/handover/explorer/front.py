@@ -43,6 +43,8 @@ class Router:
     dispatch_due: bool = False
     destination_due: bool = False
     dead: bool = False
+    failed: frozenset[int] = frozenset()
+    """The n of moves of which it was told that they came to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +104,25 @@ class _Run:
         session, effects = before.on(event, context)
         require(session.epoch >= before.epoch, "the router's epoch fell")
         require(session.n <= session.allotted, "an epoch is current that was never allotted")
-        self.front = self.front.put(index, replace(router, session=session))
+        failed = self._failed(router.failed, before, session, effects)
+        self.front = self.front.put(index, replace(router, session=session, failed=failed))
         for effect in effects:
             getattr(self, "_" + type(effect).__name__.lower())(index, effect)
+
+    @staticmethod
+    def _failed(failed: frozenset[int], before: Session, session: Session, effects: list) -> frozenset[int]:
+        """With the move whose end was told now; those that the current epoch is above cannot come about any more."""
+        require(
+            session.n not in failed or session.n == before.n, "a move was done that was told to have failed"
+        )
+        moving = before.pending
+        for effect in effects:
+            if isinstance(effect, MoveEnded) and moving is not None:
+                require(effect.done is (session.n == moving.n), "what was told of a move is not true")
+                failed |= frozenset() if effect.done else {moving.n}
+            if isinstance(effect, NeedDestination) and moving is not None:
+                failed |= {moving.n}
+        return frozenset(n for n in failed if n > session.n)
 
     def on_hear(self, index: int, sender: Incarnation, message) -> None:
         if self.front.routers[index].session is None:

@@ -52,6 +52,7 @@ from penstock.handover.values import (
     Layout,
     LeaseKey,
     Reserve,
+    Revoke,
     Stage,
     TokenRecord,
 )
@@ -74,7 +75,7 @@ class Shape:
     chunk: int = 2
     """Most tokens in a step."""
     one_sided: bool = False
-    decodes: str = "AB"
+    decodes: str = "ABC"
     """The instances that decode; another stops past its prefill, until the sequence is taken elsewhere."""
     known: int = 0
     """So many leading blocks of the prompt are cached on every instance from the start, for leases to begin with."""
@@ -178,6 +179,12 @@ class Instance:
     seat: Seat = Seat(SESSION)
     dead: bool = False
     hung: bool = False
+    apart: bool = False
+    """Nothing that is sent to it or by it arrives, but for what it writes in place."""
+    draining: bool = False
+    """Everything is moved away, and then it ends."""
+    void: Epoch | None = None
+    """The highest bound that a router told it."""
     sequences: tuple[Sequence, ...] = ()
     steps: tuple[Step, ...] = ()
     """Under way, the oldest first."""
@@ -192,6 +199,10 @@ class Instance:
     @property
     def incarnation(self) -> Incarnation:
         return Incarnation(self.name, self.life)
+
+    @property
+    def reachable(self) -> bool:
+        return not self.hung and not self.apart
 
     @property
     def free(self) -> bool:
@@ -327,7 +338,7 @@ class _Run:
         self.inst = inst
         self.posts: list[tuple] = []
         self.queue: deque = deque()
-        reaches = frozenset("AB") if self.shape.one_sided else frozenset()
+        reaches = frozenset("ABC") if self.shape.one_sided else frozenset()
         self.house = House(inst.incarnation, "model", LAYOUT, self.shape.config, reaches)
 
     def settle(self) -> None:
@@ -367,6 +378,8 @@ class _Run:
     # ---- what happens to the instance
 
     def on_router(self, router, message) -> None:
+        if isinstance(message, Revoke) and (self.inst.void is None or message.bound > self.inst.void):
+            self.inst = replace(self.inst, void=message.bound)
         self.queue.append(FromRouter(router, message))
 
     def on_peer(self, sender, message) -> None:
@@ -548,6 +561,10 @@ class _Run:
 
     # ---- effects of the seat
 
+    def _valid(self, epoch: Epoch) -> None:
+        void = self.inst.void
+        require(void is None or epoch > void, f"{self.inst.name} takes {epoch}, which it was told is void")
+
     def _torouter(self, effect: ToRouter) -> None:
         self.posts.append((effect.router, self.inst.incarnation, effect.message))
 
@@ -561,6 +578,7 @@ class _Run:
 
     def _begin(self, effect: Begin) -> None:
         start = effect.start
+        self._valid(start.epoch)
         tokens = (*start.context.prompt, *start.context.emitted)
         until = None if self.inst.name in self.shape.decodes else len(tokens)
         seq = Sequence(start.epoch, start.epoch, tokens, until=until)
@@ -585,6 +603,7 @@ class _Run:
         self.inst = self.inst.put(replace(self.inst.under(effect.epoch), paused=True))
 
     def _unpause(self, effect: Unpause) -> None:
+        self._valid(effect.epoch)
         self.inst = self.inst.put(replace(self.inst.under(effect.was), paused=False, epoch=effect.epoch))
 
     def _drop(self, effect: Drop) -> None:
@@ -594,6 +613,7 @@ class _Run:
 
     def _lease(self, effect: Lease) -> None:
         reserve = effect.reserve
+        self._valid(reserve.lease.epoch)
         allotted = self._allot_lease(reserve)
         have = 0
         if allotted is None:
@@ -633,6 +653,7 @@ class _Run:
         tokens = (*self.driver.prompt, *known[: commit.first_index], *sent)
         require(commit.computed == len(tokens) - 1, "a commit whose KV does not match its tokens")
         epoch = effect.lease.epoch
+        self._valid(epoch)
         seq = Sequence(epoch, epoch, tokens, held.blocks, commit.computed)
         inst = self.inst
         for block in held.blocks:
@@ -666,7 +687,8 @@ class _Run:
         self.inst = replace(self.inst, held=rest)
 
     def _condemn(self, effect: Condemn) -> None:
-        self.posts.append(("condemn", effect.writer))
+        if not self.inst.apart:
+            self.posts.append(("condemn", effect.writer))
 
     def _timer(self, effect: Timer) -> None:
         self.inst = replace(self.inst, timers=self.inst.timers | {(effect.clock, effect.lease)})

@@ -8,7 +8,7 @@ from penstock.handover.config import HandoverConfig
 from penstock.handover.values import MoveMode
 
 from .instance import Shape
-from .world import Scenario
+from .scenario import THREE, Scenario
 
 ONE_BLOCK = Shape(prompt=1, output=2, block_size=2, pool=2)
 """A prompt of 1 and 2 tokens out, in one block that is copied half full."""
@@ -16,9 +16,11 @@ STAGED = Shape(prompt=2, output=2, block_size=1, pool=3)
 """A stage of a full block comes before the final one."""
 LONG = Shape(prompt=1, output=3, block_size=3, pool=1)
 """Three tokens out, in the only block of a pool."""
+ONE_SLOT = replace(ONE_BLOCK, pool=1)
+"""And no room for a second."""
 TIGHT = Shape(prompt=2, output=2, block_size=1, pool=4, config=HandoverConfig(final_blocks=2, stage_blocks=2))
 """Two blocks in one write, which land one by one."""
-SPLIT = replace(ONE_BLOCK, decodes="B")
+SPLIT = replace(ONE_BLOCK, decodes="BC")
 """A prefills and nothing else: a session that stays there never ends."""
 SHARED = Shape(prompt=2, output=2, block_size=1, pool=3, known=1)
 """The first block of the prompt is cached everywhere: a handover copies the other two."""
@@ -38,6 +40,8 @@ BUDGET = {
     "boot": 2,
     "hang": 1,
     "wake": 1,
+    "part": 1,
+    "heal": 1,
     "break": 2,
     "suspect": 1,
     "router": 1,
@@ -45,6 +49,7 @@ BUDGET = {
     "cut": 1,
     "resume": 2,
     "move": 3,
+    "drain": 1,
     "cancel": 1,
     "preempt": 1,
 }
@@ -54,6 +59,9 @@ BUDGET = {
 def early(*what: str) -> dict:
     """Settings of a scenario in which one of these comes before its time."""
     return {"budget": {"early": 1}, "early": frozenset(what)}
+
+
+SETTLING = early("settle")
 
 
 def _both(name: str, shape: Shape, **settings) -> list[Scenario]:
@@ -67,6 +75,10 @@ def _both(name: str, shape: Shape, **settings) -> list[Scenario]:
         for one_sided in (False, True)
     ]
 
+
+THIRD = {"instances": THREE}
+STREAMS = {"instances": THREE, "ordered": True}
+"""With a third instance, and over streams: fewer orders, of longer lives."""
 
 QUICK = [
     *_both("a handover, without faults and without any recovery", STAGED, recover_by_silence=False),
@@ -108,8 +120,39 @@ QUICK = [
         handover=False,
         serving="A",
     ),
+    *_both("an instance of three dies", ONE_BLOCK, budget={"crash": 1}, **THIRD),
+    *_both("an instance of three hangs", ONE_BLOCK, budget={"hang": 1}, **THIRD),
+    *_both("an instance of three is cut off", ONE_SLOT, budget={"part": 1}, **THIRD),
+    *_both("an instance of three is cut off for a while", ONE_SLOT, budget={"part": 1, "heal": 1}, **STREAMS),
+    *_both(
+        "a session is recovered at a third though its instance lives",
+        ONE_SLOT,
+        budget={"suspect": 1},
+        handover=False,
+        serving="C",
+        **THIRD,
+    ),
+    *_both("a message is lost, and a move", ONE_SLOT, budget={"lose": 1, "move": 1}, handover=False, **THIRD),
+    *_both("the client leaves during a move", ONE_BLOCK, budget={"move": 1, "cancel": 1}, **THIRD),
+    *_both("an instance is drained", ONE_BLOCK, budget={"drain": 1}, **THIRD),
+    *_both("two instances are drained", ONE_SLOT, budget={"drain": 2}, **STREAMS),
+    *_both("a second handover begins while the first settles", ONE_SLOT, serving="C", **SETTLING, **STREAMS),
+    *_both(
+        "what must leave is handed over again while the first settles",
+        replace(ONE_SLOT, decodes="BC"),
+        serving="A",
+        **SETTLING,
+        **STREAMS,
+    ),
+    *_both(
+        "the router dies, the client resumes elsewhere, where there are three",
+        ONE_BLOCK,
+        budget={"router": 1, "resume": 1},
+        routers=2,
+        **THIRD,
+    ),
 ]
-"""Every state of each; 300,000 and more in all."""
+"""Every state of each."""
 
 LIMIT = 500_000
 
@@ -142,6 +185,49 @@ SLOW = [
     ),
     *_both("a window passes over blocks, and a lease runs out early", WINDOWED, **early("lease", "stop")),
     *_both("a window passes over blocks of a sequence that moves", WINDOWED, budget={"move": 1}),
+    *_both(
+        "a router loses patience, where there are three", ONE_SLOT, serving="C", **early("silence"), **STREAMS
+    ),
+    *_both("an instance of three hangs and wakes", ONE_SLOT, budget={"hang": 1, "wake": 1}, **STREAMS),
+    *_both("an instance is drained, and one dies", ONE_SLOT, budget={"drain": 1, "crash": 1}, **STREAMS),
+    *_both(
+        "an instance is drained, and the client leaves", ONE_SLOT, budget={"drain": 1, "cancel": 1}, **THIRD
+    ),
+    *_both(
+        "an instance is drained, and a message is lost", ONE_SLOT, budget={"drain": 1, "lose": 1}, **THIRD
+    ),
+    *_both(
+        "an instance is drained, the router dies, the client resumes elsewhere",
+        ONE_SLOT,
+        budget={"drain": 1, "router": 1, "resume": 1},
+        routers=2,
+        **STREAMS,
+    ),
+    *_both(
+        "a drain while a handover settles",
+        ONE_SLOT,
+        budget={"drain": 1, "early": 1},
+        early=frozenset({"settle"}),
+        handover=False,
+        serving="C",
+        **STREAMS,
+    ),
+    *_both(
+        "two moves, and a commit is asked about early",
+        ONE_SLOT,
+        budget={"move": 2, "early": 1},
+        early=frozenset({"settle"}),
+        handover=False,
+        serving="C",
+        **STREAMS,
+    ),
+    *_both(
+        "a second handover begins while the first settles, in any order",
+        ONE_SLOT,
+        serving="C",
+        **SETTLING,
+        **THIRD,
+    ),
     *_both("three tokens, a move, and back", LONG, budget={"move": 2}, handover=False),
     *_both("three tokens, and a commit is asked about early", LONG, **early("settle")),
 ]

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .breach import Breach
-from .world import Scenario, State, World
+from .mechanics import State
+from .scenario import Scenario
+from .world import World
 
 
 @dataclass(frozen=True)
