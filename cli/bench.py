@@ -11,6 +11,7 @@ COMMANDS = {
         "One instance beside transformers, and what a step spends around its model.",
     ),
     "kernels": ("penstock.cli.bench_kernels", "Attention and block copies of a GPU, as shares of its peak."),
+    "load": ("penstock.cli.bench_load", "A workload replayed against a cluster, and what its clients felt."),
     "migration": (
         "penstock.cli.bench_migration",
         "Downtime of live, blocking and recomputed moves by context.",
