@@ -8,7 +8,6 @@ each outcome's `late_s`. Run it in a process, or at least an event loop, that do
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
@@ -117,11 +116,9 @@ def fitting(load: Workload, context_tokens: int) -> Workload:
 
 
 def at_rate(load: Workload, per_s: float, seconds: float) -> Workload:
-    """The workload at that mean rate, from its beginning, for so long or until it ends."""
-    if not load.rate_per_s:
-        raise ValueError(f"{load.name} is too short to have a rate")
-    paced = workload.scale_rate(load, per_s / load.rate_per_s)
-    return workload.cut(paced, end_s=seconds) if math.isfinite(seconds) else paced
+    """As many of its first requests as that rate brings in that time, in their own rhythm and at that mean rate."""
+    begun = workload.first(load, max(1, round(per_s * seconds)))
+    return workload.scale_rate(begun, per_s / begun.rate_per_s) if begun.rate_per_s else begun
 
 
 def told(outcomes: Sequence[Outcome]) -> str:
