@@ -6,6 +6,7 @@ from .lazy import LazyGroup
 
 COMMANDS = {
     "admission": ("penstock.cli.bench_admission", "Preemptions and tokens/s of three rules of admission."),
+    "cancel": ("penstock.cli.bench_cancel", "How soon a cancelled request has left every instance."),
     "engine": (
         "penstock.cli.bench_engine",
         "One instance beside transformers, and what a step spends around its model.",
