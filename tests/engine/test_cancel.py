@@ -100,8 +100,9 @@ def test_a_cancelled_request_runs_one_step_more_at_most_and_leaves_nothing(clock
     bring(world, state)
     steps, now = steps_of(world), clock.now
     world.cancel(VICTIM)
+    world.busy = True
     for _ in range(EXCHANGE):
-        while any(world.streams.values()) or world.copies or world.receives:
+        while any(world.streams.values()) or world.due_copies or world.receives:
             world.deliver(), world.copy(), world.receive()
         for instance in world.living:
             world._round(instance)
@@ -111,6 +112,7 @@ def test_a_cancelled_request_runs_one_step_more_at_most_and_leaves_nothing(clock
         books = [*instance.pool._tables, *instance.scheduler._leased, *instance.engine._coming]
         assert not [key for key in books if key.session == VICTIM]
         assert VICTIM not in instance.engine._seats and sequence(world, instance.me.instance) is None
+    world.busy = False
     world.settle(30.0)
     assert world.over, "the others go on to their ends"
 
