@@ -109,7 +109,7 @@ def test_a_cancelled_request_runs_one_step_more_at_most_and_leaves_nothing(clock
     assert clock.now == now, "no deadline has helped"
     assert all(count <= 1 for count in steps.values()), f"it ran on: {steps}"
     for instance in world.living:
-        books = [*instance.pool._tables, *instance.scheduler._leased, *instance.engine._coming]
+        books = [*instance.pool._tables, *instance.scheduler._leased, *instance.engine._moving._coming]
         assert not [key for key in books if key.session == VICTIM]
         assert VICTIM not in instance.engine._seats and sequence(world, instance.me.instance) is None
     world.busy = False
