@@ -17,7 +17,9 @@ COMMANDS = {
         "penstock.cli.bench_migration",
         "Downtime of live, blocking and recomputed moves by context.",
     ),
+    "overload": ("penstock.cli.bench_overload", "Three times what a cluster can serve, for a minute."),
     "prefix": ("penstock.cli.bench_prefix", "Hit rates of the prefix cache on a conversation trace."),
+    "recovery": ("penstock.cli.bench_recovery", "Gaps in streams when a process dies or hangs."),
     "transfer": ("penstock.cli.bench_transfer", "GB/s of the KV transports beside a socket and a copy."),
 }
 
