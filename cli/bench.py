@@ -20,6 +20,10 @@ COMMANDS = {
     "overload": ("penstock.cli.bench_overload", "Three times what a cluster can serve, for a minute."),
     "prefix": ("penstock.cli.bench_prefix", "Hit rates of the prefix cache on a conversation trace."),
     "recovery": ("penstock.cli.bench_recovery", "Gaps in streams when a process dies or hangs."),
+    "scheduling": (
+        "penstock.cli.bench_scheduling",
+        "Rules of dispatch and migration on mixed instances under bursts.",
+    ),
     "transfer": ("penstock.cli.bench_transfer", "GB/s of the KV transports beside a socket and a copy."),
 }
 
