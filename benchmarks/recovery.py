@@ -1,8 +1,8 @@
 """What clients feel of an instance, a router or the controller that dies or hangs, and what is computed again for it.
 
 In every round a dozen seeded streams run on one prefill and two decode instances, then a real signal strikes one
-process. The gap of a stream is the time from its last token before that to the next. Counted are the streams that the
-struck instance owned; for a prefill instance those whose prompt it was working on, whose gap begins with their request;
+process. The gap of a stream is its longest wait for a token from then on. Counted are the streams that the struck
+instance owned; for a prefill instance those whose prompt it was working on, whose gap begins with their request;
 for a router and the controller all. Afterwards every stream is asked for once more, undisturbed, and must be the same.
 """
 
@@ -126,22 +126,19 @@ class Striker:
         os.kill(pid, signal.SIGSTOP if kind == "hang" else signal.SIGKILL)
         await grown(witnesses, GO_ON, had)
         struck = [one for one in witnesses if owned(one.owner_at(at))]
+        gaps = [gap for one in struck if (gap := one.gap_ms(at)) is not None]
+        self._found.gaps_ms.setdefault(kind, []).extend(gaps)
         await self._back(kind, pid)
         computed = _computed(await self._instances()) - _computed(before, but=pid)
         new = sum(len(one.asked.prompt) for one in struck if not one.owner_at(at)) - begun
-        self._keep(kind, struck, at, computed - max(0, new))
+        if struck:
+            again = max(0, computed - max(0, new)) / len(struck)
+            self._found.recomputed.setdefault(kind, []).append(again)
         await asyncio.gather(*(one.close() for one in witnesses))
         self._found.witnesses += witnesses
 
     def _begin(self, name: str, prompt_tokens: int) -> Witness:
         return Witness.begin(self._client, Asked.draw(name, prompt_tokens, self._vocabulary), MOST)
-
-    def _keep(self, kind: str, struck: Sequence[Witness], at: float, again: int) -> None:
-        """`again`: tokens that were computed though they, or others of their prompt, had been before."""
-        gaps = [gap for one in struck if (gap := one.gap_ms(at)) is not None]
-        self._found.gaps_ms.setdefault(kind, []).extend(gaps)
-        if struck:
-            self._found.recomputed.setdefault(kind, []).append(max(0, again) / len(struck))
 
     async def _aim(
         self, kind: str, instances: Sequence[Instance], witnesses: Sequence[Witness]

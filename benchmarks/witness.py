@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ..client import AsyncClient, Delta, Finished, PenstockError
 from .gaps import Arrival
@@ -72,10 +73,13 @@ class Witness:
         return next((one.instance for one in reversed(self.arrivals) if one.at_s <= at), "")
 
     def gap_ms(self, at: float) -> float | None:
-        """From the last token before that time, or the beginning, to the next one; None where none has come since."""
-        before = max((one.at_s for one in self.arrivals if one.at_s <= at), default=self.began)
-        after = next((one.at_s for one in self.arrivals if one.at_s > at), None)
-        return None if after is None else (after - before) * 1e3
+        """The longest wait for a token that ended after that time; None where none has come since.
+
+        A wait begins with the token before it, or with the request.
+        """
+        times = [self.began, *(one.at_s for one in self.arrivals)]
+        waits = [later - earlier for earlier, later in pairwise(times) if later > at]
+        return max(waits) * 1e3 if waits else None
 
     async def close(self) -> None:
         assert self.task is not None

@@ -51,9 +51,10 @@ def test_a_kind_that_struck_no_stream_is_no_figure():
         report(Plan(), found(gaps_ms=gaps))
 
 
-def test_a_gap_is_from_the_last_token_before_the_fault_to_the_next():
+def test_a_gap_is_the_longest_wait_that_ended_after_the_fault():
     one = witness()
     assert one.gap_ms(1.2) == pytest.approx(490) and one.owner_at(1.2) == "decode-0"
+    assert one.gap_ms(1.005) == pytest.approx(490), "a token that was on its way ends no gap"
     assert one.gap_ms(0.8) == pytest.approx(500) and one.owner_at(0.8) == "", "it waited from its beginning"
     assert one.gap_ms(1.6) is None
 
