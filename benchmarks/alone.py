@@ -68,7 +68,9 @@ class Router:
     def _unused(self, *_: Any, **__: Any) -> None:
         raise AssertionError("nobody is there to move anything to")
 
-    condemn = write_in_place = send_blocks = receive_blocks = decline_blocks = close_receive = swap = _unused
+    condemn = give_up = write_in_place = send_blocks = receive_blocks = decline_blocks = close_receive = (
+        swap
+    ) = _unused
 
 
 class Alone:

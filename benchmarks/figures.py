@@ -8,11 +8,13 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import click
 from rich.console import Console
@@ -44,6 +46,14 @@ class Report:
         assert all(KEY.fullmatch(key) for key in self.figures), "keys are snake_case"
         assert all(math.isfinite(value) for value in self.figures.values()), "figures are finite numbers"
         assert all(low <= high for low, high in self.spread.values()), "a spread is (least, greatest)"
+
+    @classmethod
+    def of(cls, command: str, told: Mapping[str, tuple[float, str]], **more: Any) -> Report:
+        """From figures that carry their units."""
+        figures = {key: value for key, (value, _) in told.items()}
+        return cls(
+            command=command, figures=figures, units={key: unit for key, (_, unit) in told.items()}, **more
+        )
 
     def as_json(self) -> dict[str, object]:
         return {
@@ -78,6 +88,13 @@ class Report:
             ends = " .. ".join(f"{end:.6g}" for end in self.spread.get(key, ()))
             table.add_row(key, f"{value:.6g}", self.units[key], *([ends] if self.spread else []))
         return table
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The median for a half; else the smallest value that at least that share of them does not exceed."""
+    if share == 0.5:
+        return median(values)
+    return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
 def revision() -> str:

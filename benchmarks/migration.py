@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
 
 from ..cluster.config import default
 from ..cluster.launcher import Cluster
-from .figures import Report, progress
+from .figures import Report, progress, quantile
 from .gaps import Downtime
 from .seesaw import Seesaw
 from .streams import Streams
@@ -154,10 +152,3 @@ def report(plan: Plan, found: Samples, pinned: int) -> Report:
     figures |= {"moves_failed": found.failed, "pinned_instances": pinned}
     units |= {"moves_failed": "moves", "pinned_instances": "instances"}
     return Report(command="bench migration", figures=figures, units=units, spread=spread)
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The median for a half; else the smallest value that at least that share of them does not exceed."""
-    if share == 0.5:
-        return median(values)
-    return sorted(values)[math.ceil(share * len(values)) - 1]

@@ -203,11 +203,16 @@ class Attempts:
         return event
 
     def retry_after_s(self, error: PenstockError) -> float:
-        """When to ask again, as a further attempt. Raises the error, unless a router was lost in mid-stream."""
+        """When to ask again, as a further attempt. Raises the error, unless a router was lost in mid-stream.
+
+        At once where the lost one has brought something: there may be others, and they are not lost.
+        """
         if self._started is None or error.code is not grpc.StatusCode.UNAVAILABLE or error.final:
             raise error
         if self._failures >= MOST_RETRIES:
             raise error
         self._attempt += 1
         self._failures += 1
-        return min(FIRST_RETRY_S * 2 ** (self._failures - 1), LAST_RETRY_S)
+        if self._failures == 1:
+            return 0.0
+        return min(FIRST_RETRY_S * 2 ** (self._failures - 2), LAST_RETRY_S)

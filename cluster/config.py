@@ -22,9 +22,12 @@ from . import units
 
 PREFILL = "prefill"
 DECODE = "decode"
+MIXED = "mixed"
+"""Instances meant for both phases alike."""
 BOUNDS = (
-    ("prefill", 1, 4096),
-    ("decode", 1, 4096),
+    ("prefill", 0, 4096),
+    ("decode", 0, 4096),
+    ("mixed", 0, 4096),
     ("routers", 1, 256),
     ("prefill_tokens", 0, 1 << 20),
     ("decode_slots", 1, 1 << 20),
@@ -51,6 +54,9 @@ class ClusterConfig:
 
     decode: int = 2
     """Instances of the decode pool; each can prefill too, so that it recovers lost requests by itself."""
+
+    mixed: int = 0
+    """Instances for both phases alike. Where there are some, the other pools may be empty."""
 
     prefill_tokens: int = 512
     """Prompt tokens that an instance may prefill in one step; 0 takes the saturation length of `profile`."""
@@ -105,6 +111,9 @@ class ClusterConfig:
                 raise ValueError(f"cluster.{name} must be at least {least}, got {value}")
             if value > most:
                 raise ValueError(f"cluster.{name} must be at most {most}, got {value}")
+        for pool in (PREFILL, DECODE):
+            if not getattr(self, pool) + self.mixed:
+                raise ValueError(f"cluster.{pool} must be at least 1, got 0, where cluster.mixed is 0")
         for name in ("prefill_tensor_parallel", "decode_tensor_parallel", "itl_target_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"cluster.{name} must be 0 or above, got {getattr(self, name)}")
@@ -124,6 +133,11 @@ class ClusterConfig:
             raise ValueError(
                 f"cluster.log_level must be debug, info, warning or error, got {self.log_level!r}"
             )
+
+    @property
+    def instances(self) -> int:
+        """Of all pools together."""
+        return self.prefill + self.decode + self.mixed
 
     def require_no_cost(self) -> None:
         """`ValueError` for what means nothing where nobody knows what steps cost."""

@@ -20,9 +20,11 @@ from .config import InstanceSettings, build
 class Instance:
     """Serves from `start` to `stop`, in the event loop of its caller."""
 
+    server_class = InstanceServer
+
     def __init__(self, settings: InstanceSettings):
         logs.configure(settings.log_level, settings.log_json)
-        self.server = InstanceServer(
+        self.server = self.server_class(
             settings.name,
             settings.life,
             settings.engine,

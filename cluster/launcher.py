@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ..client import Client, Delta, Instance, Sampling
 from ..router.config import ModelInfo
 from . import logs, processes, state
-from .config import Config
+from .config import DECODE, MIXED, PREFILL, Config
 from .controller import INSTANCE, Controller, Place, named_actors, resolve
 from .preparation import LOOPBACK, environment, inherited, model_info, new_record, settled, signals_held
 from .registry import State, specs
@@ -298,7 +298,8 @@ def _start_ray(config: Config, record: state.ClusterRecord) -> None:
         _join(record.ray_address, runtime_env={"env_vars": mark}, **common)
         return
     _hush_ray()
-    counts = {"prefill": config.cluster.prefill, "decode": config.cluster.decode}
+    cluster = config.cluster
+    counts = {PREFILL: cluster.prefill, DECODE: cluster.decode, MIXED: cluster.mixed}
     with environment(mark | LOCAL_RAY), signals_held():
         try:
             ray.init(
@@ -306,7 +307,7 @@ def _start_ray(config: Config, record: state.ClusterRecord) -> None:
                 # Ray starts a worker process ahead for each: the instances, the controller and the router.
                 num_cpus=sum(counts.values()) + 1 + config.cluster.routers,
                 num_gpus=0 if config.engine.device == "cpu" else None,
-                resources={f"penstock_{pool}": float(count) for pool, count in counts.items()},
+                resources={f"penstock_{pool}": float(count) for pool, count in counts.items() if count},
                 include_dashboard=False,
                 object_store_memory=config.cluster.object_store_bytes,
                 _temp_dir=record.temp_dir,
@@ -336,7 +337,7 @@ def _join(address: str, **options: Any) -> None:
 def _place(config: Config) -> Place:
     """What this Ray cluster offers to instances."""
     offered = ray.cluster_resources()
-    instances = config.cluster.prefill + config.cluster.decode
+    instances = config.cluster.instances
     gpus = 0 if config.engine.device == "cpu" else int(offered.get("GPU", 0))
     if gpus < instances:  # instances that shared one could not hand over: NCCL refuses two ranks on a GPU
         if config.engine.device == "cuda":
@@ -344,7 +345,7 @@ def _place(config: Config) -> Place:
         gpus = 0
     return Place(
         namespace=_namespace(config.cluster.name),
-        pool_resources=all(f"penstock_{pool}" in offered for pool in ("prefill", "decode")),
+        pool_resources=all(f"penstock_{spec.pool}" in offered for spec in specs(config.cluster)),
         gpu_share=1 if gpus else 0,
         host="" if config.cluster.ray_address else LOOPBACK,
     )

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from ..handover.values import Incarnation
 from ..policy.state import LoadView
-from .config import DECODE, PREFILL, ClusterConfig
+from .config import DECODE, MIXED, PREFILL, ClusterConfig
 
 
 class State(Enum):
@@ -119,7 +119,11 @@ class Registry:
 
 def specs(config: ClusterConfig) -> list[Spec]:
     """The instances that a configuration asks for: `prefill-0` ..., `decode-0` ..."""
-    pools = ((PREFILL, config.prefill, 0), (DECODE, config.decode, config.decode_slots))
+    pools = (
+        (PREFILL, config.prefill, 0),
+        (DECODE, config.decode, config.decode_slots),
+        (MIXED, config.mixed, config.decode_slots),
+    )
     return [
         Spec(f"{pool}-{number}", pool, config.prefill_tokens, slots)
         for pool, count, slots in pools

@@ -418,6 +418,9 @@ class Engine:
         for epoch in seat.doomed:
             doomed = self._scheduler[LeaseKey(session, epoch)]
             doomed.paused = True  # nobody owns it: it only waits to be freed
+        for source in seat.sources:
+            if not source.active:
+                self._outside.give_up(source.lease)
         sequence = seat.holding and self._scheduler.get(session, seat.holding.epoch)
         if sequence:
             source = seat.source

@@ -55,6 +55,10 @@ class Outside(Protocol):
         """
         ...
 
+    def give_up(self, lease: LeaseKey) -> None:
+        """Nobody wants the copy under this lease any more; `Written` is posted all the same."""
+        ...
+
     def send_blocks(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
         """Send the header and the blocks; `Written` is posted when that has ended."""
         ...

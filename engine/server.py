@@ -220,6 +220,9 @@ class InstanceServer(WorkerServiceServicer):
         else:
             self._call(self._transfers.write_in_place, stage, window, source_ids, destination_ids, urgent)
 
+    def give_up(self, lease: LeaseKey) -> None:
+        self._call(self._transfers.give_up, lease)
+
     def send_blocks(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
         self._call(self._transfers.send_blocks, stage, ids, urgent)
 

@@ -79,6 +79,7 @@ class Transfers:
         self._windows: dict[Incarnation, LocalWindow] = {}
         self._unreachable: set[Incarnation] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._resting: dict[LeaseKey, asyncio.Task[None]] = {}
         self._receives: dict[LeaseKey, set[asyncio.Task[None]]] = {}
         self._sequence = 0
 
@@ -113,7 +114,7 @@ class Transfers:
 
     async def _write_in_its_time(self, stage: Stage, write: Callable[[], None]) -> None:
         try:
-            await self._rest()
+            await self._rest(stage.lease)
         except asyncio.CancelledError:
             self._post(stage.lease.session, Written(stage.lease, False))
             raise
@@ -162,7 +163,7 @@ class Transfers:
         ok, asked_at = False, time.monotonic()
         try:
             if not urgent:
-                await self._rest()
+                await self._rest(stage.lease)
             async with asyncio.timeout(self._config.transport_s):
                 name = await self._take_both_turns(stage.destination)
             began = time.monotonic()
@@ -408,9 +409,20 @@ class Transfers:
             if pair is not None:
                 self._thread.submit(pair.close)
 
-    async def _rest(self) -> None:
-        while (left_s := self._pace.left_s) > 0:  # noqa: ASYNC110 - time alone ends it
-            await asyncio.sleep(left_s)
+    def give_up(self, lease: LeaseKey) -> None:
+        """Nobody wants the copy under this lease: where it still waits for its time, it ends at once."""
+        if lease in self._resting:
+            self._resting[lease].cancel()
+
+    async def _rest(self, lease: LeaseKey) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._resting[lease] = task
+        try:
+            while (left_s := self._pace.left_s) > 0:  # noqa: ASYNC110 - time alone ends it
+                await asyncio.sleep(left_s)
+        finally:
+            del self._resting[lease]
 
     def _timed(self, copy: Callable[[], None]) -> None:
         """Copy, in the transfer thread, and rest for it afterwards."""

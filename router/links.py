@@ -108,7 +108,7 @@ class Link:
     # ---- the stream
 
     async def _run(self) -> None:
-        delay = FIRST_RETRY_S
+        delay = 0.0
         while True:
             try:
                 await self._stream()
@@ -127,13 +127,13 @@ class Link:
                 reason = "the stream ended"
             was_linked, self._linked = self._linked, False
             if was_linked:
-                delay = FIRST_RETRY_S
+                delay = 0.0  # a process that has died refuses the next try, and that is how its loss is known here
                 logger.info("link to %s broke: %s", self.incarnation, reason)
                 if reason == HUNG:
                     self._declare_lost(reason)
             else:
                 self._declare_lost(reason)
-                delay = min(2 * delay, LAST_RETRY_S)
+                delay = min(max(2 * delay, FIRST_RETRY_S), LAST_RETRY_S)
             await asyncio.sleep(delay)
 
     def _declare_lost(self, reason: str) -> None:

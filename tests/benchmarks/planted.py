@@ -1,5 +1,6 @@
 """Faults planted into the classes that a cluster's actors host. Each process makes its fault once."""
 
+import asyncio
 import itertools
 
 import penstock.engine.build
@@ -12,6 +13,7 @@ from penstock.engine.local import LocalWindow
 from penstock.policy import prefix
 from penstock.router.server import InferenceServicer, RouterServer
 
+LINGER_S = 0.5
 AFTER = 4
 """The fault comes with the call of this number, so that the cluster has started well."""
 
@@ -46,6 +48,33 @@ class EchoingServicer(InferenceServicer):
 
     async def Generate(self, request, context):
         await super().Generate(request, _Echo(context, next(self.calls) == AFTER))
+
+
+class LingeringServicer(InferenceServicer):
+    """A router that notices only a while later that a client has left."""
+
+    async def Generate(self, request, context):
+        answering = asyncio.create_task(super().Generate(request, _Deaf(context)))
+        try:
+            await asyncio.shield(answering)
+        except asyncio.CancelledError:
+            await asyncio.sleep(LINGER_S)
+            answering.cancel()
+            raise
+
+
+class _Deaf:
+    """A client that takes everything, even after it has left."""
+
+    def __init__(self, context):
+        self._context = context
+
+    def __getattr__(self, name):
+        return getattr(self._context, name)
+
+    async def write(self, response):
+        if not self._context.cancelled():
+            await self._context.write(response)
 
 
 class _Echo:
@@ -86,4 +115,10 @@ class SharingInstance(Instance):
 class EchoingRouter(RouterServer):
     def __init__(self, *arguments):
         penstock.router.server.InferenceServicer = EchoingServicer
+        super().__init__(*arguments)
+
+
+class LingeringRouter(RouterServer):
+    def __init__(self, *arguments):
+        penstock.router.server.InferenceServicer = LingeringServicer
         super().__init__(*arguments)

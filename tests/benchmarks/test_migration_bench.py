@@ -6,6 +6,7 @@ import grpc.aio
 import pytest
 from click.testing import CliRunner
 
+from penstock.benchmarks.figures import quantile
 from penstock.benchmarks.gaps import Arrival, Downtime
 from penstock.benchmarks.migration import (
     BLOCKING,
@@ -16,7 +17,6 @@ from penstock.benchmarks.migration import (
     Samples,
     _next,
     measure,
-    quantile,
     report,
 )
 from penstock.benchmarks.seesaw import step_ms

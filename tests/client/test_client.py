@@ -282,7 +282,7 @@ def test_attempts_that_bring_nothing_are_bounded_though_each_of_them_starts():
     attempts.take(started)
     attempts.take(finished)
     for again in range(MOST_RETRIES):
-        assert attempts.retry_after_s(lost()) > 0
+        assert (attempts.retry_after_s(lost()) > 0) is (again > 0), "the first is made at once"
         attempts.take(replace(started, attempt=again + 2))
         attempts.take(finished)  # told again, as the router of each attempt does
     with pytest.raises(PenstockError):

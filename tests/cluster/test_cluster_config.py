@@ -56,6 +56,8 @@ def test_what_is_written_is_what_runs(tmp_path):
         ({"engine": {"admission": "hopeful"}}, "engine.admission must be one of predicted, aggressive,"),
         ({"engine": {"host_kv_bytes": -1}}, "engine.host_kv_bytes must be an integer of at least 0"),
         ({"engine": {"host_kv_bytes": 1, "prefix_cache": False}}, "engine.host_kv_bytes needs engine.prefix"),
+        ({"cluster": {"prefill": -1, "mixed": 2}}, "cluster.prefill must be at least 0, got -1"),
+        ({"cluster": {"mixed": -1}}, "cluster.mixed must be at least 0, got -1"),
         (
             {"cluster": {"decode_tensor_parallel": -1}},
             "cluster.decode_tensor_parallel must be 0 or above, got -1",

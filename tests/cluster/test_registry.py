@@ -41,6 +41,13 @@ def serving(*names: str) -> Registry:
     return registry
 
 
+def test_mixed_instances_do_both_and_may_be_all_that_there_is():
+    made = specs(ClusterConfig(prefill=0, decode=0, mixed=2, prefill_tokens=256, decode_slots=8))
+    assert [(one.name, one.pool) for one in made] == [("mixed-0", "mixed"), ("mixed-1", "mixed")]
+    assert all((one.prefill_tokens, one.decode_slots) == (256, 8) for one in made)
+    assert [one.pool for one in specs(ClusterConfig(decode=1, mixed=1))] == ["prefill", "decode", "mixed"]
+
+
 def test_the_configuration_makes_two_pools_with_roles_in_numbers():
     assert NAMES == ["prefill-0", "decode-0", "decode-1"]
     assert [(spec.pool, spec.prefill_tokens, spec.decode_slots) for spec in SPECS] == [

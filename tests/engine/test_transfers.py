@@ -333,6 +333,23 @@ def test_what_is_urgent_overtakes_what_rests(way):
 
 
 @pytest.mark.parametrize("way", [End.send, End.write])
+def test_a_copy_that_is_given_up_while_it_rests_is_answered_and_harms_no_other(way):
+    async def main():
+        async with ends("a", "b") as (_, (a, b)):
+            pace = a.transfers._pace = Resting()
+            unwanted, wanted = way(a, b, "unwanted", 4, False), way(a, b, "wanted", 4, False)
+            await asyncio.sleep(0)
+            a.transfers.give_up(LeaseKey("unwanted", Epoch(1, 1)))
+            a.transfers.give_up(LeaseKey("nobody's", Epoch(1, 1)))
+            assert not await ok(unwanted) and not wanted.done()
+            pace.left_s = 0.0
+            assert await ok(wanted)
+            a.transfers.give_up(LeaseKey("wanted", Epoch(1, 1)))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", [End.send, End.write])
 def test_closing_answers_what_rests(way):
     async def main():
         async with ends("a", "b") as (_, (a, b)):

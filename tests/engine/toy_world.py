@@ -70,6 +70,8 @@ class Copy:
     """Where a one-sided copy writes."""
     data: np.ndarray | None = None
     """What left, two-sided."""
+    rests: bool = False
+    """It takes its time, and may be given up until then."""
 
 
 @dataclass(eq=False)
@@ -136,12 +138,19 @@ class Instance:
             return
         assert len(source_ids) == len(destination_ids) == stage.count
         assert GONE not in (*source_ids, *destination_ids)
-        self.world.copies.append(Copy(self, stage, tuple(source_ids), tuple(destination_ids)))
+        self.world.copies.append(
+            Copy(self, stage, tuple(source_ids), tuple(destination_ids), rests=not urgent)
+        )
+
+    def give_up(self, lease: LeaseKey) -> None:
+        for copy in [copy for copy in self.world.copies if copy.rests and copy.stage.lease == lease]:
+            self.world.copies.remove(copy)
+            self.engine.post(lease.session, fx.Written(lease, False))
 
     def send_blocks(self, stage: Stage, ids: Sequence[int], urgent: bool) -> None:
         assert urgent or stage.commit is None, "a commit waits for nothing"
         assert len(ids) == stage.count and GONE not in ids
-        self.world.copies.append(Copy(self, stage, tuple(ids)))
+        self.world.copies.append(Copy(self, stage, tuple(ids), rests=not urgent))
 
     def receive_blocks(self, stage: Stage, ids: Sequence[int]) -> None:
         assert GONE not in ids
@@ -229,6 +238,8 @@ class World:
         self.receives: list[tuple[Instance, Stage, tuple[int, ...]]] = []
         self.condemned: set[Incarnation] = set()
         self.unreachable: set[Incarnation] = set()
+        self.busy = False
+        """Copies that take their time never have it."""
         self.sessions: dict[str, Stream] = {}
         self.moves: list[bool] = []
         self.instances = {name: self.build(name, 1) for name in roles}
@@ -321,11 +332,18 @@ class World:
 
     # ---- copies
 
+    @property
+    def due_copies(self) -> list[Copy]:
+        return [copy for copy in self.copies if not (self.busy and copy.rests)]
+
     def copy(self) -> None:
         """Some copy ends at its source: well, or not."""
-        if not self.copies:
+        due = self.due_copies
+        if not due:
             return
-        self.end_copy(self.draw.randrange(len(self.copies)), self.draw.random() < self.loss)
+        chosen = due[self.draw.randrange(len(due))]
+        number = next(place for place, copy in enumerate(self.copies) if copy is chosen)
+        self.end_copy(number, self.draw.random() < self.loss)
 
     def end_copy(self, number: int, fails: bool) -> None:
         copy = self.copies.pop(number)

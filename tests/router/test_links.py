@@ -14,6 +14,7 @@ from penstock.handover.values import Context, Epoch, Incarnation, Revoke, Seen, 
 from penstock.handover.wire import from_link_request, to_link_response
 from penstock.policy.state import InstanceView, LoadView
 from penstock.proto.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
+from penstock.router import links
 from penstock.router.links import Link
 
 ME = Incarnation("one", 1)
@@ -30,19 +31,22 @@ class Deaf(WorkerServiceServicer):
         self.reads = asyncio.Event()
         self.heard = []
         self.condemns = False
+        self.ends = asyncio.Event()
+        self.server = grpc.aio.server()
 
     async def Link(self, request_iterator, context):
         self.streams += 1
         yield to_link_response(Welcome(ME, "toy", 4096, 1000, os.getpid()))
         reader = asyncio.create_task(self._read(request_iterator))
         try:
-            while True:
+            while not self.ends.is_set():
                 yield to_link_response(Step((), LoadView()))
                 if self.condemns:
                     self.condemns = False
                     yield to_link_response(Condemn(Incarnation("other", 1)))
                 await asyncio.sleep(0.02)
         finally:
+            self.ends.clear()
             reader.cancel()
 
     async def _read(self, requests) -> None:
@@ -67,7 +71,8 @@ class Ears:
 
 def play(scenario, config: HandoverConfig) -> None:
     async def main():
-        instance, ears, server = Deaf(), Ears(), grpc.aio.server()
+        instance, ears = Deaf(), Ears()
+        server = instance.server
         add_WorkerServiceServicer_to_server(instance, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -109,6 +114,27 @@ def test_what_waits_for_an_instance_that_does_not_read_is_bounded_and_its_stream
         await until(lambda: Revoke("s", Epoch(1, 1)) in instance.heard)
 
     play(scenario, PATIENT)
+
+
+def test_an_instance_that_died_is_lost_with_the_next_try_which_is_made_at_once(monkeypatch):
+    monkeypatch.setattr(links, "FIRST_RETRY_S", 1000.0)
+
+    async def dies(link: Link, instance: Deaf, ears: Ears) -> None:
+        await instance.server.stop(None)
+        await until(lambda: ears.losses)
+
+    play(dies, HandoverConfig(hung_after_s=100.0, grace_s=200.0))
+
+
+def test_a_stream_that_breaks_is_made_anew_at_once_and_nobody_is_lost(monkeypatch):
+    monkeypatch.setattr(links, "FIRST_RETRY_S", 1000.0)
+
+    async def breaks(link: Link, instance: Deaf, ears: Ears) -> None:
+        instance.ends.set()
+        await until(lambda: instance.streams > 1 and link.view.alive)
+        assert ears.losses == []
+
+    play(breaks, HandoverConfig(hung_after_s=100.0, grace_s=200.0))
 
 
 def test_a_message_that_is_not_taken_in_time_breaks_the_stream():

@@ -315,9 +315,10 @@ def test_a_client_that_stays_and_reads_nothing_holds_no_place():
     asyncio.run(run())
 
 
-def test_a_deadline_frees_everything():
+@pytest.mark.parametrize("roles", [{}, ONE_AND_TWO], ids=["waiting for an instance", "decoding"])
+def test_a_deadline_frees_everything(roles):
     async def run():
-        async with fleet(ONE_AND_TWO) as here:
+        async with fleet(roles) as here:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await generate(here.address, request(max_tokens=2000), timeout=0.3)
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

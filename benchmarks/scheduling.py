@@ -1,0 +1,178 @@
+"""Rules of dispatch, without and with live migration, on four mixed instances under bursts of heavy-tailed requests.
+
+Llumnix' experiment (Sun et al., OSDI 2024) in real time on this machine: requests of random lengths, most short and
+some long, arrive in bursts (Gamma, a coefficient of variation of 4) at instances whose memory holds a few of them,
+under the aggressive rule of admission. Four instances share few cores, so their steps are paced to a profile whose
+steps take `PACE` times as long as this engine's. One request in ten is of the high class. The same load is then played
+to one prefill and three decode instances with the default admission.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import mean
+
+from ..client import AsyncClient, Instance
+from ..cluster import profile
+from ..cluster.arrivals import LogNormal, Pareto, Rate, arrivals, independent
+from ..cluster.config import Config, default
+from ..cluster.launcher import Cluster
+from ..cluster.workload import Workload
+from .figures import RESULTS, Report, progress, quantile
+from .gaps import downtimes
+from .load import Load, told
+from .outcomes import Outcome, lateness
+from .paced import WHERE, slower
+
+logger = logging.getLogger(__name__)
+
+POLICIES = ROUND_ROBIN, LEAST_LOADED, FREENESS, MIGRATION = (
+    "round_robin",
+    "least_loaded",
+    "freeness",
+    "migration",
+)
+"""The last is the one before it, with migration."""
+PD = "pd"
+"""One prefill and three decode instances."""
+PACE = 10.0
+INSTANCES = 4
+BLOCKS = 128
+"""Of 16 tokens, in each instance."""
+CV = 4.0
+PROMPT = LogNormal(mean=96, cv=1.0, least=8, most=512)
+OUTPUT = Pareto(alpha=1.1, least=16, most=768)
+HIGH_SHARE = 0.1
+LIMIT_S = 180.0
+"""Of one request."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    rate_per_s: float = 12.0
+    seconds: float = 50.0
+    seed: int = 0
+    runs: Sequence[str] = (*POLICIES, PD)
+
+
+@dataclass
+class Found:
+    """What came of one run."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    preemptions: int = 0
+
+    def of(self, priority: str) -> list[Outcome]:
+        return [one for one in self.outcomes if one.request.priority == priority and one.done]
+
+
+def measure(plan: Plan, say: Say = logger.info) -> Report:
+    """Start a cluster for each run in turn and play the same load to it."""
+    load, found = requests(plan), dict[str, Found]()
+    with progress("requests", len(load) * len(plan.runs)) as advance:
+        for run in plan.runs:
+            say(f"{run}: {len(load)} requests, {load.rate_per_s:.1f} a second")
+            with Cluster.start(configured(run), progress=lambda text: None, instance=WHERE) as cluster:
+                found[run] = asyncio.run(_play(plan, load, cluster, advance))
+            if trouble := told(found[run].outcomes):
+                say(trouble)
+    return report(plan, found)
+
+
+def requests(plan: Plan) -> Workload:
+    """The load, the same for every run: bursts of heavy-tailed requests, some of the high class."""
+    count = max(1, round(plan.rate_per_s * plan.seconds))
+    times = arrivals(Rate.steady(plan.rate_per_s), count, plan.seed, cv=CV)
+    squeezed = [
+        time_s * plan.seconds / times[-1] for time_s in times
+    ]  # the draw's own length is not to matter
+    load = independent("bursts", squeezed, PROMPT, OUTPUT, plan.seed)
+    draw = random.Random(f"{plan.seed} classes")
+    classes = ["high" if draw.random() < HIGH_SHARE else "normal" for _ in load.requests]
+    chosen = [replace(one, priority=priority) for one, priority in zip(load.requests, classes, strict=True)]
+    return replace(load, requests=tuple(chosen))
+
+
+def configured(run: str) -> Config:
+    """What the cluster of a run is under."""
+    base = default()
+    known = profile.load(RESULTS / "profile.yaml")
+    pools = (
+        {"prefill": 1, "decode": INSTANCES - 1}
+        if run == PD
+        else {"prefill": 0, "decode": 0, "mixed": INSTANCES}
+    )
+    admission = base.engine.admission if run == PD else "aggressive"
+    router = replace(base.router, port=0)
+    if run in (ROUND_ROBIN, LEAST_LOADED, FREENESS, MIGRATION):
+        router = replace(router, dispatch=FREENESS if run == MIGRATION else run)
+    return replace(
+        base,
+        engine=replace(base.engine, kv_blocks=BLOCKS, admission=admission, prefix_cache=False),
+        router=router,
+        cluster=replace(base.cluster, migration=run == MIGRATION, **pools),
+        cost=slower(known.cost, PACE),
+    )
+
+
+async def _play(plan: Plan, load: Workload, cluster: Cluster, advance: Callable[[int], None]) -> Found:
+    async with AsyncClient(cluster.address) as client:
+        played = Load(client, cluster.model.vocabulary, LIMIT_S, ended=lambda outcome: advance(1))
+        outcomes = await played.play(load, plan.seed)
+    return Found(outcomes, preempted(cluster.instances()))
+
+
+def preempted(instances: Iterable[Instance]) -> int:
+    return sum(instance.work.preemptions for instance in instances)
+
+
+# ---- the report
+
+
+def report(plan: Plan, found: dict[str, Found]) -> Report:
+    """99th percentiles of each run, and how much faster the high class was served by the last policy."""
+    figures: dict[str, tuple[float, str]] = {}
+    for run, one in found.items():
+        ttfts = [outcome.ttft_s for outcome in one.outcomes if outcome.arrivals]
+        itls = [itl_s for outcome in one.outcomes for itl_s in outcome.itls_s]
+        if not itls:
+            raise ValueError(f"{run} served no request: the machine is too busy, or the load too high")
+        figures[f"ttft_p99_s_{run}"] = quantile(ttfts, 0.99), "s"
+        figures[f"ttft_mean_s_{run}"] = mean(ttfts), "s"
+        figures[f"itl_p99_s_{run}"] = quantile(itls, 0.99), "s"
+        figures[f"preemptions_{run}"] = one.preemptions, "preemptions"
+        figures[f"failed_{run}"] = sum(not outcome.done for outcome in one.outcomes), "requests"
+    if PD in found:
+        waits = handover_waits_s(found[PD].outcomes)
+        figures["handover_wait_p99_s_pd"] = quantile(waits, 0.99) if waits else 0.0, "s"
+    if MIGRATION in found:
+        figures["high_priority_speedup"] = speedup(found[MIGRATION]), "1"
+    late = [outcome for one in found.values() for outcome in one.outcomes]
+    figures |= {
+        "requests": (len(late) / len(found), "requests"),
+        "paced_times": (PACE, "1"),
+        **lateness(late),
+    }
+    words = f"bench scheduling --rate {plan.rate_per_s:g} --seconds {plan.seconds:g} --seed {plan.seed}"
+    return Report.of(words, figures)
+
+
+def handover_waits_s(outcomes: Iterable[Outcome]) -> list[float]:
+    """From the token that the prefill instance made to the first of a decode instance."""
+    first = [downtimes(outcome.arrivals)[:1] for outcome in outcomes]
+    return [change.gap_ms / 1e3 for changes in first for change in changes]
+
+
+def speedup(found: Found) -> float:
+    """Mean time a token of the normal class over that of the high class, waiting included."""
+    normal, high = (
+        [outcome.lasted_s / outcome.tokens for outcome in found.of(priority)]
+        for priority in ("normal", "high")
+    )
+    return mean(normal) / mean(high) if normal and high else 0.0

@@ -1,0 +1,46 @@
+"""A paced model gives the same tokens, and its steps take what the cost model says."""
+
+import pytest
+
+from penstock.benchmarks.paced import _Paced, shape_of, slower
+from penstock.engine.config import EngineConfig
+from penstock.engine.runner import Runner
+from penstock.engine.step import SampleSpec, StepItem
+from penstock.policy.cost import CostModel, Law, Piece, StepCost, StepShape
+
+PIECE = Piece(base_s=0.5, per_token_s=0.01, per_chunk_work_s=1e-6, per_context_token_s=1e-4)
+LAW = Law(split_tokens=8, below=PIECE, above=PIECE)
+COST = CostModel(step=StepCost(prefill=LAW, decode=LAW), kv_bytes_per_token=2, capacity_tokens=100)
+GREEDY = SampleSpec(temperature=0.0, seed=0, choice=0, position=0)
+
+
+def items() -> list[StepItem]:
+    return [StepItem(list(range(20)), 0, [0, 1], GREEDY), StepItem([5], 0, [2], GREEDY)]
+
+
+def test_a_step_has_the_shape_of_its_chunks_and_decodes():
+    decode, chunk = StepItem([5], 30, [0, 1]), StepItem([5, 6, 7], 16, [2, 3])
+    assert shape_of([decode, chunk]) == StepShape.of([(3, 16)], [31])
+    assert shape_of(items()) == StepShape.of([(20, 0), (1, 0)])
+
+
+def test_a_slower_model_takes_so_many_times_as_long():
+    for shape in (StepShape.of([(20, 4)], [9]), StepShape.of(contexts=[9, 9])):
+        assert slower(COST, 3.0).step.predict(shape) == pytest.approx(3 * COST.step.predict(shape))
+
+
+def test_a_paced_step_is_the_step_and_waits_for_its_time():
+    slept: list[float] = []
+    runner = Runner(EngineConfig(kv_blocks=8, device="cpu"))
+    paced = _Paced(runner, slower(COST, 100.0).step, slept.append)
+    assert paced.step(items()) == runner.step(items())
+    (left_s,) = slept
+    assert 0 < left_s <= slower(COST, 100.0).step.predict(shape_of(items()))
+    assert paced.layout is runner.layout and paced.cache is runner.cache and paced.alive
+
+
+def test_a_step_that_took_longer_waits_no_more():
+    slept: list[float] = []
+    paced = _Paced(Runner(EngineConfig(kv_blocks=8, device="cpu")), slower(COST, 1e-9).step, slept.append)
+    paced.step(items())
+    assert slept == []
