@@ -48,7 +48,7 @@ class Pace:
 def pace(
     views: Sequence[InstanceView], given_to: Mapping[Key, Given], cost: CostModel | None, lag: float = 1.0
 ) -> Pace:
-    """Of those that do nothing but prefill, if there are any; else of all that prefill. All takes `lag` times as long."""
+    """Of those that do nothing but prefill, or else of all that prefill. All takes `lag` times as long."""
     able = [view for view in views if view.may_prefill]
     able = [view for view in able if not view.may_decode] or able
     if not able:

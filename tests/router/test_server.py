@@ -184,7 +184,7 @@ class ToyController(router_pb2_grpc.RouterServiceServicer, control_pb2_grpc.Cont
 
     def __init__(self):
         self.instances = []
-        self.hellos, self.held, self.moved, self.lost = [], [], [], []
+        self.hellos, self.held, self.moved, self.lost, self.attained = [], [], [], [], []
         self.asks = asyncio.Queue()
 
     async def start(self, port=0):
@@ -230,6 +230,8 @@ class ToyController(router_pb2_grpc.RouterServiceServicer, control_pb2_grpc.Cont
                     self.moved.append(said.moved)
                 case "lost":
                     self.lost.append(said.lost)
+                case "attainment":
+                    self.attained.append(said.attainment)
 
     async def GetCluster(self, request, context):
         return control_pb2.GetClusterResponse(cluster="toy")
@@ -265,15 +267,17 @@ def test_the_controller_hears_of_the_router_its_sessions_and_moves():
     async def run():
         async with controlled() as (controller, server):
             heard = Heard()
-            asked = request(max_tokens=400, request_id="mine")
+            asked = request(max_tokens=400, request_id="mine", priority="PRIORITY_HIGH")
             stream = asyncio.create_task(generate(server.address, asked, heard=heard))
             await until(
                 lambda: any(session.owner in "bc" for held in controller.held for session in held.sessions)
             )
+            await until(lambda: controller.held[-1].sessions[0].movable)
             (hello,) = controller.hellos
             assert (hello.name, hello.address, hello.pid) == ("router-7", server.address, os.getpid())
             held = controller.held[-1].sessions[0]
             assert (held.request_id, held.choice, held.prompt_tokens) == ("mine", 0, 3)
+            assert (held.priority, held.remaining_tokens) == (2, 400 - held.emitted_tokens)
             live = router_pb2.MOVE_MODE_LIVE
             await controller.asks.put(
                 router_pb2.AskMove(ask=11, session=held.session, mode=live, reason="a test")
@@ -284,6 +288,8 @@ def test_the_controller_hears_of_the_router_its_sessions_and_moves():
             await stream
             assert heard.ids == output((1, 2, 3), 400)
             await until(lambda: not controller.held[-1].sessions)
+            await until(lambda: controller.attained[-1].outputs == 1)
+            assert controller.attained[-1].outputs_in_time == controller.attained[-1].first_tokens == 1
 
     asyncio.run(run())
 
