@@ -15,8 +15,9 @@ from .prediction import Prediction
 from .rules import RULES, Asked, Pair, by_room, by_rule, least, room
 from .state import InstanceView, Key, RequestShape
 
-SETTLE_S = 0.25
-"""Time from an assignment to the view that shows it: delivery, a step, and the way back."""
+SETTLE_S = 0.1
+SETTLE_STEPS = 3
+"""Time from an assignment to the view that shows it: delivery, the step that runs and the next, and the way back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +146,7 @@ def redirect(
     asked = Asked(request, seed, memory.turn, memory.given())
     decode = least(decodes, lambda view: room(asked, view), seed)
     blocks = decode.load.blocks_of(request.prompt_tokens)
-    claim = Claim(decode.key, 0, blocks, now + SETTLE_S)
+    claim = Claim(decode.key, 0, blocks, now + _settle_s(decode))
     return decode, Memory((*memory.claims, claim), memory.turn)
 
 
@@ -200,10 +201,15 @@ def _claims(asked: Asked, assignment: Assignment, now: float) -> tuple[Claim, ..
     load = prefill.load
     tokens = request.prompt_tokens - request.prefix(prefill.key)
     blocks = load.blocks_of(request.prompt_tokens)
-    first = Claim(prefill.key, tokens, blocks, now + SETTLE_S)
+    first = Claim(prefill.key, tokens, blocks, now + _settle_s(prefill))
     if assignment.decode is None:
         return (first,)
     # The decode instance is asked for blocks only after the first chunk, behind what queues already.
     ahead = forecast.queued_tokens(load, asked.given(prefill)) + min(tokens, load.prefill_tokens)
     wait_s = ahead / load.prefill_tokens * load.step_s
-    return first, Claim(assignment.decode.key, 0, blocks, now + wait_s + SETTLE_S)
+    until = now + wait_s + _settle_s(assignment.decode)
+    return first, Claim(assignment.decode.key, 0, blocks, until)
+
+
+def _settle_s(view: InstanceView) -> float:
+    return SETTLE_S + SETTLE_STEPS * view.load.step_s

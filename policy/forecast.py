@@ -27,7 +27,7 @@ NOTHING = Given()
 SHORTEST_S = 0.005
 LAG_SHARE = 0.9
 LAG_STEP = 0.1
-MOST_LAG = 10.0
+MOST_LAG = 5.0
 
 
 @dataclass(frozen=True, slots=True)
