@@ -113,10 +113,13 @@ class LiveSession:
         )
 
     def turn(self) -> NoInstance | None:
-        """Send it to an instance for the first time; why it must wait on, if it must."""
+        """Send it to an instance for the first time; why it must wait on, if it must.
+
+        One that was begun under another router had its turn there.
+        """
         if self.closed:
             return None
-        found = self._fleet.dispatch(self._shape(), "", in_turn=True)
+        found = self._fleet.dispatch(self._shape(), "", in_turn=not self.call.received)
         if isinstance(found, NoInstance) and found.ever:
             if not self._told_of_wait:
                 self._told_of_wait = True

@@ -84,4 +84,6 @@ def slo_of(config: RouterConfig, priority: int) -> Slo:
 
 
 def _waiting(call: Call, now: float) -> Waiting:
-    return Waiting(call.session, call.tenant, call.priority, len(call.prompt) + len(call.received), now)
+    """A client that has some of its output already is before all that have none."""
+    priority = Priority.HIGH + 1 if call.received else call.priority
+    return Waiting(call.session, call.tenant, priority, len(call.prompt) + len(call.received), now)

@@ -226,6 +226,17 @@ def test_who_leaves_the_queue_or_resumes_gives_its_place_up():
     scenario(work)
 
 
+def test_a_request_that_another_router_had_begun_does_not_wait_again():
+    async def work():
+        async with router() as now:
+            now.links.load(**BUSY)
+            now.open([call("new", priority=Priority.HIGH)])
+            now.open([call("resumed", attempt=2, received=(1, 2))])
+            assert now.links.started == ["resumed"]
+
+    scenario(work)
+
+
 def test_a_recovered_request_had_its_turn():
     async def work():
         async with router() as now:
