@@ -17,15 +17,24 @@ DOMAIN, FINAL = "penstock.inference.v1", "FINAL"
 class PenstockError(Exception):
     """A call failed. `field` names the field of the request that is at fault, where one is.
 
-    `final` is UNAVAILABLE as the router's own verdict, beside that of a router that was lost.
+    `final` is UNAVAILABLE as the router's own verdict, beside that of a router that was lost. Above 0, `retry_s` is
+    after how many seconds the cluster may have time for it.
     """
 
-    def __init__(self, code: grpc.StatusCode, message: str, field: str = "", final: bool = False):
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        field: str = "",
+        final: bool = False,
+        retry_s: float = 0.0,
+    ):
         super().__init__(code, message, field)
         self.code = code
         self.message = message
         self.field = field
         self.final = final
+        self.retry_s = retry_s
 
     def __str__(self) -> str:
         return f"{self.message} ({self.code.name})"
@@ -43,7 +52,7 @@ def from_rpc(error: grpc.RpcError, address: str) -> PenstockError:
         message = f"no cluster answers at {address} (is it up? `penstock up` starts one): {message}"
     kind = InvalidRequest if code is grpc.StatusCode.INVALID_ARGUMENT else PenstockError
     details = _details(call.trailing_metadata())
-    return kind(code, message, _field(details), _final(details))
+    return kind(code, message, _field(details), _final(details), _retry_s(details))
 
 
 def _nobody_answers(message: str) -> bool:
@@ -71,3 +80,11 @@ def _field(details: Sequence[any_pb2.Any]) -> str:
 def _final(details: Sequence[any_pb2.Any]) -> bool:
     info = error_details_pb2.ErrorInfo()
     return any(detail.Unpack(info) and (info.domain, info.reason) == (DOMAIN, FINAL) for detail in details)
+
+
+def _retry_s(details: Sequence[any_pb2.Any]) -> float:
+    retry = error_details_pb2.RetryInfo()
+    for detail in details:
+        if detail.Unpack(retry):
+            return retry.retry_delay.ToNanoseconds() / 1e9
+    return 0.0

@@ -53,6 +53,7 @@ class InferenceServiceServicer:
         """Streams one completion (or `n` of them, interleaved): `started` once, `delta` many times, `finished` once a choice.
         UNAVAILABLE after `started` means that the router was lost: resume. Not so where the status has a
         `google.rpc.ErrorInfo` of domain `penstock.inference.v1` and reason `FINAL`: the router lives, and this is its verdict.
+        RESOURCE_EXHAUSTED with a `google.rpc.RetryInfo` means that there is too much to do now: ask again after that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

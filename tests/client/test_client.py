@@ -26,12 +26,14 @@ from penstock.client import (
     Started,
 )
 from penstock.client import address as addresses
+from penstock.client.errors import DETAILS_KEY, from_rpc
 from penstock.client.events import Logprobs, Usage, from_response
 from penstock.client.request import MOST_RETRIES, Attempts, build
 from penstock.cluster import processes, state
 from penstock.policy.state import Priority
 from penstock.proto import inference_pb2
 from penstock.router.config import RouterConfig
+from penstock.router.refusal import overloaded
 from penstock.router.server import RouterServer
 
 PROMPT = (1, 2, 3)
@@ -482,6 +484,18 @@ def test_log_probabilities_are_told_a_line_for_each_token(capsys):
     _tell(Completion("r", "m", 1, (7, 8), "ab", "length", usage, (), logprobs=logprobs))
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split() for line in lines] == [["7", "-0.500", "7:-0.500", "9:-1.250"], ["8", "-2.000"]]
+
+
+def test_a_refusal_says_when_to_ask_again():
+    details = overloaded("The cluster is busy.", 1.5).details()
+
+    class Call(grpc.RpcError):
+        code = staticmethod(lambda: grpc.StatusCode.RESOURCE_EXHAUSTED)
+        details = staticmethod(lambda: "The cluster is busy.")
+        trailing_metadata = staticmethod(lambda: ((DETAILS_KEY, details),))
+
+    error = from_rpc(Call(), "here")
+    assert (error.code, error.retry_s) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 1.5)
 
 
 def test_standard_input_that_is_no_utf8_is_refused(cluster):
