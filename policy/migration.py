@@ -20,19 +20,19 @@ from .state import InstanceView, Key, LoadView, Move, MoveReason, SequenceView
 class MigrationConfig:
     """When running requests move by themselves. Freeness is in decode steps until memory is predicted to be full."""
 
-    low_steps: float = 32.0
+    low_steps: float = 16.0
     """An instance of less freeness is relieved."""
 
-    enough_steps: float = 96.0
+    enough_steps: float = 32.0
     """It is relieved until it has so much."""
 
-    high_steps: float = 192.0
+    high_steps: float = 32.0
     """An instance of at least so much takes what others are relieved of."""
 
-    most_per_instance: int = 2
+    most_per_instance: int = 4
     """Moves under way at a time from or to an instance."""
 
-    most_per_link: int = 1
+    most_per_link: int = 2
     """Moves under way at a time from an instance to another."""
 
     least_remaining: int = 16
@@ -203,7 +203,7 @@ class _Plan:
         was = freeness(source)
         if not _fits(to, one) or freeness(after) <= was:
             return False
-        return freeness(there) > max(was, self._cfg.enough_steps) and self._pays(source, there, one)
+        return freeness(there) > max(was, self._cfg.low_steps) and self._pays(source, there, one)
 
     def _pays(self, source: InstanceView, there: InstanceView, one: SequenceView) -> bool:
         """Whether the copy takes less time than it gains: the sequence's own steps that are shorter elsewhere, and

@@ -95,9 +95,13 @@ def _in_turn(asked: Asked, views: Sequence[InstanceView]) -> InstanceView:
 
 
 def _freest(asked: Asked, views: Sequence[InstanceView]) -> InstanceView:
+    """By freeness, in which all that waits counts: what comes now goes behind it."""
+
     def load(view: InstanceView) -> tuple[bool, float]:
-        given = asked.given(view)
-        return slots_taken(asked, view), -freeness(view, given.blocks, given.sequences)
+        load, given = view.load, asked.given(view)
+        behind = max(0, blocks_for(load.queued_tokens, load.block_size) - load.head_blocks)
+        free = freeness(view, given.blocks + behind, given.sequences + load.waiting)
+        return slots_taken(asked, view), -free
 
     return least(views, load, asked.seed)
 

@@ -260,6 +260,13 @@ def test_the_freest_is_not_always_the_least_loaded():
     assert spread("freeness", mixed(few_long, many_short), 1) == ["b"]
 
 
+def test_freeness_counts_all_that_waits_when_one_more_is_to_come():
+    queue = {"held_blocks": 100, "running": 4, "waiting": 5, "head_blocks": 10, "queued_tokens": 16 * 90}
+    fuller = {"held_blocks": 150, "running": 4}
+    assert spread("freeness", mixed(queue, fuller), 1) == ["b"]
+    assert spread("freeness", mixed({**queue, "waiting": 1, "queued_tokens": 160}, fuller), 1) == ["a"]
+
+
 def test_power_of_two_avoids_the_worst_of_each_two_and_knows_all():
     views = mixed({"held_blocks": 199, "running": 1}, {}, {}, {})
     names = [

@@ -13,10 +13,12 @@ from penstock.policy.freeness import freeness
 from penstock.policy.migration import Memory, MigrationConfig, failed, plan_moves
 from penstock.policy.state import MoveReason, Priority, SequenceView
 
-CFG = MigrationConfig()
+CFG = MigrationConfig(
+    low_steps=32.0, enough_steps=96.0, high_steps=192.0, most_per_instance=2, most_per_link=1
+)
 BETTER = {MoveReason.BALANCE, MoveReason.MAKE_ROOM, MoveReason.HEADROOM}
 TIGHT = MigrationConfig(low_steps=60.0, enough_steps=60.0, high_steps=60.0)
-CFGS = st.sampled_from([CFG, TIGHT])
+CFGS = st.sampled_from([CFG, TIGHT, MigrationConfig()])
 COSTS = st.sampled_from([None, cost(), cost(copy_bytes_per_s=1e6)])
 
 
@@ -194,7 +196,7 @@ def test_a_drain_takes_sequences_that_came_a_moment_ago_too():
     "wrong",
     [
         {"low_steps": 100.0, "enough_steps": 50.0},
-        {"enough_steps": 500.0},
+        {"enough_steps": 5.0},
         {"most_per_link": 0},
         {"most_per_instance": 0},
         {"least_remaining": 0},
