@@ -41,6 +41,15 @@ class Dead:
 
 
 @dataclass(frozen=True, slots=True)
+class Assign:
+    """From the controller: the role that the instance is to have from now on, and whether it is to be emptied."""
+
+    prefill_tokens: int
+    decode_slots: int
+    drain: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
     """The instance's answer to `Hello`. `vocabulary` and `context_tokens` are the model's."""
 
@@ -95,7 +104,7 @@ class Turn:
     kind: TurnKind
 
 
-RouterFrame = Hello | Start | Move | Resume | Revoke | SeenBatch | Beat | Dead
+RouterFrame = Hello | Start | Move | Resume | Revoke | SeenBatch | Beat | Dead | Assign
 """What a Link carries from a router."""
 InstanceFrame = Welcome | Step | Unmoved | Ask | Condemn
 """What a Link carries from an instance."""

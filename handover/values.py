@@ -229,6 +229,8 @@ class News:
     epoch: Epoch
     first_index: int
     records: tuple[TokenRecord, ...] = ()
+    waits: bool = False
+    """No step has run with it: it has no KV there."""
 
 
 @dataclass(frozen=True, slots=True)

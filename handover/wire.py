@@ -15,6 +15,7 @@ from ..policy.state import LoadView, Priority
 from ..proto import worker_pb2 as pb
 from .effects import Condemn
 from .frames import (
+    Assign,
     Beat,
     Dead,
     Hello,
@@ -89,6 +90,8 @@ def to_link_request(frame: RouterFrame) -> pb.LinkRequest:
             return pb.LinkRequest(beat=pb.Beat())
         case Dead(incarnations):
             return pb.LinkRequest(dead=pb.Dead(incarnations=map(_incarnation, incarnations)))
+        case Assign():
+            return pb.LinkRequest(assign=pb.Assign(**asdict(frame)))
     raise AssertionError(f"a router does not send {frame!r}")
 
 
@@ -257,6 +260,7 @@ def _news(news: News) -> pb.SessionNews:
         epoch=_epoch(news.epoch),
         first_index=news.first_index,
         records=_records(news.records),
+        waits=news.waits,
     )
 
 
@@ -451,7 +455,8 @@ def _read_step(frame: pb.Step) -> Step:
 
 
 def _read_news(frame: pb.SessionNews) -> News:
-    return News(_text(frame, "session"), _read_epoch(frame), frame.first_index, _read_records(frame))
+    records = _read_records(frame)
+    return News(_text(frame, "session"), _read_epoch(frame), frame.first_index, records, frame.waits)
 
 
 def _read_unmoved(frame: pb.Unmoved) -> Unmoved:
@@ -519,6 +524,7 @@ FROM_LINK_REQUEST: dict[str, Callable[[Any], RouterFrame]] = {
     "seen": _read_seen,
     "beat": lambda _: Beat(),
     "dead": lambda frame: Dead(tuple(Incarnation(dead.instance, dead.life) for dead in frame.incarnations)),
+    "assign": lambda frame: Assign(frame.prefill_tokens, frame.decode_slots, frame.drain),
 }
 FROM_LINK_RESPONSE: dict[str, Callable[[Any], InstanceFrame]] = {
     "welcome": _read_welcome,

@@ -69,6 +69,10 @@ class LoadView:
     """Sum of their contexts."""
     most_blocks: int = 0
     """Where windows bound it: the most blocks that a sequence has while it decodes; else 0."""
+    draining: bool = False
+    """It takes nothing more, and is to be emptied."""
+    sessions: int = 0
+    """Sessions that have something here, if only a lease or tokens that their router has not acknowledged."""
 
     @property
     def needed_blocks(self) -> int:

@@ -25,17 +25,19 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpenstock/proto/control.proto\x12\x13penstock.control.v1\x1a\x1cgoogle/protobuf/struct.proto\"%\n\x11GetClusterRequest\x12\x10\n\x08sessions\x18\x01 \x01(\x08\"\xc4\x01\n\x12GetClusterResponse\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\tinstances\x18\x03 \x03(\x0b\x32\x1d.penstock.control.v1.Instance\x12,\n\x07routers\x18\x04 \x03(\x0b\x32\x1b.penstock.control.v1.Router\x12.\n\x08sessions\x18\x05 \x03(\x0b\x32\x1c.penstock.control.v1.Session\"\xe4\x02\n\x08Instance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04life\x18\x02 \x01(\x04\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x31\n\x05state\x18\x04 \x01(\x0e\x32\".penstock.control.v1.InstanceState\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12\'\n\x04role\x18\x07 \x01(\x0b\x32\x19.penstock.control.v1.Role\x12+\n\x06\x62locks\x18\x08 \x01(\x0b\x32\x1b.penstock.control.v1.Blocks\x12\x0f\n\x07waiting\x18\t \x01(\r\x12\x0f\n\x07running\x18\n \x01(\r\x12\x17\n\x0fheartbeat_age_s\x18\x0b \x01(\x01\x12\x10\n\x08restarts\x18\x0c \x01(\r\x12\x11\n\trss_bytes\x18\r \x01(\x04\x12\'\n\x04work\x18\x0e \x01(\x0b\x32\x19.penstock.control.v1.Work\"\x99\x01\n\x04Work\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x14\n\x0c\x61sked_tokens\x18\x02 \x01(\x04\x12\x12\n\nhit_tokens\x18\x03 \x01(\x04\x12\x13\n\x0bpreemptions\x18\x04 \x01(\x04\x12\x16\n\x0ewritten_blocks\x18\x05 \x01(\x04\x12\x13\n\x0bsent_blocks\x18\x06 \x01(\x04\x12\x16\n\x0eswapped_blocks\x18\x07 \x01(\x04\"4\n\x04Role\x12\x16\n\x0eprefill_tokens\x18\x01 \x01(\r\x12\x14\n\x0c\x64\x65\x63ode_slots\x18\x02 \x01(\r\"h\n\x06\x42locks\x12\r\n\x05total\x18\x01 \x01(\r\x12\x0c\n\x04\x66ree\x18\x02 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\r\x12\x0c\n\x04held\x18\x04 \x01(\r\x12\x0e\n\x06leased\x18\x05 \x01(\r\x12\x13\n\x0bquarantined\x18\x06 \x01(\r\"F\n\x06Router\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x10\n\x08sessions\x18\x04 \x01(\r\"{\n\x07Session\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\r\x12\x0e\n\x06router\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x16\n\x0e\x65mitted_tokens\x18\x06 \x01(\r\"\x8d\x01\n\x15MigrateRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x06\x63hoice\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\t\x12+\n\x04mode\x18\x04 \x01(\x0e\x32\x1d.penstock.control.v1.MoveModeB\t\n\x07_choice\"B\n\x16MigrateRequestResponse\x12(\n\x05moves\x18\x01 \x03(\x0b\x32\x19.penstock.control.v1.Move\"j\n\x04Move\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\t\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\"+\n\x15\x45xplainRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"Z\n\x16\x45xplainRequestResponse\x12\x30\n\tdecisions\x18\x01 \x03(\x0b\x32\x1d.penstock.control.v1.Decision\x12\x0e\n\x06silent\x18\x02 \x03(\t\"n\n\x08\x44\x65\x63ision\x12\n\n\x02\x61t\x18\x01 \x01(\x01\x12\r\n\x05where\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0c\n\x04what\x18\x04 \x01(\t\x12(\n\x07\x66igures\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct*\x9e\x01\n\rInstanceState\x12\x1e\n\x1aINSTANCE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17INSTANCE_STATE_STARTING\x10\x01\x12\x1a\n\x16INSTANCE_STATE_SERVING\x10\x02\x12\x1b\n\x17INSTANCE_STATE_DRAINING\x10\x03\x12\x17\n\x13INSTANCE_STATE_LOST\x10\x04*j\n\x08MoveMode\x12\x19\n\x15MOVE_MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0eMOVE_MODE_LIVE\x10\x01\x12\x16\n\x12MOVE_MODE_BLOCKING\x10\x02\x12\x17\n\x13MOVE_MODE_RECOMPUTE\x10\x03\x32\xc5\x02\n\x0e\x43ontrolService\x12]\n\nGetCluster\x12&.penstock.control.v1.GetClusterRequest\x1a\'.penstock.control.v1.GetClusterResponse\x12i\n\x0eMigrateRequest\x12*.penstock.control.v1.MigrateRequestRequest\x1a+.penstock.control.v1.MigrateRequestResponse\x12i\n\x0e\x45xplainRequest\x12*.penstock.control.v1.ExplainRequestRequest\x1a+.penstock.control.v1.ExplainRequestResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpenstock/proto/control.proto\x12\x13penstock.control.v1\x1a\x1cgoogle/protobuf/struct.proto\"%\n\x11GetClusterRequest\x12\x10\n\x08sessions\x18\x01 \x01(\x08\"\xc4\x01\n\x12GetClusterResponse\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\tinstances\x18\x03 \x03(\x0b\x32\x1d.penstock.control.v1.Instance\x12,\n\x07routers\x18\x04 \x03(\x0b\x32\x1b.penstock.control.v1.Router\x12.\n\x08sessions\x18\x05 \x03(\x0b\x32\x1c.penstock.control.v1.Session\"\xe4\x02\n\x08Instance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04life\x18\x02 \x01(\x04\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x31\n\x05state\x18\x04 \x01(\x0e\x32\".penstock.control.v1.InstanceState\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12\'\n\x04role\x18\x07 \x01(\x0b\x32\x19.penstock.control.v1.Role\x12+\n\x06\x62locks\x18\x08 \x01(\x0b\x32\x1b.penstock.control.v1.Blocks\x12\x0f\n\x07waiting\x18\t \x01(\r\x12\x0f\n\x07running\x18\n \x01(\r\x12\x17\n\x0fheartbeat_age_s\x18\x0b \x01(\x01\x12\x10\n\x08restarts\x18\x0c \x01(\r\x12\x11\n\trss_bytes\x18\r \x01(\x04\x12\'\n\x04work\x18\x0e \x01(\x0b\x32\x19.penstock.control.v1.Work\"\x81\x01\n\x04Work\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x14\n\x0c\x61sked_tokens\x18\x02 \x01(\x04\x12\x12\n\nhit_tokens\x18\x03 \x01(\x04\x12\x13\n\x0bpreemptions\x18\x04 \x01(\x04\x12\x16\n\x0ewritten_blocks\x18\x05 \x01(\x04\x12\x13\n\x0bsent_blocks\x18\x06 \x01(\x04\"4\n\x04Role\x12\x16\n\x0eprefill_tokens\x18\x01 \x01(\r\x12\x14\n\x0c\x64\x65\x63ode_slots\x18\x02 \x01(\r\"h\n\x06\x42locks\x12\r\n\x05total\x18\x01 \x01(\r\x12\x0c\n\x04\x66ree\x18\x02 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\r\x12\x0c\n\x04held\x18\x04 \x01(\r\x12\x0e\n\x06leased\x18\x05 \x01(\r\x12\x13\n\x0bquarantined\x18\x06 \x01(\r\"F\n\x06Router\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x10\n\x08sessions\x18\x04 \x01(\r\"{\n\x07Session\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\r\x12\x0e\n\x06router\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x16\n\x0e\x65mitted_tokens\x18\x06 \x01(\r\"\x8d\x01\n\x15MigrateRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x06\x63hoice\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\t\x12+\n\x04mode\x18\x04 \x01(\x0e\x32\x1d.penstock.control.v1.MoveModeB\t\n\x07_choice\"B\n\x16MigrateRequestResponse\x12(\n\x05moves\x18\x01 \x03(\x0b\x32\x19.penstock.control.v1.Move\"j\n\x04Move\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\t\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\"+\n\x15\x45xplainRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"Z\n\x16\x45xplainRequestResponse\x12\x30\n\tdecisions\x18\x01 \x03(\x0b\x32\x1d.penstock.control.v1.Decision\x12\x0e\n\x06silent\x18\x02 \x03(\t\"n\n\x08\x44\x65\x63ision\x12\n\n\x02\x61t\x18\x01 \x01(\x01\x12\r\n\x05where\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0c\n\x04what\x18\x04 \x01(\t\x12(\n\x07\x66igures\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"\'\n\x13WatchClusterRequest\x12\x10\n\x08sessions\x18\x01 \x01(\x08\"P\n\x14WatchClusterResponse\x12\x38\n\x07\x63luster\x18\x01 \x01(\x0b\x32\'.penstock.control.v1.GetClusterResponse\"\x8b\x01\n\x08Progress\x12\x10\n\x08instance\x18\x01 \x01(\t\x12)\n\x05phase\x18\x02 \x01(\x0e\x32\x1a.penstock.control.v1.Phase\x12\x10\n\x08requests\x18\x03 \x01(\r\x12\x11\n\trecovered\x18\x04 \x01(\r\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x0c\n\x04\x64one\x18\x06 \x01(\x08\"(\n\x14\x44rainInstanceRequest\x12\x10\n\x08instance\x18\x01 \x01(\t\"H\n\x15\x44rainInstanceResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.penstock.control.v1.Progress\"5\n\x13\x46lipInstanceRequest\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\"G\n\x14\x46lipInstanceResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.penstock.control.v1.Progress\",\n\x17RestartInstancesRequest\x12\x11\n\tinstances\x18\x01 \x03(\t\"K\n\x18RestartInstancesResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.penstock.control.v1.Progress\"3\n\x10ScalePoolRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x11\n\tinstances\x18\x02 \x01(\r\"D\n\x11ScalePoolResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.penstock.control.v1.Progress*\x9e\x01\n\rInstanceState\x12\x1e\n\x1aINSTANCE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17INSTANCE_STATE_STARTING\x10\x01\x12\x1a\n\x16INSTANCE_STATE_SERVING\x10\x02\x12\x1b\n\x17INSTANCE_STATE_DRAINING\x10\x03\x12\x17\n\x13INSTANCE_STATE_LOST\x10\x04*j\n\x08MoveMode\x12\x19\n\x15MOVE_MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0eMOVE_MODE_LIVE\x10\x01\x12\x16\n\x12MOVE_MODE_BLOCKING\x10\x02\x12\x17\n\x13MOVE_MODE_RECOMPUTE\x10\x03*j\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePHASE_DRAINING\x10\x01\x12\x12\n\x0ePHASE_STARTING\x10\x02\x12\x11\n\rPHASE_SERVING\x10\x03\x12\x0f\n\x0bPHASE_ENDED\x10\x04\x32\xce\x06\n\x0e\x43ontrolService\x12]\n\nGetCluster\x12&.penstock.control.v1.GetClusterRequest\x1a\'.penstock.control.v1.GetClusterResponse\x12i\n\x0eMigrateRequest\x12*.penstock.control.v1.MigrateRequestRequest\x1a+.penstock.control.v1.MigrateRequestResponse\x12i\n\x0e\x45xplainRequest\x12*.penstock.control.v1.ExplainRequestRequest\x1a+.penstock.control.v1.ExplainRequestResponse\x12\x65\n\x0cWatchCluster\x12(.penstock.control.v1.WatchClusterRequest\x1a).penstock.control.v1.WatchClusterResponse0\x01\x12h\n\rDrainInstance\x12).penstock.control.v1.DrainInstanceRequest\x1a*.penstock.control.v1.DrainInstanceResponse0\x01\x12\x65\n\x0c\x46lipInstance\x12(.penstock.control.v1.FlipInstanceRequest\x1a).penstock.control.v1.FlipInstanceResponse0\x01\x12q\n\x10RestartInstances\x12,.penstock.control.v1.RestartInstancesRequest\x1a-.penstock.control.v1.RestartInstancesResponse0\x01\x12\\\n\tScalePool\x12%.penstock.control.v1.ScalePoolRequest\x1a&.penstock.control.v1.ScalePoolResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.proto.control_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INSTANCESTATE']._serialized_start=1763
-  _globals['_INSTANCESTATE']._serialized_end=1921
-  _globals['_MOVEMODE']._serialized_start=1923
-  _globals['_MOVEMODE']._serialized_end=2029
+  _globals['_INSTANCESTATE']._serialized_start=2494
+  _globals['_INSTANCESTATE']._serialized_end=2652
+  _globals['_MOVEMODE']._serialized_start=2654
+  _globals['_MOVEMODE']._serialized_end=2760
+  _globals['_PHASE']._serialized_start=2762
+  _globals['_PHASE']._serialized_end=2868
   _globals['_GETCLUSTERREQUEST']._serialized_start=83
   _globals['_GETCLUSTERREQUEST']._serialized_end=120
   _globals['_GETCLUSTERRESPONSE']._serialized_start=123
@@ -43,27 +45,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSTANCE']._serialized_start=322
   _globals['_INSTANCE']._serialized_end=678
   _globals['_WORK']._serialized_start=681
-  _globals['_WORK']._serialized_end=834
-  _globals['_ROLE']._serialized_start=836
-  _globals['_ROLE']._serialized_end=888
-  _globals['_BLOCKS']._serialized_start=890
-  _globals['_BLOCKS']._serialized_end=994
-  _globals['_ROUTER']._serialized_start=996
-  _globals['_ROUTER']._serialized_end=1066
-  _globals['_SESSION']._serialized_start=1068
-  _globals['_SESSION']._serialized_end=1191
-  _globals['_MIGRATEREQUESTREQUEST']._serialized_start=1194
-  _globals['_MIGRATEREQUESTREQUEST']._serialized_end=1335
-  _globals['_MIGRATEREQUESTRESPONSE']._serialized_start=1337
-  _globals['_MIGRATEREQUESTRESPONSE']._serialized_end=1403
-  _globals['_MOVE']._serialized_start=1405
-  _globals['_MOVE']._serialized_end=1511
-  _globals['_EXPLAINREQUESTREQUEST']._serialized_start=1513
-  _globals['_EXPLAINREQUESTREQUEST']._serialized_end=1556
-  _globals['_EXPLAINREQUESTRESPONSE']._serialized_start=1558
-  _globals['_EXPLAINREQUESTRESPONSE']._serialized_end=1648
-  _globals['_DECISION']._serialized_start=1650
-  _globals['_DECISION']._serialized_end=1760
-  _globals['_CONTROLSERVICE']._serialized_start=2032
-  _globals['_CONTROLSERVICE']._serialized_end=2357
+  _globals['_WORK']._serialized_end=810
+  _globals['_ROLE']._serialized_start=812
+  _globals['_ROLE']._serialized_end=864
+  _globals['_BLOCKS']._serialized_start=866
+  _globals['_BLOCKS']._serialized_end=970
+  _globals['_ROUTER']._serialized_start=972
+  _globals['_ROUTER']._serialized_end=1042
+  _globals['_SESSION']._serialized_start=1044
+  _globals['_SESSION']._serialized_end=1167
+  _globals['_MIGRATEREQUESTREQUEST']._serialized_start=1170
+  _globals['_MIGRATEREQUESTREQUEST']._serialized_end=1311
+  _globals['_MIGRATEREQUESTRESPONSE']._serialized_start=1313
+  _globals['_MIGRATEREQUESTRESPONSE']._serialized_end=1379
+  _globals['_MOVE']._serialized_start=1381
+  _globals['_MOVE']._serialized_end=1487
+  _globals['_EXPLAINREQUESTREQUEST']._serialized_start=1489
+  _globals['_EXPLAINREQUESTREQUEST']._serialized_end=1532
+  _globals['_EXPLAINREQUESTRESPONSE']._serialized_start=1534
+  _globals['_EXPLAINREQUESTRESPONSE']._serialized_end=1624
+  _globals['_DECISION']._serialized_start=1626
+  _globals['_DECISION']._serialized_end=1736
+  _globals['_WATCHCLUSTERREQUEST']._serialized_start=1738
+  _globals['_WATCHCLUSTERREQUEST']._serialized_end=1777
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_start=1779
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_end=1859
+  _globals['_PROGRESS']._serialized_start=1862
+  _globals['_PROGRESS']._serialized_end=2001
+  _globals['_DRAININSTANCEREQUEST']._serialized_start=2003
+  _globals['_DRAININSTANCEREQUEST']._serialized_end=2043
+  _globals['_DRAININSTANCERESPONSE']._serialized_start=2045
+  _globals['_DRAININSTANCERESPONSE']._serialized_end=2117
+  _globals['_FLIPINSTANCEREQUEST']._serialized_start=2119
+  _globals['_FLIPINSTANCEREQUEST']._serialized_end=2172
+  _globals['_FLIPINSTANCERESPONSE']._serialized_start=2174
+  _globals['_FLIPINSTANCERESPONSE']._serialized_end=2245
+  _globals['_RESTARTINSTANCESREQUEST']._serialized_start=2247
+  _globals['_RESTARTINSTANCESREQUEST']._serialized_end=2291
+  _globals['_RESTARTINSTANCESRESPONSE']._serialized_start=2293
+  _globals['_RESTARTINSTANCESRESPONSE']._serialized_end=2368
+  _globals['_SCALEPOOLREQUEST']._serialized_start=2370
+  _globals['_SCALEPOOLREQUEST']._serialized_end=2421
+  _globals['_SCALEPOOLRESPONSE']._serialized_start=2423
+  _globals['_SCALEPOOLRESPONSE']._serialized_end=2491
+  _globals['_CONTROLSERVICE']._serialized_start=2871
+  _globals['_CONTROLSERVICE']._serialized_end=3717
 # @@protoc_insertion_point(module_scope)

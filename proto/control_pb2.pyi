@@ -22,6 +22,14 @@ class MoveMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MOVE_MODE_LIVE: _ClassVar[MoveMode]
     MOVE_MODE_BLOCKING: _ClassVar[MoveMode]
     MOVE_MODE_RECOMPUTE: _ClassVar[MoveMode]
+
+class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PHASE_UNSPECIFIED: _ClassVar[Phase]
+    PHASE_DRAINING: _ClassVar[Phase]
+    PHASE_STARTING: _ClassVar[Phase]
+    PHASE_SERVING: _ClassVar[Phase]
+    PHASE_ENDED: _ClassVar[Phase]
 INSTANCE_STATE_UNSPECIFIED: InstanceState
 INSTANCE_STATE_STARTING: InstanceState
 INSTANCE_STATE_SERVING: InstanceState
@@ -31,6 +39,11 @@ MOVE_MODE_UNSPECIFIED: MoveMode
 MOVE_MODE_LIVE: MoveMode
 MOVE_MODE_BLOCKING: MoveMode
 MOVE_MODE_RECOMPUTE: MoveMode
+PHASE_UNSPECIFIED: Phase
+PHASE_DRAINING: Phase
+PHASE_STARTING: Phase
+PHASE_SERVING: Phase
+PHASE_ENDED: Phase
 
 class GetClusterRequest(_message.Message):
     __slots__ = ("sessions",)
@@ -215,3 +228,83 @@ class Decision(_message.Message):
     what: str
     figures: _struct_pb2.Struct
     def __init__(self, at: _Optional[float] = ..., where: _Optional[str] = ..., session: _Optional[str] = ..., what: _Optional[str] = ..., figures: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class WatchClusterRequest(_message.Message):
+    __slots__ = ("sessions",)
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    sessions: bool
+    def __init__(self, sessions: _Optional[bool] = ...) -> None: ...
+
+class WatchClusterResponse(_message.Message):
+    __slots__ = ("cluster",)
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    cluster: GetClusterResponse
+    def __init__(self, cluster: _Optional[_Union[GetClusterResponse, _Mapping]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("instance", "phase", "requests", "recovered", "seconds", "done")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    RECOVERED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    instance: str
+    phase: Phase
+    requests: int
+    recovered: int
+    seconds: float
+    done: bool
+    def __init__(self, instance: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., requests: _Optional[int] = ..., recovered: _Optional[int] = ..., seconds: _Optional[float] = ..., done: _Optional[bool] = ...) -> None: ...
+
+class DrainInstanceRequest(_message.Message):
+    __slots__ = ("instance",)
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    instance: str
+    def __init__(self, instance: _Optional[str] = ...) -> None: ...
+
+class DrainInstanceResponse(_message.Message):
+    __slots__ = ("progress",)
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+
+class FlipInstanceRequest(_message.Message):
+    __slots__ = ("instance", "pool")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    instance: str
+    pool: str
+    def __init__(self, instance: _Optional[str] = ..., pool: _Optional[str] = ...) -> None: ...
+
+class FlipInstanceResponse(_message.Message):
+    __slots__ = ("progress",)
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+
+class RestartInstancesRequest(_message.Message):
+    __slots__ = ("instances",)
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    instances: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, instances: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RestartInstancesResponse(_message.Message):
+    __slots__ = ("progress",)
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+
+class ScalePoolRequest(_message.Message):
+    __slots__ = ("pool", "instances")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    instances: int
+    def __init__(self, pool: _Optional[str] = ..., instances: _Optional[int] = ...) -> None: ...
+
+class ScalePoolResponse(_message.Message):
+    __slots__ = ("progress",)
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...

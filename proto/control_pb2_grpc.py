@@ -49,6 +49,31 @@ class ControlServiceStub:
                 request_serializer=penstock_dot_proto_dot_control__pb2.ExplainRequestRequest.SerializeToString,
                 response_deserializer=penstock_dot_proto_dot_control__pb2.ExplainRequestResponse.FromString,
                 _registered_method=True)
+        self.WatchCluster = channel.unary_stream(
+                '/penstock.control.v1.ControlService/WatchCluster',
+                request_serializer=penstock_dot_proto_dot_control__pb2.WatchClusterRequest.SerializeToString,
+                response_deserializer=penstock_dot_proto_dot_control__pb2.WatchClusterResponse.FromString,
+                _registered_method=True)
+        self.DrainInstance = channel.unary_stream(
+                '/penstock.control.v1.ControlService/DrainInstance',
+                request_serializer=penstock_dot_proto_dot_control__pb2.DrainInstanceRequest.SerializeToString,
+                response_deserializer=penstock_dot_proto_dot_control__pb2.DrainInstanceResponse.FromString,
+                _registered_method=True)
+        self.FlipInstance = channel.unary_stream(
+                '/penstock.control.v1.ControlService/FlipInstance',
+                request_serializer=penstock_dot_proto_dot_control__pb2.FlipInstanceRequest.SerializeToString,
+                response_deserializer=penstock_dot_proto_dot_control__pb2.FlipInstanceResponse.FromString,
+                _registered_method=True)
+        self.RestartInstances = channel.unary_stream(
+                '/penstock.control.v1.ControlService/RestartInstances',
+                request_serializer=penstock_dot_proto_dot_control__pb2.RestartInstancesRequest.SerializeToString,
+                response_deserializer=penstock_dot_proto_dot_control__pb2.RestartInstancesResponse.FromString,
+                _registered_method=True)
+        self.ScalePool = channel.unary_stream(
+                '/penstock.control.v1.ControlService/ScalePool',
+                request_serializer=penstock_dot_proto_dot_control__pb2.ScalePoolRequest.SerializeToString,
+                response_deserializer=penstock_dot_proto_dot_control__pb2.ScalePoolResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -74,6 +99,44 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchCluster(self, request, context):
+        """The cluster as GetCluster tells it, at once and then whenever it has changed; at least every few seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainInstance(self, request, context):
+        """The next four move every running request away with its KV before they touch an instance, and tell how far they are until it is
+        done; the last message has `done`. Where the caller leaves, what has begun for an instance is brought to its end, and nothing more begun.
+
+        Empties an instance and ends it for good. FAILED_PRECONDITION where nobody could take its place.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FlipInstance(self, request, context):
+        """Gives an instance another role, without loading its weights again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestartInstances(self, request, context):
+        """Replaces instances by their next lives, one after the other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScalePool(self, request, context):
+        """Brings a pool to a size: starts instances, or drains those with the fewest requests.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -91,6 +154,31 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.ExplainRequest,
                     request_deserializer=penstock_dot_proto_dot_control__pb2.ExplainRequestRequest.FromString,
                     response_serializer=penstock_dot_proto_dot_control__pb2.ExplainRequestResponse.SerializeToString,
+            ),
+            'WatchCluster': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCluster,
+                    request_deserializer=penstock_dot_proto_dot_control__pb2.WatchClusterRequest.FromString,
+                    response_serializer=penstock_dot_proto_dot_control__pb2.WatchClusterResponse.SerializeToString,
+            ),
+            'DrainInstance': grpc.unary_stream_rpc_method_handler(
+                    servicer.DrainInstance,
+                    request_deserializer=penstock_dot_proto_dot_control__pb2.DrainInstanceRequest.FromString,
+                    response_serializer=penstock_dot_proto_dot_control__pb2.DrainInstanceResponse.SerializeToString,
+            ),
+            'FlipInstance': grpc.unary_stream_rpc_method_handler(
+                    servicer.FlipInstance,
+                    request_deserializer=penstock_dot_proto_dot_control__pb2.FlipInstanceRequest.FromString,
+                    response_serializer=penstock_dot_proto_dot_control__pb2.FlipInstanceResponse.SerializeToString,
+            ),
+            'RestartInstances': grpc.unary_stream_rpc_method_handler(
+                    servicer.RestartInstances,
+                    request_deserializer=penstock_dot_proto_dot_control__pb2.RestartInstancesRequest.FromString,
+                    response_serializer=penstock_dot_proto_dot_control__pb2.RestartInstancesResponse.SerializeToString,
+            ),
+            'ScalePool': grpc.unary_stream_rpc_method_handler(
+                    servicer.ScalePool,
+                    request_deserializer=penstock_dot_proto_dot_control__pb2.ScalePoolRequest.FromString,
+                    response_serializer=penstock_dot_proto_dot_control__pb2.ScalePoolResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -174,6 +262,141 @@ class ControlService:
             '/penstock.control.v1.ControlService/ExplainRequest',
             penstock_dot_proto_dot_control__pb2.ExplainRequestRequest.SerializeToString,
             penstock_dot_proto_dot_control__pb2.ExplainRequestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/penstock.control.v1.ControlService/WatchCluster',
+            penstock_dot_proto_dot_control__pb2.WatchClusterRequest.SerializeToString,
+            penstock_dot_proto_dot_control__pb2.WatchClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/penstock.control.v1.ControlService/DrainInstance',
+            penstock_dot_proto_dot_control__pb2.DrainInstanceRequest.SerializeToString,
+            penstock_dot_proto_dot_control__pb2.DrainInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FlipInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/penstock.control.v1.ControlService/FlipInstance',
+            penstock_dot_proto_dot_control__pb2.FlipInstanceRequest.SerializeToString,
+            penstock_dot_proto_dot_control__pb2.FlipInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartInstances(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/penstock.control.v1.ControlService/RestartInstances',
+            penstock_dot_proto_dot_control__pb2.RestartInstancesRequest.SerializeToString,
+            penstock_dot_proto_dot_control__pb2.RestartInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScalePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/penstock.control.v1.ControlService/ScalePool',
+            penstock_dot_proto_dot_control__pb2.ScalePoolRequest.SerializeToString,
+            penstock_dot_proto_dot_control__pb2.ScalePoolResponse.FromString,
             options,
             channel_credentials,
             insecure,

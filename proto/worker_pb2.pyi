@@ -148,7 +148,7 @@ class Logprobs(_message.Message):
     def __init__(self, own: _Optional[float] = ..., top_ids: _Optional[_Iterable[int]] = ..., top: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class LinkRequest(_message.Message):
-    __slots__ = ("hello", "start", "move", "resume", "revoke", "seen", "beat", "dead")
+    __slots__ = ("hello", "start", "move", "resume", "revoke", "seen", "beat", "dead", "assign")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     MOVE_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +157,7 @@ class LinkRequest(_message.Message):
     SEEN_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     DEAD_FIELD_NUMBER: _ClassVar[int]
+    ASSIGN_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     start: Start
     move: Move
@@ -165,7 +166,18 @@ class LinkRequest(_message.Message):
     seen: SeenBatch
     beat: Beat
     dead: Dead
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., resume: _Optional[_Union[ResumeOwner, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., seen: _Optional[_Union[SeenBatch, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., dead: _Optional[_Union[Dead, _Mapping]] = ...) -> None: ...
+    assign: Assign
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., resume: _Optional[_Union[ResumeOwner, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., seen: _Optional[_Union[SeenBatch, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., dead: _Optional[_Union[Dead, _Mapping]] = ..., assign: _Optional[_Union[Assign, _Mapping]] = ...) -> None: ...
+
+class Assign(_message.Message):
+    __slots__ = ("prefill_tokens", "decode_slots", "drain")
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    prefill_tokens: int
+    decode_slots: int
+    drain: bool
+    def __init__(self, prefill_tokens: _Optional[int] = ..., decode_slots: _Optional[int] = ..., drain: _Optional[bool] = ...) -> None: ...
 
 class Dead(_message.Message):
     __slots__ = ("incarnations",)
@@ -284,19 +296,21 @@ class Step(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[SessionNews, _Mapping]]] = ..., load: _Optional[_Union[LoadView, _Mapping]] = ...) -> None: ...
 
 class SessionNews(_message.Message):
-    __slots__ = ("session", "epoch", "first_index", "records")
+    __slots__ = ("session", "epoch", "first_index", "records", "waits")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FIRST_INDEX_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
     session: str
     epoch: Epoch
     first_index: int
     records: _containers.RepeatedCompositeFieldContainer[TokenRecord]
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., first_index: _Optional[int] = ..., records: _Optional[_Iterable[_Union[TokenRecord, _Mapping]]] = ...) -> None: ...
+    waits: bool
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., first_index: _Optional[int] = ..., records: _Optional[_Iterable[_Union[TokenRecord, _Mapping]]] = ..., waits: _Optional[bool] = ...) -> None: ...
 
 class LoadView(_message.Message):
-    __slots__ = ("total_blocks", "free_blocks", "cached_blocks", "held_blocks", "leased_blocks", "quarantined_blocks", "waiting", "running", "queued_tokens", "prefill_tokens", "decode_slots", "block_size", "steps", "step_s", "idle_s", "asked_tokens", "hit_tokens", "preemptions", "written_blocks", "sent_blocks", "peak_blocks", "head_blocks", "high_priority", "decoding", "decode_tokens", "swapped_blocks", "most_blocks")
+    __slots__ = ("total_blocks", "free_blocks", "cached_blocks", "held_blocks", "leased_blocks", "quarantined_blocks", "waiting", "running", "queued_tokens", "prefill_tokens", "decode_slots", "block_size", "steps", "step_s", "idle_s", "asked_tokens", "hit_tokens", "preemptions", "written_blocks", "sent_blocks", "peak_blocks", "head_blocks", "high_priority", "decoding", "decode_tokens", "most_blocks", "draining", "sessions")
     TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -322,8 +336,9 @@ class LoadView(_message.Message):
     HIGH_PRIORITY_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     DECODE_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    SWAPPED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MOST_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
     total_blocks: int
     free_blocks: int
     cached_blocks: int
@@ -349,9 +364,10 @@ class LoadView(_message.Message):
     high_priority: int
     decoding: int
     decode_tokens: int
-    swapped_blocks: int
     most_blocks: int
-    def __init__(self, total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., decode_slots: _Optional[int] = ..., block_size: _Optional[int] = ..., steps: _Optional[int] = ..., step_s: _Optional[float] = ..., idle_s: _Optional[float] = ..., asked_tokens: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., written_blocks: _Optional[int] = ..., sent_blocks: _Optional[int] = ..., peak_blocks: _Optional[int] = ..., head_blocks: _Optional[int] = ..., high_priority: _Optional[int] = ..., decoding: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., swapped_blocks: _Optional[int] = ..., most_blocks: _Optional[int] = ...) -> None: ...
+    draining: bool
+    sessions: int
+    def __init__(self, total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., decode_slots: _Optional[int] = ..., block_size: _Optional[int] = ..., steps: _Optional[int] = ..., step_s: _Optional[float] = ..., idle_s: _Optional[float] = ..., asked_tokens: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., written_blocks: _Optional[int] = ..., sent_blocks: _Optional[int] = ..., peak_blocks: _Optional[int] = ..., head_blocks: _Optional[int] = ..., high_priority: _Optional[int] = ..., decoding: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., most_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., sessions: _Optional[int] = ...) -> None: ...
 
 class Unmoved(_message.Message):
     __slots__ = ("session", "epoch", "next_epoch", "reason")
