@@ -88,6 +88,10 @@ class ClusterConfig:
     move_s: float = 30.0
     """How long a move that an operator asked for may take, in seconds."""
 
+    drain_s: float = 30.0
+    """How long an instance that is to end or to change its role may take to be emptied by moving all that it has, in
+    seconds; what is left then is prefilled again elsewhere."""
+
     object_store_bytes: int = 80 << 20
     """Memory of Ray's object store where Ray is started here; no token and no KV travels through it."""
 
@@ -119,7 +123,7 @@ class ClusterConfig:
                 raise ValueError(f"cluster.{name} must be 0 or above, got {getattr(self, name)}")
         if not 0 <= self.controller_port <= 65535:
             raise ValueError(f"cluster.controller_port must be a port or 0, got {self.controller_port}")
-        for name in ("start_s", "move_s"):
+        for name in ("start_s", "move_s", "drain_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"cluster.{name} must be above 0, got {getattr(self, name)}")
         if self.object_store_bytes < 76 << 20:
@@ -326,5 +330,7 @@ class InstanceSettings:
     cost: CostModel | None = None
     """What its steps and copies cost; None where nobody knows, and then `itl_target_s` is not looked at."""
     itl_target_s: float = 0.0
+    drain_s: float = ClusterConfig.drain_s
+    """How long it may take to be emptied before it ends on SIGTERM."""
     log_level: str = "info"
     log_json: bool = False

@@ -24,6 +24,7 @@ class Instance:
 
     def __init__(self, settings: InstanceSettings):
         logs.configure(settings.log_level, settings.log_json)
+        self._drain_s = settings.drain_s
         self.server = self.server_class(
             settings.name,
             settings.life,
@@ -42,21 +43,37 @@ class Instance:
         """Load the model and listen; the address. `ValueError` says in one sentence what of the settings is wrong."""
         return await self.server.start()
 
+    async def drain(self) -> None:
+        """Let all that runs here be moved away; returns when nothing is left, or after `drain_s`."""
+        await self.server.drain(self._drain_s)
+
     async def stop(self) -> None:
         await self.server.stop()
 
 
 async def serve(settings: InstanceSettings, address_file: Path) -> None:
-    """Serve until SIGTERM or SIGINT; `address_file` appears, with the address in it, once requests may come."""
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    """Serve until SIGINT, or until SIGTERM and all that runs here has been moved away.
+
+    `address_file` appears, with the address in it, once requests may come.
+    """
+    told, stopped = asyncio.Event(), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stopped.set)
     instance = Instance(settings)
     _write(address_file, await instance.start())
+    ends = [asyncio.create_task(_drained(instance, told)), asyncio.create_task(stopped.wait())]
     try:
-        await stopped.wait()
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        done.pop().result()
     finally:
+        for end in ends:
+            end.cancel()
         await instance.stop()
+
+
+async def _drained(instance: Instance, told: asyncio.Event) -> None:
+    await told.wait()
+    await instance.drain()
 
 
 def _write(path: Path, text: str) -> None:

@@ -51,6 +51,7 @@ from ..handover.values import (
     TokenRecord,
     Window,
 )
+from ..policy.batching import Budget
 from ..policy.journal import Journal
 from ..policy.state import LoadView
 from .chronicle import Chronicle
@@ -86,11 +87,22 @@ class Swapped:
 
 
 @dataclass(frozen=True, slots=True)
+class Assigned:
+    """The role from now on, and whether the instance is to be emptied."""
+
+    role: Budget
+    drain: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Everyone:
     """An event for all seats that hold something and for which `wanted` holds."""
 
     event: InstanceEvent
     wanted: Callable[[Seat], bool]
+
+
+Item = tuple[str, InstanceEvent] | Everyone | Assigned | Swapped | None
 
 
 class Engine:
@@ -120,9 +132,7 @@ class Engine:
         self._house = house
         self._limits = limits
         self._outside = outside
-        self._inbox: queue.SimpleQueue[tuple[str, InstanceEvent] | Everyone | Swapped | None] = (
-            queue.SimpleQueue()
-        )
+        self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._seats: dict[str, Seat] = {}
         """Seats that hold something; what a round costs follows from their number."""
         self._marks: dict[str, tuple[float, Seat]] = {}
@@ -174,6 +184,14 @@ class Engine:
         """Post an event to every seat that holds something and for which `wanted` holds."""
         self._inbox.put(Everyone(event, wanted))
 
+    def assign(self, role: Budget, drain: bool) -> None:
+        """Take this role between two steps.
+
+        Where it is to `drain` nothing more begins here and nothing arrives; what has begun goes on until it is moved
+        away. A role without decode slots is for an instance that has nothing which decodes.
+        """
+        self._inbox.put(Assigned(role, drain))
+
     def post_swapped(self, number: int, ok: bool) -> None:
         """A copy that `Outside.swap` was asked for has ended."""
         self._inbox.put(Swapped(number, ok))
@@ -187,7 +205,10 @@ class Engine:
     def sessions(self) -> list[tuple[str, News]]:
         """(router, news without records) of each session owned here."""
         owned = [(key, seat.holding) for key, seat in self._told.items() if seat.holding is not None]
-        return [(holding.router, News(key, holding.epoch, holding.told)) for key, holding in owned]
+        return [
+            (holding.router, News(key, holding.epoch, holding.told, waits=not holding.begun))
+            for key, holding in owned
+        ]
 
     @property
     def alive(self) -> bool:
@@ -337,10 +358,13 @@ class Engine:
                 break
         committing.clear()  # a slow one is waited for once, not before every step
 
-    def _take(self, item: tuple[str, InstanceEvent] | Everyone | Swapped | None) -> None:
+    def _take(self, item: Item) -> None:
         if isinstance(item, Everyone):
-            for session in [key for key, seat in self._seats.items() if item.wanted(seat)]:
-                self._feed(session, item.event)
+            self._feed_all(item.event, item.wanted)
+        elif isinstance(item, Assigned):
+            self._scheduler.role, self._scheduler.closed = item.role, item.drain
+            self._house = replace(self._house, draining=item.drain)
+            self._feed_all(Beat())
         elif isinstance(item, Swapped):
             self._scheduler.swapped(item.number, item.ok)
         elif item is not None:
@@ -413,6 +437,10 @@ class Engine:
         _, marked = self._marks.pop(session, (0.0, None))
         return marked or Seat(session)
 
+    def _feed_all(self, event: InstanceEvent, wanted: Callable[[Seat], bool] = lambda seat: True) -> None:
+        for session in [key for key, seat in self._seats.items() if wanted(seat)]:
+            self._feed(session, event)
+
     def _note(self, session: str, seat: Seat) -> None:
         """Tell the scheduler what the protocol allows with the session's sequences."""
         for epoch in seat.doomed:
@@ -481,8 +509,7 @@ class Engine:
     def _beat(self) -> None:
         now = time.monotonic()
         self._next_beat = now + self._house.config.heartbeat_s
-        for session in list(self._seats):
-            self._feed(session, Beat())
+        self._feed_all(Beat())
         self._outlook = asdict(self._scheduler.outlook())
         self._forget(now)
 
@@ -533,6 +560,8 @@ class Engine:
             written_blocks=self._moving.written_blocks,
             sent_blocks=self._moving.sent_blocks,
             most_blocks=0 if scheduler.pool.span is None else scheduler.pool.span + 1,
+            draining=self._house.draining,
+            sessions=len(self._seats),
             **self._outlook,
         )
 

@@ -63,6 +63,8 @@ class Scheduler:
         self.preemptions = 0
         self.cramped = False
         """Somebody found no room in the latest batch, and nobody might give any back."""
+        self.closed = False
+        """What has not begun waits, for it is to be begun elsewhere."""
         self._admission = Admission(rule, pool, block_size)
         self._target = target
         self._prefill = prefill
@@ -227,6 +229,8 @@ class Scheduler:
     def _may_run(self, sequence: Sequence) -> bool:
         if not sequence.admitted or sequence.paused or sequence.loading or sequence.spent:
             return False
+        if self.closed and not sequence.computed:
+            return False
         if sequence.limit is not None and len(sequence.tokens) + sequence.owed > sequence.limit:
             return False
         phase = self._decode if sequence.decoding else self._prefill
@@ -237,6 +241,8 @@ class Scheduler:
 
         The first that does not fit holds back the rest, unless it never can.
         """
+        if self.closed:
+            return
         inside: list[Need] | None = None
         for sequence in self:
             if sequence.admitted:

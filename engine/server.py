@@ -19,6 +19,7 @@ from ..handover.channel import CHANNEL
 from ..handover.config import HandoverConfig
 from ..handover.effects import Condemn, FromPeer, FromRouter, InstanceEvent, PeerLost
 from ..handover.frames import (
+    Assign,
     Beat,
     Dead,
     Hello,
@@ -102,6 +103,8 @@ class InstanceServer(WorkerServiceServicer):
         self._journal = Journal(name, time.time)
         self._dead: dict[Incarnation, None] = {}
         """The latest to be buried; nothing of theirs is heard any more."""
+        self._leaving = False
+        """It drains whatever the controller says."""
         self._server = grpc.aio.server(options=CHANNEL)
         self._memory: SharedMemory | None = None
 
@@ -156,6 +159,19 @@ class InstanceServer(WorkerServiceServicer):
         await asyncio.to_thread(self._runner.close)
         if self._memory is not None:
             self._memory.close()
+
+    async def drain(self, limit_s: float) -> int:
+        """Take nothing more, and wait until all has been moved away, or for so long; how many sessions are left."""
+        self._leaving = True
+        self._engine.assign(self._role, True)
+        try:
+            async with asyncio.timeout(limit_s):
+                while not self._engine.load.draining or self._engine.load.sessions:
+                    await asyncio.sleep(self._handover.heartbeat_s / 2)
+                await asyncio.sleep(self._handover.heartbeat_s)  # the last words, to routers and peers
+        except TimeoutError:
+            logger.warning("%d sessions are left after %g s", self._engine.load.sessions, limit_s)
+        return self._engine.load.sessions
 
     @property
     def failed(self) -> bool:
@@ -312,6 +328,9 @@ class InstanceServer(WorkerServiceServicer):
             case Dead(incarnations):
                 for incarnation in incarnations:
                     self._bury(incarnation)
+            case Assign(prefill_tokens, decode_slots, drain):
+                self._role = Budget(prefill_tokens, decode_slots)
+                self._engine.assign(self._role, drain or self._leaving)
             case message:
                 if isinstance(message, Start | Move) and message.destination is not None:
                     self._peers.meet(message.destination)

@@ -22,7 +22,7 @@ from .effects import (
     Timer,
     ToPeer,
 )
-from .values import Commit, Grant, Incarnation, LeaseKey, Reserve, Stage, Stop, Stopped, Wait
+from .values import Commit, Grant, Incarnation, LeaseKey, Refuse, Reserve, Stage, Stop, Stopped, Wait
 
 
 class State(Enum):
@@ -125,6 +125,13 @@ class Destination:
             effects.append(CloseReceive(self.lease))
         effects.append(ToPeer(self.source, Stop(self.lease, self.source, self.me)))
         return fencing._release_if_fenced(effects)
+
+    def refused(self, reason: str) -> tuple[Destination, list[InstanceEffect]]:
+        """There will be no room; what was leased already is kept."""
+        if self.state is not State.WAITING:
+            return self, []
+        refuse = Refuse(self.lease, self.source, self.me, reason)
+        return replace(self, state=State.OVER), [Release(self.lease), ToPeer(self.source, refuse)]
 
     def _ask_to_stop(self, effects: list[InstanceEffect]) -> tuple[Destination, list[InstanceEffect]]:
         stop = ToPeer(self.source, Stop(self.lease, self.source, self.me))

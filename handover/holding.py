@@ -33,6 +33,8 @@ class Holding(NamedTuple):
     records: tuple[TokenRecord, ...] = ()
     ended: bool = False
     progress: Progress | None = None
+    begun: bool = False
+    """It has KV here."""
 
     @property
     def made(self) -> int:

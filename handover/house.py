@@ -18,3 +18,5 @@ class House:
     config: HandoverConfig
     reaches: frozenset[str] = frozenset()
     """Instances whose memory this one writes in place."""
+    draining: bool = False
+    """It takes nothing more, and is to be emptied."""

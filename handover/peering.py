@@ -26,6 +26,9 @@ from .values import (
 )
 
 
+DRAINS = "it is being emptied"
+
+
 class Peering(Tenancy):
     """The half of a seat between instances: handovers out of it and leases into it."""
 
@@ -69,7 +72,17 @@ class Peering(Tenancy):
             return "the epoch is void here"
         if reserve.fingerprint != house.fingerprint:
             return "another model is served here"
-        return "the KV layout differs" if reserve.layout != house.layout else ""
+        if reserve.layout != house.layout:
+            return "the KV layout differs"
+        return DRAINS if house.draining else ""
+
+    def _turn_away(self) -> tuple[Self, list[InstanceEffect]]:
+        """Nobody waits for room where none will be given."""
+        seat, effects = self, []
+        for lease in self.leases:
+            refused, more = lease.refused(DRAINS)
+            seat, effects = seat._set_lease(refused), effects + more
+        return seat, effects
 
     def _grant(self, grant: Grant, house: House) -> tuple[Self, list[InstanceEffect]]:
         source = self.source
@@ -143,9 +156,8 @@ class Peering(Tenancy):
         seat, more = self._set_lease(lease.adopted())._clear_below(lease.lease.epoch)
         commit = lease.commit
         made = commit.first_index + len(commit.records)
-        holding = Holding(
-            lease.lease.epoch, lease.router, commit.first_index, commit.first_index, made, commit.records
-        )
+        first, epoch = commit.first_index, lease.lease.epoch
+        holding = Holding(epoch, lease.router, first, first, made, commit.records, begun=True)
         seat = seat._replace(holding=holding, unmoved=None)
         committed = Committed(lease.lease, lease.source, house.me)
         return seat, [

@@ -70,7 +70,8 @@ class Seat(Peering):
             case PeerLost(peer):
                 return self._peer_lost(peer)
             case Beat():
-                return self, self._restate()
+                seat, effects = self._turn_away() if house.draining else (self, [])
+                return seat, effects + seat._restate()
             case RouterSilent():
                 return self._drop_holding() if rules.drops_for_silent_router() else (self, [])
         raise AssertionError(f"unknown event {event!r}")
@@ -106,7 +107,8 @@ class Seat(Peering):
         if start.destination is not None and start.next_epoch is not None:
             move = Move(self.session, start.epoch, start.next_epoch, start.destination)
             seat = seat._plan(move, house)
-        return seat, [*effects, Begin(start), ToRouter(router, News(self.session, start.epoch, made))]
+        accepted = News(self.session, start.epoch, made, waits=True)
+        return seat, [*effects, Begin(start), ToRouter(router, accepted)]
 
     def _plan(self, move: Move, house: House) -> Seat:
         assert self.holding is not None
@@ -197,7 +199,9 @@ class Seat(Peering):
             told = holding.first + len(records)
         first = holding.needed(self.source)
         kept = rules.unseen(records, holding.first, first)
-        holding = holding._replace(first=first, records=kept, told=told, ended=ended, progress=now)
+        holding = holding._replace(
+            first=first, records=kept, told=told, ended=ended, progress=now, begun=True
+        )
         seat = self._replace(launched=launched, holding=holding)
         if ended:
             return seat._finish(effects)
@@ -219,7 +223,7 @@ class Seat(Peering):
         first = max(was.first, was.seen)
         records = rules.unseen(records, was.first, first)
         now = Progress(step.full, step.blocks, step.computed, step.ready, step.passed)
-        holding = Holding(was.epoch, was.router, first, was.seen, told, records, False, now)
+        holding = Holding(was.epoch, was.router, first, was.seen, told, records, False, now, True)
         return Seat(
             self.session, self.mark, holding, launched=self.launched[1:], unmoved=self.unmoved
         ), effects
@@ -227,7 +231,7 @@ class Seat(Peering):
     def _preempted(self) -> tuple[Seat, list[InstanceEffect]]:
         """A handover that has begun ends: what is to be computed again may need more room than it was given."""
         assert self.may_preempt and self.holding is not None
-        seat = self._replace(holding=self.holding._replace(progress=None))
+        seat = self._replace(holding=self.holding._replace(progress=None, begun=False))
         if self.source is None or self.source.state is SourceState.PLANNED:
             return seat, []
         return seat._failed(*self.source.abort("its memory was needed"))

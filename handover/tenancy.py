@@ -72,7 +72,8 @@ class Tenancy(NamedTuple):
         if holding is None or (self.source is not None and self.source.state is SourceState.COMMITTING):
             return []
         first = rules.restated_from(holding.seen, holding.made)
-        return [ToRouter(holding.router, News(self.session, holding.epoch, first, holding.since(first)))]
+        news = News(self.session, holding.epoch, first, holding.since(first), waits=not holding.begun)
+        return [ToRouter(holding.router, news)]
 
     def _failed(self, source: Source, effects: list[InstanceEffect]) -> tuple[Self, list[InstanceEffect]]:
         """A handover came to nothing; remember what the router was told."""

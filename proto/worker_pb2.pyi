@@ -310,7 +310,7 @@ class SessionNews(_message.Message):
     def __init__(self, session: _Optional[str] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., first_index: _Optional[int] = ..., records: _Optional[_Iterable[_Union[TokenRecord, _Mapping]]] = ..., waits: _Optional[bool] = ...) -> None: ...
 
 class LoadView(_message.Message):
-    __slots__ = ("total_blocks", "free_blocks", "cached_blocks", "held_blocks", "leased_blocks", "quarantined_blocks", "waiting", "running", "queued_tokens", "prefill_tokens", "decode_slots", "block_size", "steps", "step_s", "idle_s", "asked_tokens", "hit_tokens", "preemptions", "written_blocks", "sent_blocks", "peak_blocks", "head_blocks", "high_priority", "decoding", "decode_tokens", "most_blocks", "draining", "sessions")
+    __slots__ = ("total_blocks", "free_blocks", "cached_blocks", "held_blocks", "leased_blocks", "quarantined_blocks", "waiting", "running", "queued_tokens", "prefill_tokens", "decode_slots", "block_size", "steps", "step_s", "idle_s", "asked_tokens", "hit_tokens", "preemptions", "written_blocks", "sent_blocks", "peak_blocks", "head_blocks", "high_priority", "decoding", "decode_tokens", "swapped_blocks", "most_blocks", "draining", "sessions")
     TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -336,6 +336,7 @@ class LoadView(_message.Message):
     HIGH_PRIORITY_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     DECODE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SWAPPED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MOST_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -364,10 +365,11 @@ class LoadView(_message.Message):
     high_priority: int
     decoding: int
     decode_tokens: int
+    swapped_blocks: int
     most_blocks: int
     draining: bool
     sessions: int
-    def __init__(self, total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., decode_slots: _Optional[int] = ..., block_size: _Optional[int] = ..., steps: _Optional[int] = ..., step_s: _Optional[float] = ..., idle_s: _Optional[float] = ..., asked_tokens: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., written_blocks: _Optional[int] = ..., sent_blocks: _Optional[int] = ..., peak_blocks: _Optional[int] = ..., head_blocks: _Optional[int] = ..., high_priority: _Optional[int] = ..., decoding: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., most_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., sessions: _Optional[int] = ...) -> None: ...
+    def __init__(self, total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., held_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., decode_slots: _Optional[int] = ..., block_size: _Optional[int] = ..., steps: _Optional[int] = ..., step_s: _Optional[float] = ..., idle_s: _Optional[float] = ..., asked_tokens: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., written_blocks: _Optional[int] = ..., sent_blocks: _Optional[int] = ..., peak_blocks: _Optional[int] = ..., head_blocks: _Optional[int] = ..., high_priority: _Optional[int] = ..., decoding: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., swapped_blocks: _Optional[int] = ..., most_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., sessions: _Optional[int] = ...) -> None: ...
 
 class Unmoved(_message.Message):
     __slots__ = ("session", "epoch", "next_epoch", "reason")

@@ -80,6 +80,10 @@ class Fleet(Protocol):
         self, request: RequestShape, avoid: frozenset[Incarnation], wanted: str
     ) -> InstanceView | NoInstance: ...
 
+    def drains(self, instance: Incarnation) -> bool:
+        """Whether the instance says that it begins nothing more."""
+        ...
+
     def silence_s(self, owner: Incarnation | None) -> float:
         """How long the owner of a session may say nothing of it."""
         ...

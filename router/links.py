@@ -74,7 +74,10 @@ class Link:
         """What policies may know; not alive until the stream has brought a load view."""
         if self.load is None:
             return replace(self.listed, alive=False)
-        return replace(self.listed, load=self.load, seen_at=self._load_at, alive=self._linked)
+        draining = self.listed.draining or self.load.draining
+        return replace(
+            self.listed, load=self.load, seen_at=self._load_at, alive=self._linked, draining=draining
+        )
 
     def tell(self, message: RouterMessage) -> None:
         """Send soon, or never where the stream is broken: no party may depend on one message."""
@@ -273,6 +276,11 @@ class Links:
         """Tokens of a block, the same at all instances; 0 while nobody told."""
         sizes = (link.load.block_size for link in self._links.values() if link.load)
         return next(sizes, 0)
+
+    def drains(self, instance: Incarnation) -> bool:
+        """Whether the instance itself says that it takes nothing more."""
+        link = self._links.get(instance)
+        return link is not None and link.load is not None and link.load.draining
 
     def step_s(self, instance: Incarnation) -> float:
         """Mean time of the instance's recent steps, as far as it is known."""

@@ -23,6 +23,7 @@ from ..policy.journal import Decision, Journal
 from ..policy.state import InstanceView, RequestShape
 from .attainment import Attainment
 from .config import ModelInfo, RouterConfig
+from .evacuation import OWN, evacuate
 from .fleet import MoveResult, MoveWanted
 from .known import Known
 from .links import Links
@@ -206,6 +207,7 @@ class Router:
         """Every instance that may be used, whole; one that is missing is lost."""
         self.links.set_instances(listed)
         self._known.keep([view.key for view in listed])
+        self._evacuate()
 
     def serving(self) -> bool:
         """Whether a new request would find an instance to prefill it and one to decode it."""
@@ -285,8 +287,18 @@ class Router:
         self.attainment = self.attainment.output(tpot_s, slo_of(self.config, call.priority))
         self._known.ended(call, emitted, self.links.view(owner) if owner else None)
 
+    def drains(self, instance: Incarnation) -> bool:
+        return self.links.drains(instance)
+
     def moved(self, result: MoveResult) -> None:
-        self.moves.append(result)
+        if result.ask != OWN:
+            self.moves.append(result)
+        elif result.done:
+            asyncio.get_running_loop().call_soon(self._evacuate)
+
+    def _evacuate(self) -> None:
+        for session, wanted in evacuate(self.sessions.values(), self.links.views()):
+            self._guarded(session, lambda session=session, wanted=wanted: session.want_move(wanted))
 
     def note(self, session: str, what: str, **figures: float | str) -> None:
         decision = self.journal.note(session, what, **figures)
@@ -306,6 +318,7 @@ class Router:
             self._turns.settle()
             self._have_turns()
             self._refuse_overdue()
+            self._evacuate()
 
     def _guarded(self, session: LiveSession, action: Callable[[], T]) -> T | None:
         """A defect that shows in one session ends that session alone."""

@@ -39,6 +39,7 @@ from ..handover.values import (
     Incarnation,
     InstanceMessage,
     MoveMode,
+    News,
     Revoke,
 )
 from ..policy.dispatch import Assignment, NoInstance
@@ -48,6 +49,8 @@ from .fleet import Delta, Fleet, Mode, MoveResult, MoveWanted
 from .refusal import Refused, unserved
 from .wire import Call
 
+UNBEGUN = "it had not begun, and its instance drains"
+"""Why a session is sent elsewhere at no loss."""
 RETRY_S = 0.1
 """How soon an instance or a destination is looked for again."""
 
@@ -98,6 +101,8 @@ class LiveSession:
         """When it was sent to an instance, and how long its first token should take from there."""
         self._maker = ""
         """Who made the last token."""
+        self._waits = False
+        """Its owner has not begun with it."""
 
     # ---- the client's side
 
@@ -169,10 +174,15 @@ class LiveSession:
         return self.machine.owner.instance if self.machine.owner else ""
 
     @property
+    def is_moving(self) -> bool:
+        """A move was asked for, and is not over."""
+        return self._move is not None
+
+    @property
     def may_move(self) -> bool:
         """It has made a token, and nothing else is under way with it."""
         idle = self._move is None and self.machine.pending is None and self._settled
-        return idle and bool(self._maker) and not self.closed
+        return idle and bool(self._maker) and not self._waits and not self.closed
 
     # ---- the cluster's side
 
@@ -180,7 +190,14 @@ class LiveSession:
         if not self.machine.closed and rules.accepts(self.machine.epoch, message.epoch):
             self._heard_at = self._fleet.lived()
         self._feed(FromInstance(sender, message))
+        if isinstance(message, News) and self._is_current(sender, message.epoch):
+            self._waits = message.waits
+            if message.waits and self._fleet.drains(sender):
+                self._feed(RecoverAsked(UNBEGUN))
         self._try_move()
+
+    def _is_current(self, sender: Incarnation, epoch: Epoch) -> bool:
+        return not self.closed and sender == self.machine.owner and epoch == self.machine.epoch
 
     def lost(self, instance: Incarnation) -> None:
         self._feed(InstanceLost(instance))
@@ -317,7 +334,7 @@ class LiveSession:
     # ---- where to
 
     def _recover(self, reason: str) -> None:
-        self.recoveries += 1
+        self.recoveries += reason != UNBEGUN
         self._note("recovering", tokens=self._tokens, reason=reason)
         self._destination_due = self._destination_since = None
         if self.recoveries > self._cfg.max_recoveries:
@@ -336,7 +353,7 @@ class LiveSession:
         if isinstance(found, NoInstance):
             self._wait_for_instance(found, now)
             return
-        self._dispatch_since, self._nudged_at = None, now
+        self._dispatch_since, self._nudged_at, self._waits = None, now, True
         self._heard_at = self._fleet.lived()
         self._sent_at, self._expected_s = now, found.first_s
         decode = None if found.decode is None else _address(found.decode)

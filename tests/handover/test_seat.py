@@ -178,7 +178,7 @@ def test_what_another_attempt_has_seen_is_not_believed() -> None:
 
 def test_the_first_word_of_a_sequence_comes_before_its_first_step() -> None:
     _, effects = fed(Seat("s"), AT_A, start())
-    assert effects[-1] == ToRouter("r", News("s", epoch(1), 0))
+    assert effects[-1] == ToRouter("r", News("s", epoch(1), 0, waits=True))
 
 
 def test_a_copy_that_was_stopped_still_keeps_the_blocks_of_a_sequence_that_was_resumed_since() -> None:
