@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 
 import click
 from rich.box import SIMPLE
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from ..client import Cluster, Instance
 from .calls import connected
@@ -19,9 +22,12 @@ WIDE = 120
 
 
 @click.command("status")
+@click.option("--watch", is_flag=True, help="Show it anew whenever it changes, until Ctrl-C.")
 @click.option("--address", metavar="HOST:PORT", help="The cluster's router.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(address: str | None, as_json: bool) -> None:
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object; with --watch one for each change."
+)
+def command(watch: bool, address: str | None, as_json: bool) -> None:
     """Show the instances with their pools, blocks and load, and every running request.
 
     \b
@@ -34,18 +40,40 @@ def command(address: str | None, as_json: bool) -> None:
     MiB, restarts    its resident memory, and how often it was started anew
     """
     with connected(address) as client:
-        cluster = client.cluster(sessions=True)
+        if not watch:
+            _show(client.cluster(sessions=True), as_json)
+        elif as_json:
+            for cluster in client.watch(sessions=True):
+                click.echo(json.dumps(asdict(cluster)))
+        else:
+            _redraw(client.watch(sessions=True))
+
+
+def _redraw(changes: Iterable[Cluster]) -> None:
+    console = _console()
+    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        for cluster in changes:
+            live.update(_picture(cluster), refresh=True)
+
+
+def _show(cluster: Cluster, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(cluster)))
-        return
+    else:
+        _console().print(_picture(cluster))
+
+
+def _console() -> Console:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDE
+    return console
+
+
+def _picture(cluster: Cluster) -> Group:
     routers = ", ".join(router.address for router in cluster.routers)
-    console.print(f"{cluster.cluster}: {cluster.model} at {routers or 'no router'}")
-    console.print(_instances(cluster))
-    if cluster.sessions:
-        console.print(_sessions(cluster))
+    title = Text(f"{cluster.cluster}: {cluster.model} at {routers or 'no router'}")
+    return Group(title, _instances(cluster), *([_sessions(cluster)] if cluster.sessions else []))
 
 
 def _instances(cluster: Cluster) -> Table:

@@ -6,7 +6,19 @@ with Client() as client:
 """
 
 from .asynchronous import AsyncClient
-from .cluster import Blocks, Cluster, Decision, Explanation, Instance, Move, Role, Router, Session, Work
+from .cluster import (
+    Blocks,
+    Cluster,
+    Decision,
+    Explanation,
+    Instance,
+    Move,
+    Progress,
+    Role,
+    Router,
+    Session,
+    Work,
+)
 from .errors import InvalidRequest, PenstockError
 from .events import Completion, Delta, Event, Finished, Logprobs, Model, Prompt, Segment, Started, Usage
 from .request import Message, Options, Sampling
@@ -31,6 +43,7 @@ __all__ = [
     "Move",
     "Options",
     "PenstockError",
+    "Progress",
     "Prompt",
     "Role",
     "Router",

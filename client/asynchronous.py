@@ -18,15 +18,18 @@ from .cluster import (
     Cluster,
     Explanation,
     Move,
+    Progress,
     from_cluster,
     from_explanation,
     from_moves,
+    from_progress,
+    from_watch,
     migrate_request,
 )
 from .errors import from_rpc
 from .events import Completion, Event, Model, completion, completions, from_response
 from .request import Attempts, Message, Options, build
-from .sync import ASK_S, CHANNEL, GENERATE_S, MIGRATE_S
+from .sync import ASK_S, CHANGE_S, CHANNEL, GENERATE_S, MIGRATE_S, T
 
 
 class AsyncClient:
@@ -107,6 +110,28 @@ class AsyncClient:
         request = control_pb2.ExplainRequestRequest(request_id=request_id)
         return from_explanation(await self._ask(self._control.ExplainRequest, request, timeout_s))
 
+    def watch(self, sessions: bool = False, timeout_s: float | None = None) -> AsyncGenerator[Cluster, None]:
+        request = control_pb2.WatchClusterRequest(sessions=sessions)
+        return self._stream(self._control.WatchCluster, request, from_watch, timeout_s)
+
+    def drain(self, instance: str, timeout_s: float = CHANGE_S) -> AsyncGenerator[Progress, None]:
+        request = control_pb2.DrainInstanceRequest(instance=instance)
+        return self._stream(self._control.DrainInstance, request, from_progress, timeout_s)
+
+    def flip(self, instance: str, pool: str, timeout_s: float = CHANGE_S) -> AsyncGenerator[Progress, None]:
+        request = control_pb2.FlipInstanceRequest(instance=instance, pool=pool)
+        return self._stream(self._control.FlipInstance, request, from_progress, timeout_s)
+
+    def restart(
+        self, instances: Sequence[str] = (), timeout_s: float = CHANGE_S
+    ) -> AsyncGenerator[Progress, None]:
+        request = control_pb2.RestartInstancesRequest(instances=instances)
+        return self._stream(self._control.RestartInstances, request, from_progress, timeout_s)
+
+    def scale(self, pool: str, instances: int, timeout_s: float = CHANGE_S) -> AsyncGenerator[Progress, None]:
+        request = control_pb2.ScalePoolRequest(pool=pool, instances=instances)
+        return self._stream(self._control.ScalePool, request, from_progress, timeout_s)
+
     async def close(self) -> None:
         await self._channel.close(None)
 
@@ -132,6 +157,18 @@ class AsyncClient:
             finally:
                 call.cancel()  # frees the request where the caller has left
             await asyncio.sleep(pause_s)
+
+    async def _stream(
+        self, method: Callable[..., Any], request: Any, read: Callable[[Any], T], timeout_s: float | None
+    ) -> AsyncGenerator[T, None]:
+        call = method(request, timeout=timeout_s)
+        try:
+            async for response in call:
+                yield read(response)
+        except grpc.RpcError as error:
+            raise from_rpc(error, self.address) from None
+        finally:
+            call.cancel()
 
     async def _ask(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
         try:

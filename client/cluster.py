@@ -140,6 +140,32 @@ class Explanation:
     silent: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an operation is with one instance; `phase` is `draining`, `starting`, `serving` or `ended`."""
+
+    instance: str
+    phase: str
+    requests: int
+    """Requests that are still to leave the instance."""
+    recovered: int
+    """Requests that could not be moved in time, and are prefilled again elsewhere."""
+    seconds: float
+    """Since the operation began."""
+    done: bool
+    """The whole operation has come to its end."""
+
+
+def from_progress(said: Any) -> Progress:
+    """Of any response that carries progress."""
+    phase = pb.Phase.Name(said.progress.phase).removeprefix("PHASE_").lower()
+    return _value(Progress, said.progress, phase=phase)
+
+
+def from_watch(said: pb.WatchClusterResponse) -> Cluster:
+    return from_cluster(said.cluster)
+
+
 def from_cluster(said: pb.GetClusterResponse) -> Cluster:
     return Cluster(
         cluster=said.cluster,

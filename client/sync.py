@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import grpc
 
@@ -16,9 +16,12 @@ from .cluster import (
     Cluster,
     Explanation,
     Move,
+    Progress,
     from_cluster,
     from_explanation,
     from_moves,
+    from_progress,
+    from_watch,
     migrate_request,
 )
 from .errors import from_rpc
@@ -34,6 +37,10 @@ CHANNEL = (
 GENERATE_S = 600.0
 ASK_S = 10.0
 MIGRATE_S = 60.0
+CHANGE_S = 3600.0
+"""For changes to instances, each of which has its own limits in the cluster."""
+
+T = TypeVar("T")
 
 
 class Client:
@@ -130,6 +137,38 @@ class Client:
         request = control_pb2.ExplainRequestRequest(request_id=request_id)
         return from_explanation(self._ask(self._control.ExplainRequest, request, timeout_s))
 
+    def watch(self, sessions: bool = False, timeout_s: float | None = None) -> Generator[Cluster, None, None]:
+        """The cluster now, and whenever it has changed; without end, or for `timeout_s`."""
+        request = control_pb2.WatchClusterRequest(sessions=sessions)
+        return self._stream(self._control.WatchCluster, request, from_watch, timeout_s)
+
+    def drain(self, instance: str, timeout_s: float = CHANGE_S) -> Generator[Progress, None, None]:
+        """Move everything away from an instance and end it for good; yields how far that is.
+
+        Nothing is asked before the first `next`; who leaves then leaves the instance to its end.
+        """
+        request = control_pb2.DrainInstanceRequest(instance=instance)
+        return self._stream(self._control.DrainInstance, request, from_progress, timeout_s)
+
+    def flip(self, instance: str, pool: str, timeout_s: float = CHANGE_S) -> Generator[Progress, None, None]:
+        """Give an instance the role of another pool: `prefill`, `decode` or `mixed`. See `drain`."""
+        request = control_pb2.FlipInstanceRequest(instance=instance, pool=pool)
+        return self._stream(self._control.FlipInstance, request, from_progress, timeout_s)
+
+    def restart(
+        self, instances: Sequence[str] = (), timeout_s: float = CHANGE_S
+    ) -> Generator[Progress, None, None]:
+        """Replace instances, all where none is named, by their next lives, one by one. See `drain`."""
+        request = control_pb2.RestartInstancesRequest(instances=instances)
+        return self._stream(self._control.RestartInstances, request, from_progress, timeout_s)
+
+    def scale(
+        self, pool: str, instances: int, timeout_s: float = CHANGE_S
+    ) -> Generator[Progress, None, None]:
+        """Bring a pool to so many instances: start some, or drain those with the least to do. See `drain`."""
+        request = control_pb2.ScalePoolRequest(pool=pool, instances=instances)
+        return self._stream(self._control.ScalePool, request, from_progress, timeout_s)
+
     def close(self) -> None:
         self._channel.close()
 
@@ -153,6 +192,18 @@ class Client:
             finally:
                 call.cancel()  # frees the request where the caller has left
             time.sleep(pause_s)
+
+    def _stream(
+        self, method: Callable[..., Any], request: Any, read: Callable[[Any], T], timeout_s: float | None
+    ) -> Generator[T, None, None]:
+        call = method(request, timeout=timeout_s)
+        try:
+            for response in call:
+                yield read(response)
+        except grpc.RpcError as error:
+            raise from_rpc(error, self.address) from None
+        finally:
+            call.cancel()
 
     def _ask(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
         try:

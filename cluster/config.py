@@ -24,6 +24,7 @@ PREFILL = "prefill"
 DECODE = "decode"
 MIXED = "mixed"
 """Instances meant for both phases alike."""
+POOLS = (PREFILL, DECODE, MIXED)
 BOUNDS = (
     ("prefill", 0, 4096),
     ("decode", 0, 4096),

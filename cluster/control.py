@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NoReturn
+from collections.abc import AsyncIterator
 
 import grpc
 import grpc.aio
@@ -18,8 +16,11 @@ from ..policy.state import LoadView
 from ..proto import control_pb2 as pb
 from ..proto import router_pb2
 from ..proto.control_pb2_grpc import ControlServiceServicer
+from .lifecycle import BEAT_S, Lifecycle, Phase, Progress
+from .overview import Overview, steady
 from .recall import recall
-from .registry import Record, State, freest
+from .refusal import Refused, refuse
+from .registry import State, freest
 from .routers import AttachedRouter, Routers
 from .supervisor import Supervisor
 
@@ -29,65 +30,81 @@ MODES = {
     pb.MOVE_MODE_BLOCKING: router_pb2.MOVE_MODE_BLOCKING,
     pb.MOVE_MODE_RECOMPUTE: router_pb2.MOVE_MODE_RECOMPUTE,
 }
-STATES = {
-    State.STARTING: pb.INSTANCE_STATE_STARTING,
-    State.SERVING: pb.INSTANCE_STATE_SERVING,
-    State.DRAINING: pb.INSTANCE_STATE_DRAINING,
-    State.LOST: pb.INSTANCE_STATE_LOST,
-}
 RECALL_S = 2.0
 """How long routers and instances may take to say what they remember of a request."""
 HELD_AFTER_BEATS = 3
 """A router lists its sessions at each heartbeat, so a request is known by then if it runs."""
 
 
-@dataclass
-class Refused(Exception):
-    """The call is refused with this code and sentence."""
-
-    code: grpc.StatusCode
-    text: str
+WATCH_S = 0.5
+"""How often a watched cluster is looked at."""
+PHASES = {
+    Phase.DRAINING: pb.PHASE_DRAINING,
+    Phase.STARTING: pb.PHASE_STARTING,
+    Phase.SERVING: pb.PHASE_SERVING,
+    Phase.ENDED: pb.PHASE_ENDED,
+}
 
 
 class Control(ControlServiceServicer):
-    """Answers from the supervisor's registry and the routers' lists. `rss_bytes` tells the memory of an instance."""
+    """Answers by an overview, by the routers where requests are to be moved, by the lifecycle of instances."""
 
     def __init__(
         self,
-        cluster: str,
-        model: str,
+        overview: Overview,
+        lifecycle: Lifecycle,
         supervisor: Supervisor,
         routers: Routers,
         config: HandoverConfig,
         move_s: float,
-        rss_bytes: Callable[[Record], int],
     ):
-        self._cluster = cluster
-        self._model = model
+        self._overview = overview
+        self._lifecycle = lifecycle
         self._supervisor = supervisor
         self._routers = routers
         self._config = config
         self._move_s = move_s
-        self._rss_bytes = rss_bytes
         self.journal = Journal("controller", time.time)
 
     async def GetCluster(
         self, request: pb.GetClusterRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetClusterResponse:
-        records = self._supervisor.registry.records.values()
-        attached = self._routers.attached
-        return pb.GetClusterResponse(
-            cluster=self._cluster,
-            model=self._model,
-            instances=[self._instance(record) for record in records],
-            routers=[_router(router) for router in attached],
-            sessions=[
-                _session(router, held)
-                for router in attached
-                for held in router.sessions.values()
-                if request.sessions
-            ],
-        )
+        return self._overview.now(request.sessions)
+
+    async def WatchCluster(
+        self, request: pb.WatchClusterRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.WatchClusterResponse]:
+        said, said_at = None, 0.0
+        while True:
+            now = self._overview.now(request.sessions)
+            if steady(now) != said or time.monotonic() - said_at > BEAT_S:
+                said, said_at = steady(now), time.monotonic()
+                yield pb.WatchClusterResponse(cluster=now)
+            await asyncio.sleep(WATCH_S)
+
+    async def DrainInstance(
+        self, request: pb.DrainInstanceRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.DrainInstanceResponse]:
+        async for progress in _told(self._lifecycle.drain(request.instance), context):
+            yield pb.DrainInstanceResponse(progress=progress)
+
+    async def FlipInstance(
+        self, request: pb.FlipInstanceRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.FlipInstanceResponse]:
+        async for progress in _told(self._lifecycle.flip(request.instance, request.pool), context):
+            yield pb.FlipInstanceResponse(progress=progress)
+
+    async def RestartInstances(
+        self, request: pb.RestartInstancesRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.RestartInstancesResponse]:
+        async for progress in _told(self._lifecycle.restart(request.instances), context):
+            yield pb.RestartInstancesResponse(progress=progress)
+
+    async def ScalePool(
+        self, request: pb.ScalePoolRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.ScalePoolResponse]:
+        async for progress in _told(self._lifecycle.scale(request.pool, request.instances), context):
+            yield pb.ScalePoolResponse(progress=progress)
 
     async def MigrateRequest(
         self, request: pb.MigrateRequestRequest, context: grpc.aio.ServicerContext
@@ -119,7 +136,7 @@ class Control(ControlServiceServicer):
 
     async def _migrate(self, request: pb.MigrateRequestRequest, deadline: float) -> list[pb.Move]:
         if request.mode not in MODES:
-            _refuse(grpc.StatusCode.INVALID_ARGUMENT, f"no move mode {request.mode}")
+            refuse(grpc.StatusCode.INVALID_ARGUMENT, f"no move mode {request.mode}")
         if request.destination:
             self._check_destination(request.destination)
         found = await self._find(request)
@@ -137,7 +154,7 @@ class Control(ControlServiceServicer):
         self, request: pb.MigrateRequestRequest
     ) -> list[tuple[AttachedRouter, router_pb2.HeldSession]]:
         if not request.request_id:
-            _refuse(grpc.StatusCode.INVALID_ARGUMENT, "request_id must not be empty")
+            refuse(grpc.StatusCode.INVALID_ARGUMENT, "request_id must not be empty")
         for _ in range(HELD_AFTER_BEATS):
             found = self._routers.holding(request.request_id)
             if request.HasField("choice"):
@@ -146,31 +163,31 @@ class Control(ControlServiceServicer):
                 return found
             await asyncio.sleep(self._config.heartbeat_s)
         what = f"choice {request.choice} of request" if request.HasField("choice") else "request"
-        _refuse(grpc.StatusCode.NOT_FOUND, f"no {what} {request.request_id} runs here")
+        refuse(grpc.StatusCode.NOT_FOUND, f"no {what} {request.request_id} runs here")
 
     def _check_destination(self, name: str) -> None:
         registry = self._supervisor.registry
         if name not in registry:
             names = ", ".join(sorted(registry.records))
-            _refuse(grpc.StatusCode.NOT_FOUND, f"no instance {name}; there are {names}")
+            refuse(grpc.StatusCode.NOT_FOUND, f"no instance {name}; there are {names}")
         record = registry[name]
         if record.state != State.SERVING:
             text = f"{name} takes no request: it is {record.state.value}"
-            _refuse(
+            refuse(
                 grpc.StatusCode.FAILED_PRECONDITION, f"{text} ({record.reason})" if record.reason else text
             )
         if not record.spec.decode_slots:
-            _refuse(grpc.StatusCode.FAILED_PRECONDITION, f"{name} does not decode")
+            refuse(grpc.StatusCode.FAILED_PRECONDITION, f"{name} does not decode")
 
     def _destination(self, request: pb.MigrateRequestRequest, held: router_pb2.HeldSession) -> str:
         if request.destination:
             if request.destination == held.owner:
                 text = f"{request.request_id} runs on {held.owner} already"
-                _refuse(grpc.StatusCode.FAILED_PRECONDITION, text)
+                refuse(grpc.StatusCode.FAILED_PRECONDITION, text)
             return request.destination
         best = freest(self._supervisor.registry.records.values(), self._loads(), but=held.owner)
         if best is None:
-            _refuse(grpc.StatusCode.FAILED_PRECONDITION, "there is no other instance that decodes")
+            refuse(grpc.StatusCode.FAILED_PRECONDITION, "there is no other instance that decodes")
         return best.spec.name
 
     async def _move(
@@ -199,67 +216,24 @@ class Control(ControlServiceServicer):
         loads = {name: self._supervisor.load(name) for name in names}
         return {name: load for name, load in loads.items() if load is not None}
 
-    def _instance(self, record: Record) -> pb.Instance:
-        name = record.spec.name
-        load = self._supervisor.load(name) or LoadView()
-        role = pb.Role(prefill_tokens=record.spec.prefill_tokens, decode_slots=record.spec.decode_slots)
-        instance = pb.Instance(
-            name=name,
-            life=record.life,
-            pool=record.spec.pool,
-            state=STATES[record.state],
-            role=role,
-            blocks=_blocks(load),
-            waiting=load.waiting,
-            running=load.running,
-            heartbeat_age_s=self._supervisor.silent_s(name),
-            restarts=record.restarts,
-            work=_work(load),
-        )
-        if record.running is not None:
-            instance.address, instance.pid = record.running.address, record.running.pid
-            instance.rss_bytes = self._rss_bytes(record)
-        return instance
 
-
-def _refuse(code: grpc.StatusCode, text: str) -> NoReturn:
-    raise Refused(code, text)
-
-
-def _work(load: LoadView) -> pb.Work:
-    return pb.Work(
-        steps=load.steps,
-        asked_tokens=load.asked_tokens,
-        hit_tokens=load.hit_tokens,
-        preemptions=load.preemptions,
-        swapped_blocks=load.swapped_blocks,
-        written_blocks=load.written_blocks,
-        sent_blocks=load.sent_blocks,
-    )
-
-
-def _blocks(load: LoadView) -> pb.Blocks:
-    return pb.Blocks(
-        total=load.total_blocks,
-        free=load.free_blocks,
-        cached=load.cached_blocks,
-        held=load.held_blocks,
-        leased=load.leased_blocks,
-        quarantined=load.quarantined_blocks,
-    )
-
-
-def _router(router: AttachedRouter) -> pb.Router:
-    hello = router.hello
-    return pb.Router(name=hello.name, address=hello.address, pid=hello.pid, sessions=len(router.sessions))
-
-
-def _session(router: AttachedRouter, held: router_pb2.HeldSession) -> pb.Session:
-    return pb.Session(
-        request_id=held.request_id,
-        choice=held.choice,
-        router=router.hello.name,
-        owner=held.owner,
-        prompt_tokens=held.prompt_tokens,
-        emitted_tokens=held.emitted_tokens,
-    )
+async def _told(
+    steps: AsyncIterator[Progress], context: grpc.aio.ServicerContext
+) -> AsyncIterator[pb.Progress]:
+    """The steps as messages, and one more that says that all is done."""
+    began = time.monotonic()
+    last = pb.Progress()
+    try:
+        async for step in steps:
+            last = pb.Progress(
+                instance=step.instance,
+                phase=PHASES[step.phase],
+                requests=step.left,
+                recovered=step.recovered,
+                seconds=time.monotonic() - began,
+            )
+            yield last
+    except Refused as refused:
+        await context.abort(refused.code, refused.text)
+    last.done, last.seconds = True, time.monotonic() - began
+    yield last

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -15,16 +15,25 @@ from typing import Any
 import grpc
 import grpc.aio
 import ray
+from ray._private import worker as ray_worker
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group
+from ray.experimental import internal_kv as kv
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..handover.values import Incarnation
 from ..proto.control_pb2_grpc import add_ControlServiceServicer_to_server
 from ..proto.router_pb2_grpc import add_RouterServiceServicer_to_server
 from . import logs, processes
-from .config import Config, InstanceSettings
+from .config import DECODE, PREFILL, Config, InstanceSettings
 from .control import Control
+from .lifecycle import Lifecycle
+from .overview import Overview
 from .registry import Record, Running, Spec, specs
 from .routers import Routers
 from .supervisor import Found, Supervisor
@@ -34,6 +43,8 @@ logger = logging.getLogger(__name__)
 INSTANCE = "penstock.cluster.instance:Instance"
 ACTOR_CPUS = 0.1
 """What Ray counts for an instance on the CPU: it is there to be placed, not to be rationed."""
+KEPT = "instances"
+"""Under which name Ray keeps what a next controller is to know; in the namespace of the cluster."""
 DEAD_S = 30.0
 """Within it Ray ends an actor on another node, though it be stopped."""
 CALL_S = 5.0
@@ -56,6 +67,7 @@ class InstanceActor:
         self._settings = settings
         self._running: Running | None = None
         self._starting: asyncio.Task[Running] | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     async def start(self) -> Running:
         """Everything that may fail happens here, since of a constructor Ray tells only that it failed.
@@ -70,8 +82,20 @@ class InstanceActor:
         host = self._settings.host or ray.util.get_node_ip_address()
         self._instance = resolve(self._where)(replace(self._settings, host=host))
         address = await self._instance.start()
+        on_sigterm(self._told_to_end)
         self._running = Running(address, os.getpid(), ray.get_runtime_context().get_node_id())
         return self._running
+
+    def _told_to_end(self) -> None:
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._drain_and_end())
+
+    async def _drain_and_end(self) -> None:
+        """Let all that runs here be moved away first."""
+        logger.info("SIGTERM: it drains, and ends then")
+        await self._instance.drain()
+        await self._instance.stop()
+        os._exit(0)
 
     async def describe(self) -> Running | None:
         """None while it does not serve yet."""
@@ -80,6 +104,16 @@ class InstanceActor:
     async def wait(self) -> None:
         """Never returns: whoever waits hears of the death of this process."""
         await asyncio.Event().wait()
+
+
+def on_sigterm(act: Callable[[], None]) -> None:
+    """Call `act` in this event loop when the process is told to end, in the place of what Ray would do.
+
+    A handler can be set in the main thread alone, where no actor's code runs; Ray's own calls this function of Ray's.
+    """
+    loop = asyncio.get_running_loop()
+    module: Any = ray_worker
+    module.raise_sys_exit_with_custom_error_message = lambda *_, **__: loop.call_soon_threadsafe(act)
 
 
 @dataclass(frozen=True)
@@ -98,7 +132,7 @@ class Place:
         if self.gpu_share:
             bundle["GPU"] = self.gpu_share
         if self.pool_resources:
-            bundle[f"penstock_{spec.pool}"] = 1
+            bundle[f"penstock_{PREFILL if spec.home == PREFILL else DECODE}"] = 1
         return bundle
 
 
@@ -198,6 +232,22 @@ class RayHost:
             os.close(life.pidfd)
         del self._lives[who]
 
+    async def leave(self, spec: Spec) -> None:
+        with suppress(ValueError):  # it never had one
+            group = await _bounded(asyncio.to_thread(get_placement_group, self._group_name(spec)))
+            await _bounded(asyncio.to_thread(remove_placement_group, group))
+
+    async def recall(self) -> str:
+        kept = await _bounded(asyncio.to_thread(kv._internal_kv_get, KEPT, namespace=self._place.namespace))
+        return kept.decode() if kept else ""
+
+    async def keep(self, text: str) -> None:
+        put = asyncio.to_thread(kv._internal_kv_put, KEPT, text, namespace=self._place.namespace)
+        try:
+            await _bounded(put)
+        except RayError as error:
+            raise ConnectionError(f"Ray does not keep it: {error}") from error
+
     def _settings(self, spec: Spec, life: int) -> InstanceSettings:
         return InstanceSettings(
             name=spec.name,
@@ -205,17 +255,18 @@ class RayHost:
             prefill_tokens=spec.prefill_tokens,
             decode_slots=spec.decode_slots,
             host=self._place.host,
-            engine=self._config.engine_of(spec.pool),
+            engine=self._config.engine_of(spec.home),
             handover=self._config.handover,
             cost=self._config.cost,
             itl_target_s=self._config.cluster.itl_target_s,
+            drain_s=self._config.cluster.drain_s,
             log_level=self._config.cluster.log_level,
             log_json=self._config.cluster.log_json,
         )
 
     def _group(self, spec: Spec) -> PlacementGroup:
         """The instance's placement group, ready; made by its first life."""
-        name = f"{self._place.namespace}/{spec.name}"
+        name = self._group_name(spec)
         bundle = self._place.bundle(spec)
         try:
             group = get_placement_group(name)
@@ -224,6 +275,9 @@ class RayHost:
         if not group.wait(self._config.cluster.start_s):
             raise TimeoutError(f"Ray has no room for {spec.name}, which needs {bundle}")
         return group
+
+    def _group_name(self, spec: Spec) -> str:
+        return f"{self._place.namespace}/{spec.name}"
 
     def _open(self, who: Incarnation, running: Running) -> None:
         if running.node == self._node:
@@ -247,14 +301,15 @@ class Controller:
             f"controller:{name}",
             lambda: self._routers.tell(self._supervisor.registry.usable()),
         )
+        overview = Overview(name, model, self._supervisor, self._routers, self._rss_bytes)
+        lifecycle = Lifecycle(self._supervisor, config.cluster, config.handover)
         self._control = Control(
-            name,
-            model,
+            overview,
+            lifecycle,
             self._supervisor,
             self._routers,
             config.handover,
             config.cluster.move_s,
-            self._rss_bytes,
         )
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(_end_with)
@@ -306,6 +361,11 @@ async def described(handle: Any, limit_s: float, retry_s: float) -> Running | No
                 return await handle.describe.remote()
             except ActorUnavailableError:
                 await asyncio.sleep(retry_s)
+
+
+def forget(namespace: str) -> None:
+    """What a controller kept for the next one."""
+    kv._internal_kv_del(KEPT, namespace=namespace)
 
 
 def named_actors(namespace: str, prefix: str = "") -> list[str]:

@@ -22,8 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ..client import Client, Delta, Instance, Sampling
 from ..router.config import ModelInfo
 from . import logs, processes, state
-from .config import DECODE, MIXED, PREFILL, Config
-from .controller import INSTANCE, Controller, Place, named_actors, resolve
+from .config import Config
+from .controller import INSTANCE, Controller, Place, forget, named_actors, resolve
 from .preparation import LOOPBACK, environment, inherited, model_info, new_record, settled, signals_held
 from .registry import State, specs
 
@@ -214,6 +214,7 @@ class Cluster:
         config, place = self.config, _place(self.config)
         if "controller" in named_actors(self._namespace):
             raise ValueError(f"a cluster named {config.cluster.name} runs on this Ray already")
+        forget(self._namespace)
         host = place.host or ray.util.get_node_ip_address()
         self.controller_address = f"{host}:{config.cluster.controller_port}"
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -299,15 +300,13 @@ def _start_ray(config: Config, record: state.ClusterRecord) -> None:
         return
     _hush_ray()
     cluster = config.cluster
-    counts = {PREFILL: cluster.prefill, DECODE: cluster.decode, MIXED: cluster.mixed}
     with environment(mark | LOCAL_RAY), signals_held():
         try:
             ray.init(
                 address="local",
                 # Ray starts a worker process ahead for each: the instances, the controller and the router.
-                num_cpus=sum(counts.values()) + 1 + config.cluster.routers,
+                num_cpus=cluster.prefill + cluster.decode + cluster.mixed + 1 + cluster.routers,
                 num_gpus=0 if config.engine.device == "cpu" else None,
-                resources={f"penstock_{pool}": float(count) for pool, count in counts.items() if count},
                 include_dashboard=False,
                 object_store_memory=config.cluster.object_store_bytes,
                 _temp_dir=record.temp_dir,
@@ -360,6 +359,7 @@ def _clear(namespace: str) -> None:
     for name in named_actors(namespace):
         with suppress(ValueError):  # it died since
             ray.kill(ray.get_actor(name, namespace))
+    forget(namespace)
     for group in ray.util.placement_group_table().values():
         if group["name"].startswith(f"{namespace}/") and group["state"] != "REMOVED":
             ray.util.remove_placement_group(ray.util.get_placement_group(group["name"]))

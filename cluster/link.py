@@ -14,7 +14,7 @@ import grpc.aio
 from ..handover.channel import CHANNEL
 from ..handover.config import HandoverConfig
 from ..handover.effects import Condemn
-from ..handover.frames import Beat, Dead, Hello, Step
+from ..handover.frames import Assign, Beat, Dead, Hello, Step
 from ..handover.values import Incarnation
 from ..handover.wire import from_link_response, to_link_request
 from ..policy.state import LoadView
@@ -54,15 +54,19 @@ class Link:
         address: str,
         config: HandoverConfig,
         on_condemn: Callable[[Incarnation], None],
+        on_load: Callable[[LoadView], None],
         dead: Deaths,
+        assigned: Assign,
     ):
-        """The instance hears of all the `dead`."""
+        """The instance hears of all the `dead`, and what is `assigned` to it."""
         self.load: LoadView | None = None
+        self.assigned = assigned
         self._router = router
         self._who = who
         self._address = address
         self._config = config
         self._on_condemn = on_condemn
+        self._on_load = on_load
         self._dead = dead
         self._heard_at = time.monotonic()
         self._heard = True
@@ -105,8 +109,11 @@ class Link:
 
     async def _beats(self) -> AsyncIterator[pb.LinkRequest]:
         yield to_link_request(Hello(self._router, self._who))
-        told = 0
+        told, assigned = 0, None
         while True:
+            if self.assigned != assigned:
+                assigned = self.assigned
+                yield to_link_request(assigned)
             news, told = self._dead.since(told)
             yield to_link_request(Dead(news) if news else Beat())
             await asyncio.sleep(self._config.heartbeat_s)
@@ -116,6 +123,7 @@ class Link:
         match from_link_response(response):
             case Step(load=LoadView() as load):
                 self.load = load
+                self._on_load(load)
             case Condemn(writer):
                 logger.warning("%s asks for the end of %s", self._who.instance, writer.instance)
                 self._on_condemn(writer)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 
@@ -27,6 +28,16 @@ class Spec:
     pool: str
     prefill_tokens: int
     decode_slots: int
+    home: str
+    """The pool that it was made for: where Ray places it, and how many ranks it has, whatever its role is by now."""
+
+    @property
+    def decodes(self) -> bool:
+        return self.decode_slots > 0
+
+    @property
+    def prefills(self) -> bool:
+        return self.prefill_tokens > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +76,34 @@ class Record:
 
 @dataclass(frozen=True)
 class Registry:
-    """Records by name. A transition that names another life than the current one changes nothing."""
+    """Records by name. A transition that names another life than the current one changes nothing.
+
+    What is to be known of instances after the controller's own death is `remembered`.
+    """
 
     records: Mapping[str, Record] = field(default_factory=lambda: MappingProxyType({}))
 
     @staticmethod
     def of(specs: Iterable[Spec]) -> Registry:
         return Registry(MappingProxyType({spec.name: Record(spec) for spec in specs}))
+
+    @staticmethod
+    def recalled(text: str) -> Registry:
+        """What `remembered` told, before anybody knows what of it runs."""
+        records = [
+            Record(Spec(**entry["spec"]), entry["life"], restarts=entry["restarts"])
+            for entry in json.loads(text)
+        ]
+        return Registry(MappingProxyType({record.spec.name: record for record in records}))
+
+    def remembered(self) -> str:
+        """What instances there are to be, and which lives they have had."""
+        return json.dumps(
+            [
+                {"spec": asdict(record.spec), "life": record.life, "restarts": record.restarts}
+                for record in self.records.values()
+            ]
+        )
 
     def __getitem__(self, name: str) -> Record:
         return self.records[name]
@@ -95,7 +127,7 @@ class Registry:
     def found(self, who: Incarnation, running: Running | None) -> Registry:
         """An earlier controller started this life, and it runs, or is starting still."""
         record = self.records[who.instance]
-        if who.life <= record.life:
+        if who.life < record.life or (who.life == record.life and record.state != State.STARTING):
             return self
         state = State.STARTING if running is None else State.SERVING
         return self._with(replace(record, life=who.life, state=state, running=running, reason=""))
@@ -106,6 +138,25 @@ class Registry:
         return self._with(
             replace(self.records[who.instance], state=State.SERVING, running=running, reason="")
         )
+
+    def draining(self, who: Incarnation, drains: bool) -> Registry:
+        """It is being emptied, or serves on."""
+        before, after = State.SERVING, State.DRAINING
+        if not drains:
+            before, after = after, before
+        if not self.is_current(who) or self.records[who.instance].state != before:
+            return self
+        return self._with(replace(self.records[who.instance], state=after))
+
+    def meant(self, spec: Spec) -> Registry:
+        """There is to be an instance like that: a new one, or the one of that name."""
+        record = self.records.get(spec.name, Record(spec))
+        return self._with(replace(record, spec=spec))
+
+    def without(self, name: str) -> Registry:
+        """There is to be no such instance."""
+        left = {known: record for known, record in self.records.items() if known != name}
+        return Registry(MappingProxyType(left))
 
     def lost(self, who: Incarnation, reason: str) -> Registry:
         if not self.is_current(who) or self.records[who.instance].state == State.LOST:
@@ -119,16 +170,44 @@ class Registry:
 
 def specs(config: ClusterConfig) -> list[Spec]:
     """The instances that a configuration asks for: `prefill-0` ..., `decode-0` ..."""
-    pools = (
-        (PREFILL, config.prefill, 0),
-        (DECODE, config.decode, config.decode_slots),
-        (MIXED, config.mixed, config.decode_slots),
+    pools = ((PREFILL, config.prefill), (DECODE, config.decode), (MIXED, config.mixed))
+    return [spec(config, f"{pool}-{number}", pool) for pool, count in pools for number in range(count)]
+
+
+def spec(config: ClusterConfig, name: str, pool: str, home: str = "") -> Spec:
+    """An instance in the role that `pool` stands for."""
+    slots = 0 if pool == PREFILL else config.decode_slots
+    return Spec(name, pool, config.prefill_tokens, slots, home or pool)
+
+
+def new_name(registry: Registry, pool: str) -> str:
+    """The first that is free."""
+    return next(
+        name for number in range(len(registry.records) + 1) if (name := f"{pool}-{number}") not in registry
     )
-    return [
-        Spec(f"{pool}-{number}", pool, config.prefill_tokens, slots)
-        for pool, count, slots in pools
-        for number in range(count)
-    ]
+
+
+def why_busy(registry: Registry, name: str) -> str:
+    """Why nobody could take what this instance has and do its work; empty where somebody can."""
+    others = [record for record in registry.records.values() if record.spec.name != name]
+    serving = [record.spec for record in others if record.state == State.SERVING]
+    for does, able in (
+        ("decodes", any(one.decodes for one in serving)),
+        ("prefills", any(one.prefills for one in serving)),
+    ):
+        if not able:
+            return f"{name} has to stay: no other instance that serves {does}"
+    return ""
+
+
+def why_needed(registry: Registry, name: str, then: str = "") -> str:
+    """Why the instance may not go for good, or `then` be in another pool: prefill and decode must each be the task of
+    one, if only of a mixed one."""
+    pools = {record.spec.pool for record in registry.records.values() if record.spec.name != name} | {then}
+    for pool in (PREFILL, DECODE):
+        if not pools & {pool, MIXED}:
+            return f"{name} has to stay: it is the last of the {pool} pool"
+    return ""
 
 
 def next_life(before: int, now_ns: int) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..handover.config import HandoverConfig
+from ..handover.frames import Assign
 from ..handover.values import Incarnation
 from ..policy.state import LoadView
 from .link import Deaths, Link
@@ -53,9 +54,21 @@ class Host(Protocol):
         """End it at once; returns when it is dead for certain. `TimeoutError` where it is not yet: ask again."""
         ...
 
+    async def leave(self, spec: Spec) -> None:
+        """Give the place of an instance back that is to have no further life."""
+        ...
+
+    async def recall(self) -> str:
+        """What an earlier controller kept last; empty where none did."""
+        ...
+
+    async def keep(self, text: str) -> None:
+        """For the next controller, should this one end. `OSError` where that cannot be done now."""
+        ...
+
 
 class Supervisor:
-    """One task for each instance. `on_change` is called after every change of the registry."""
+    """One task for each instance that there is to be. `on_change` is called after every change of the registry."""
 
     def __init__(
         self,
@@ -73,21 +86,58 @@ class Supervisor:
         self._links: dict[str, Link] = {}
         self._doomed: dict[Incarnation, asyncio.Future[str]] = {}
         self._dead = Deaths()
+        self._emptied: set[str] = set()
+        """Instances that are asked to drain."""
+        self._tasks = asyncio.TaskGroup()
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
 
     async def run(self) -> None:
         """Take over what runs already, start the rest, and keep all of it running until cancelled."""
         found = await self._host.find()
-        registry = self.registry
+        recalled = await self._host.recall()
+        registry = Registry.recalled(recalled) if recalled else self.registry
         for who, how in found.items():
             if who.instance in registry:
                 registry = registry.found(who, how.running)
         self._set(registry)  # all at once: whom a router does not find in a list, it gives up
-        async with asyncio.TaskGroup() as tasks:
+        async with self._tasks as tasks:
+            tasks.create_task(self._remember())
             for who in found:
                 if not registry.is_current(who):
                     tasks.create_task(self._kill(who))
             for record in registry.records.values():
-                tasks.create_task(self._keep(record.spec, found.get(record.incarnation)))
+                self._begin(record.spec.name, found.get(record.incarnation))
+
+    # ---- what is asked of it
+
+    def add(self, spec: Spec) -> None:
+        """There is to be one more instance."""
+        assert spec.name not in self.registry
+        self._set(self.registry.meant(spec))
+        self._begin(spec.name, None)
+
+    def assign(self, spec: Spec) -> None:
+        """Give an instance the role of `spec`, now and in later lives."""
+        self._set(self.registry.meant(spec))
+        self._tell(spec.name)
+
+    def empty(self, name: str, wanted: bool = True) -> None:
+        """Have an instance drained: all that it has is moved away; or have it serve on."""
+        (self._emptied.add if wanted else self._emptied.discard)(name)
+        self._set(self.registry.draining(self.registry[name].incarnation, wanted))
+        self._tell(name)
+
+    async def retire(self, name: str) -> None:
+        """End an instance for good, whatever it does just now."""
+        keeper = self._keepers.pop(name)
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+        record = self.registry[name]
+        self._emptied.discard(name)
+        self._set(self.registry.without(name))
+        await self._kill(record.incarnation)
+        await self._host.leave(record.spec)
 
     def load(self, name: str) -> LoadView | None:
         """The newest load view of an instance that runs."""
@@ -106,50 +156,62 @@ class Supervisor:
         elif who.instance in self.registry and who.life < self.registry[who.instance].life:
             self._dead.add(who)
 
-    async def _keep(self, spec: Spec, found: Found | None) -> None:
+    # ---- one instance
+
+    def _begin(self, name: str, found: Found | None) -> None:
+        self._keepers[name] = self._tasks.create_task(self._keep(name, found), name=f"keeper of {name}")
+
+    async def _keep(self, name: str, found: Found | None) -> None:
         """`found`: how its life does, if an earlier controller started it."""
         failures = 0
         if found is not None:
-            failures = await self._take_over(spec, found)
+            failures = await self._take_over(name, found)
         while True:
-            if not self.registry[spec.name].usable:
-                served = await self._start(spec)
+            if not self.registry[name].usable:
+                served = await self._start(name)
                 failures = 0 if served else failures + 1
-            record = self.registry[spec.name]
+            record = self.registry[name]
             if record.running is not None:
                 reason = await self._watch(record.incarnation, record.running)
                 await self._end(record.incarnation, reason)
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
 
-    async def _take_over(self, spec: Spec, found: Found) -> int:
+    async def _take_over(self, name: str, found: Found) -> int:
         """End what hangs, and wait for what is starting; how many starts failed."""
-        who = self.registry[spec.name].incarnation
+        who = self.registry[name].incarnation
         if found.hung:
             await self._end(who, "it does not answer a new controller")
         elif found.running is None:
-            return int(not await self._serves(spec, who))
+            return int(not await self._serves(who))
         return 0
 
-    async def _start(self, spec: Spec) -> bool:
-        who = Incarnation(spec.name, next_life(self.registry[spec.name].life, time.time_ns()))
-        self._set(self.registry.starting(spec.name, who.life))
-        return await self._serves(spec, who)
+    async def _start(self, name: str) -> bool:
+        who = Incarnation(name, next_life(self.registry[name].life, time.time_ns()))
+        self._emptied.discard(name)
+        self._set(self.registry.starting(name, who.life))
+        return await self._serves(who)
 
-    async def _serves(self, spec: Spec, who: Incarnation) -> bool:
+    async def _serves(self, who: Incarnation) -> bool:
         """Wait until this life serves; whether it came to that."""
         began = time.monotonic()
         try:
-            running = await self._host.start(spec, who.life)
+            running = await self._host.start(self.registry[who.instance].spec, who.life)
         except (ValueError, OSError) as error:
             await self._end(who, str(error) or type(error).__name__)
             return False
-        logger.info("%s serves at %s after %.1f s", spec.name, running.address, time.monotonic() - began)
+        logger.info("%s serves at %s after %.1f s", who.instance, running.address, time.monotonic() - began)
         self._set(self.registry.serving(who, running))
         return True
 
     async def _watch(self, who: Incarnation, running: Running) -> str:
         """Wait until this life is dead, silent or condemned; which of them."""
-        link = Link(self._name, who, running.address, self._config, self._condemned_by(who), self._dead)
+        link = Link(
+            *(self._name, who, running.address, self._config),
+            on_condemn=self._condemned_by(who),
+            on_load=lambda load: self._heard(who, load),
+            dead=self._dead,
+            assigned=self._assigned(who.instance),
+        )
         doomed = asyncio.get_running_loop().create_future()
         self._links[who.instance], self._doomed[who] = link, doomed
         ways = {
@@ -159,12 +221,26 @@ class Supervisor:
         }
         try:
             done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            return next(iter(done)).result()
+            reason = next(iter(done)).result()
+            return f"{reason}, drained" if link.load and link.load.draining else reason
         finally:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
             del self._links[who.instance], self._doomed[who]
+
+    def _heard(self, who: Incarnation, load: LoadView) -> None:
+        """An instance may drain by itself, on SIGTERM."""
+        wanted = who.instance in self._emptied
+        self._set(self.registry.draining(who, wanted or load.draining))
+
+    def _tell(self, name: str) -> None:
+        if name in self._links:
+            self._links[name].assigned = self._assigned(name)
+
+    def _assigned(self, name: str) -> Assign:
+        spec = self.registry[name].spec
+        return Assign(spec.prefill_tokens, spec.decode_slots, name in self._emptied)
 
     def _condemned_by(self, who: Incarnation) -> Callable[[Incarnation], None]:
         def condemn(writer: Incarnation) -> None:
@@ -193,4 +269,21 @@ class Supervisor:
     def _set(self, registry: Registry) -> None:
         if registry is not self.registry:
             self.registry = registry
+            self._changed.set()
             self._on_change()
+
+    async def _remember(self) -> None:
+        """Keep what the next controller is to know, whenever it changes."""
+        kept = ""
+        while True:
+            self._changed.clear()
+            text = self.registry.remembered()
+            if text == kept:
+                await self._changed.wait()
+                continue
+            try:
+                await self._host.keep(text)
+                kept = text
+            except OSError as error:
+                logger.error("what instances there are cannot be kept for a next controller: %s", error)
+                await asyncio.sleep(BACKOFF_S[-1])

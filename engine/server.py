@@ -166,7 +166,7 @@ class InstanceServer(WorkerServiceServicer):
         self._engine.assign(self._role, True)
         try:
             async with asyncio.timeout(limit_s):
-                while not self._engine.load.draining or self._engine.load.sessions:
+                while not self._engine.load.draining or self._engine.load.sessions:  # noqa: ASYNC110 - a thread empties it
                     await asyncio.sleep(self._handover.heartbeat_s / 2)
                 await asyncio.sleep(self._handover.heartbeat_s)  # the last words, to routers and peers
         except TimeoutError:

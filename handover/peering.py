@@ -25,7 +25,6 @@ from .values import (
     Wait,
 )
 
-
 DRAINS = "it is being emptied"
 
 

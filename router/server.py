@@ -205,24 +205,66 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
     ) -> control_pb2.ExplainRequestResponse:
         return await self._forward("ExplainRequest", request, context)
 
+    async def WatchCluster(self, request: control_pb2.WatchClusterRequest, context: Any) -> None:
+        await self._stream("WatchCluster", request, context)
+
+    async def DrainInstance(self, request: control_pb2.DrainInstanceRequest, context: Any) -> None:
+        await self._stream("DrainInstance", request, context)
+
+    async def FlipInstance(self, request: control_pb2.FlipInstanceRequest, context: Any) -> None:
+        await self._stream("FlipInstance", request, context)
+
+    async def RestartInstances(self, request: control_pb2.RestartInstancesRequest, context: Any) -> None:
+        await self._stream("RestartInstances", request, context)
+
+    async def ScalePool(self, request: control_pb2.ScalePoolRequest, context: Any) -> None:
+        await self._stream("ScalePool", request, context)
+
+    async def _stream(self, name: str, request: Any, context: Any) -> None:
+        """The controller says something every few seconds, and a caller takes it, or the call ends."""
+        method = await self._method(name, context)
+        call = method(request, timeout=context.time_remaining())
+        responses = aiter(call)
+        try:
+            while True:
+                async with asyncio.timeout(CONTROL_S):
+                    response = await anext(responses, None)
+                    if response is None:
+                        return
+                    await context.write(response)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"Nothing was said for {CONTROL_S:g} s.")
+        except grpc.aio.AioRpcError as error:
+            await _abort_as(error, context)
+        finally:
+            call.cancel()
+
     async def _forward(self, name: str, request: Any, context: Any) -> Any:
-        if self._channel is None:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "This router has no controller.")
-            raise AssertionError("abort returned")
-        method = getattr(control_pb2_grpc.ControlServiceStub(self._channel), name)
+        method = await self._method(name, context)
         left_s = context.time_remaining()
         try:
             return await method(request, timeout=CONTROL_S if left_s is None else left_s)
         except grpc.aio.AioRpcError as error:
-            details = [(key, value) for key, value in _pairs(error) if key == DETAILS_KEY]
-            message = error.details() or ""
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                message = f"the controller is away: {message}"
-            await context.abort(error.code(), message, trailing_metadata=tuple(details))
+            await _abort_as(error, context)
+
+    async def _method(self, name: str, context: Any) -> Any:
+        if self._channel is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "This router has no controller.")
+            raise AssertionError("abort returned")
+        return getattr(control_pb2_grpc.ControlServiceStub(self._channel), name)
 
     async def close(self) -> None:
         if self._channel is not None:
             await self._channel.close(None)
+
+
+async def _abort_as(error: grpc.aio.AioRpcError, context: Any) -> None:
+    """End the call with the controller's own word."""
+    details = [(key, value) for key, value in _pairs(error) if key == DETAILS_KEY]
+    message = error.details() or ""
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        message = f"the controller is away: {message}"
+    await context.abort(error.code(), message, trailing_metadata=tuple(details))
 
 
 def _pairs(error: grpc.aio.AioRpcError) -> Any:

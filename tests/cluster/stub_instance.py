@@ -3,12 +3,13 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import grpc.aio
 
 from penstock.cluster.config import InstanceSettings
 from penstock.handover.effects import Condemn
-from penstock.handover.frames import Dead, Hello, Step, Welcome
+from penstock.handover.frames import Assign, Dead, Hello, Step, Welcome
 from penstock.handover.values import End, Incarnation, News, Start, TokenRecord
 from penstock.handover.wire import from_link_request, to_link_response
 from penstock.policy.state import LoadView
@@ -68,6 +69,13 @@ class StubInstance(WorkerServiceServicer):
                 started.append(frame)
             elif isinstance(frame, Dead):
                 self.dead.update(frame.incarnations)
+            elif isinstance(frame, Assign):
+                self.load = replace(
+                    self.load,
+                    prefill_tokens=frame.prefill_tokens,
+                    decode_slots=frame.decode_slots,
+                    draining=frame.drain,
+                )
             elif isinstance(frame, Hello):
                 assert frame.incarnation == self.who
 

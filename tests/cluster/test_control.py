@@ -12,6 +12,8 @@ from penstock.cluster import control as control_module
 from penstock.cluster import routers
 from penstock.cluster.config import ClusterConfig
 from penstock.cluster.control import Control
+from penstock.cluster.lifecycle import Lifecycle
+from penstock.cluster.overview import Overview
 from penstock.cluster.registry import Running, specs
 from penstock.cluster.routers import Routers
 from penstock.cluster.supervisor import Supervisor
@@ -95,9 +97,9 @@ def play(
     async def played() -> None:
         party = Party(answer)
         server = grpc.aio.server()
-        control_service = Control(
-            "c", "m", party.supervisor, party.routers, HANDOVER, MOVE_S, lambda record: 1 << 20
-        )
+        overview = Overview("c", "m", party.supervisor, party.routers, lambda record: 1 << 20)
+        lifecycle = Lifecycle(party.supervisor, ClusterConfig(), HANDOVER)
+        control_service = Control(overview, lifecycle, party.supervisor, party.routers, HANDOVER, MOVE_S)
         add_ControlServiceServicer_to_server(control_service, server)
         add_RouterServiceServicer_to_server(party.routers, server)
         port = server.add_insecure_port("127.0.0.1:0")

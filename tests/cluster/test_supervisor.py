@@ -45,6 +45,9 @@ class FakeHost:
         """How many kills are to end before the process does."""
         self.found: dict[Incarnation, Found] = {}
         """What `find` says instead of the truth."""
+        self.kept = ""
+        self.left: list[str] = []
+        """Instances whose place was given back."""
 
     async def find(self) -> dict[Incarnation, Found]:
         return {who: Found(self.running[who]) for who in self.living} | self.found
@@ -78,6 +81,15 @@ class FakeHost:
             self.slow_deaths -= 1
             raise TimeoutError
         await self.die(who)
+
+    async def leave(self, spec: Spec) -> None:
+        self.left.append(spec.name)
+
+    async def recall(self) -> str:
+        return self.kept
+
+    async def keep(self, text: str) -> None:
+        self.kept = text
 
     async def die(self, who: Incarnation) -> None:
         instance = self.living.pop(who, None)

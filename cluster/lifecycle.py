@@ -1,0 +1,309 @@
+"""Instances drained, flipped, restarted and added: each is emptied by moving all that it has before it is touched.
+
+An operation on an instance is a task of its own, which is brought to its end whoever stops looking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+
+import grpc
+
+from ..handover.config import HandoverConfig
+from .config import POOLS, ClusterConfig
+from .refusal import Refused, refuse
+from .registry import Record, Spec, State, new_name, spec, why_busy, why_needed
+from .supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 5.0
+"""Progress is told so often at least."""
+LARGEST_POOL = 256
+QUIET_BEATS = 2
+"""An instance is empty when it has said so for so long: a router may have sent something just before it heard."""
+
+
+class Phase(Enum):
+    DRAINING = "draining"
+    STARTING = "starting"
+    SERVING = "serving"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an operation is with an instance; counts are of its sessions."""
+
+    instance: str
+    phase: Phase
+    left: int = 0
+    recovered: int = 0
+    """Not moved in time, and so prefilled again elsewhere."""
+
+
+@dataclass(eq=False)
+class Operation:
+    """What is done with one instance just now."""
+
+    what: str
+    now: Progress
+    task: asyncio.Task[None] = field(init=False)
+
+    @property
+    def instance(self) -> str:
+        return self.now.instance
+
+    def says(self, phase: Phase, left: int = 0, recovered: int = 0) -> None:
+        self.now = Progress(self.instance, phase, left, recovered)
+
+
+Work = Callable[[Operation], Awaitable[None]]
+
+
+class Lifecycle:
+    """Every method yields its progress, the last of it when all is done, and raises `Refused` where it cannot be."""
+
+    def __init__(self, supervisor: Supervisor, config: ClusterConfig, handover: HandoverConfig):
+        self._supervisor = supervisor
+        self._config = config
+        self._handover = handover
+        self._operations: dict[str, Operation] = {}
+
+    # ---- what may be asked
+
+    async def drain(self, name: str) -> AsyncIterator[Progress]:
+        """Move everything away from an instance, and end it for good."""
+        self._check(name, why_busy, why_needed)
+        async for progress in self._followed(self._begin(name, "drained", self._drained)):
+            yield progress
+
+    async def flip(self, name: str, pool: str) -> AsyncIterator[Progress]:
+        """Give an instance the role of another pool; its weights stay loaded."""
+        self._check_pool(pool)
+        before = self._serving(name).spec
+        if before.pool == pool:
+            refuse(grpc.StatusCode.FAILED_PRECONDITION, f"{name} is in the {pool} pool already")
+        after = spec(self._config, name, pool, before.home)
+        self._check(name, partial(why_needed, then=pool))
+        empties = before.decodes and not after.decodes
+        if empties:
+            self._check(name, why_busy)
+        work = partial(self._flipped, after=after, empties=empties)
+        async for progress in self._followed(self._begin(name, "flipped", work)):
+            yield progress
+
+    async def restart(self, names: Sequence[str]) -> AsyncIterator[Progress]:
+        """Replace instances by their next lives, one by one; all of them where none is named."""
+        for name in names:
+            self._known(name)
+        for name in names or list(self._supervisor.registry.records):
+            self._serving(name)
+            self._check(name, why_busy)
+            async for progress in self._followed(self._begin(name, "restarted", self._restarted)):
+                yield progress
+
+    async def scale(self, pool: str, count: int) -> AsyncIterator[Progress]:
+        """Bring a pool to `count` instances, those that are to go being the ones with the least to do."""
+        self._check_pool(pool)
+        if count > LARGEST_POOL:
+            refuse(
+                grpc.StatusCode.INVALID_ARGUMENT, f"a pool has at most {LARGEST_POOL} instances, not {count}"
+            )
+        more = count - len(self._pool(pool))
+        for operation in [self._grow(pool) for _ in range(more)]:
+            async for progress in self._followed(operation):
+                yield progress
+        for _ in range(-more):
+            async for progress in self.drain(self._idlest(pool)):
+                yield progress
+
+    def busy(self, name: str) -> bool:
+        """Something is done with the instance just now."""
+        return name in self._operations
+
+    # ---- operations
+
+    def _begin(self, name: str, what: str, work: Work) -> Operation:
+        if name in self._operations:
+            doing = self._operations[name].what
+            refuse(grpc.StatusCode.FAILED_PRECONDITION, f"{name} is being {doing} just now")
+        logger.info("%s is being %s", name, what)
+        operation = self._operations[name] = Operation(what, Progress(name, Phase.DRAINING))
+        operation.task = asyncio.create_task(self._done(operation, work), name=f"{name} is {what}")
+        operation.task.add_done_callback(_looked_at)
+        return operation
+
+    async def _done(self, operation: Operation, work: Work) -> None:
+        began = time.monotonic()
+        try:
+            await work(operation)
+        except Refused as refused:
+            logger.warning("%s was not %s: %s", operation.instance, operation.what, refused.text)
+            raise
+        finally:
+            del self._operations[operation.instance]
+        took_s, recovered = time.monotonic() - began, operation.now.recovered
+        logger.info(
+            "%s was %s in %.1f s, %d sessions recovered",
+            operation.instance,
+            operation.what,
+            took_s,
+            recovered,
+        )
+
+    async def _followed(self, operation: Operation) -> AsyncIterator[Progress]:
+        said, said_at = None, 0.0
+        while not operation.task.done():
+            if operation.now != said or time.monotonic() - said_at > BEAT_S:
+                said, said_at = operation.now, time.monotonic()
+                yield said
+            await asyncio.wait({operation.task}, timeout=self._handover.heartbeat_s)
+        operation.task.result()
+        yield operation.now
+
+    async def _drained(self, operation: Operation) -> None:
+        left = await self._emptied(operation)
+        await self._supervisor.retire(operation.instance)
+        operation.says(Phase.ENDED, recovered=left)
+
+    async def _flipped(self, operation: Operation, after: Spec, empties: bool) -> None:
+        name, record = operation.instance, self._record(operation)
+        left = await self._emptied(operation) if empties else 0
+        if left and self._record(operation).life == record.life:
+            self._supervisor.empty(name, False)
+            text = f"{left} requests could not be moved within {self._config.drain_s:g} s (cluster.drain_s)"
+            refuse(grpc.StatusCode.ABORTED, f"{text}; {name} stays in the {record.spec.pool} pool")
+        self._supervisor.assign(after)
+        self._supervisor.empty(name, False)
+        await self._until(
+            lambda: self._plays(name, after), self._config.drain_s, f"{name} does not change its role"
+        )
+        operation.says(Phase.SERVING, recovered=left)
+
+    async def _restarted(self, operation: Operation) -> None:
+        before = self._record(operation).incarnation
+        left = await self._emptied(operation)
+        operation.says(Phase.STARTING, recovered=left)
+        self._supervisor.condemn(before, "it is restarted")
+        await self._started(operation.instance, before.life)
+        operation.says(Phase.SERVING, recovered=left)
+
+    def _grow(self, pool: str) -> Operation:
+        name = new_name(self._supervisor.registry, pool)
+        self._supervisor.add(spec(self._config, name, pool))
+        operation = self._begin(name, "added", self._added)
+        operation.says(Phase.STARTING)
+        return operation
+
+    async def _added(self, operation: Operation) -> None:
+        try:
+            await self._started(operation.instance, 0)
+        except BaseException:
+            await self._supervisor.retire(operation.instance)
+            raise
+        operation.says(Phase.SERVING)
+
+    # ---- their parts
+
+    async def _emptied(self, operation: Operation) -> int:
+        """Have everything moved away, within `drain_s`; how many sessions were left.
+
+        An instance that is lost meanwhile, or was before, has been emptied in its own way.
+        """
+        name, who = operation.instance, self._record(operation).incarnation
+        deadline, quiet, left = time.monotonic() + self._config.drain_s, 0, 0
+        self._supervisor.empty(name)
+        while quiet < QUIET_BEATS:
+            record = self._record(operation)
+            if record.incarnation != who or record.state != State.DRAINING:
+                break
+            load = self._supervisor.load(name)
+            if load is not None:
+                left = load.sessions
+                quiet = quiet + 1 if load.draining and not left else 0
+                operation.says(Phase.DRAINING, left)
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(self._handover.heartbeat_s)
+        return left
+
+    async def _started(self, name: str, before: int) -> None:
+        """Wait for a life after `before` that serves; its failure is told, and tried again by the supervisor."""
+
+        def serves() -> bool:
+            record = self._supervisor.registry[name]
+            if record.life > before and record.state == State.LOST:
+                refuse(grpc.StatusCode.ABORTED, f"{name} does not start: {record.reason}")
+            return record.life > before and record.state == State.SERVING
+
+        limit_s = self._config.start_s
+        await self._until(serves, limit_s, f"{name} did not start within {limit_s:g} s (cluster.start_s)")
+
+    async def _until(self, true: Callable[[], bool], limit_s: float, else_text: str) -> None:
+        deadline = time.monotonic() + limit_s
+        while not true():
+            if time.monotonic() > deadline:
+                refuse(grpc.StatusCode.ABORTED, else_text)
+            await asyncio.sleep(self._handover.heartbeat_s)
+
+    def _plays(self, name: str, wanted: Spec) -> bool:
+        """The instance says itself that it has the role."""
+        load = self._supervisor.load(name)
+        role = load and (load.prefill_tokens, load.decode_slots, load.draining)
+        return role == (wanted.prefill_tokens, wanted.decode_slots, False)
+
+    # ---- what there is
+
+    def _record(self, operation: Operation) -> Record:
+        return self._supervisor.registry[operation.instance]
+
+    def _known(self, name: str) -> Record:
+        registry = self._supervisor.registry
+        if name not in registry:
+            names = ", ".join(sorted(registry.records))
+            refuse(grpc.StatusCode.NOT_FOUND, f"no instance {name}; there are {names}")
+        return registry[name]
+
+    def _serving(self, name: str) -> Record:
+        record = self._known(name)
+        if record.state != State.SERVING and name not in self._operations:
+            text = f"{name} does not serve: it is {record.state.value}"
+            because = f" ({record.reason})" if record.reason else ""
+            refuse(grpc.StatusCode.FAILED_PRECONDITION, text + because)
+        return record
+
+    def _check(self, name: str, *reasons: Callable[..., str]) -> None:
+        self._known(name)
+        for reason in reasons:
+            if text := reason(self._supervisor.registry, name):
+                refuse(grpc.StatusCode.FAILED_PRECONDITION, text)
+
+    def _check_pool(self, pool: str) -> None:
+        if pool not in POOLS:
+            refuse(grpc.StatusCode.INVALID_ARGUMENT, f"no pool {pool}; there are {', '.join(POOLS)}")
+
+    def _pool(self, pool: str) -> list[Record]:
+        return [record for record in self._supervisor.registry.records.values() if record.spec.pool == pool]
+
+    def _idlest(self, pool: str) -> str:
+        def work(record: Record) -> tuple[bool, int]:
+            load = self._supervisor.load(record.spec.name)
+            return record.state == State.SERVING, load.sessions if load else 0
+
+        idle = [record for record in self._pool(pool) if record.spec.name not in self._operations]
+        if not idle:
+            refuse(grpc.StatusCode.FAILED_PRECONDITION, f"every instance of the {pool} pool is busy changing")
+        return min(reversed(idle), key=work).spec.name
+
+
+def _looked_at(task: asyncio.Task[None]) -> None:
+    """Nobody may wait for it any more; that is no defect."""
+    if not task.cancelled():
+        task.exception()
