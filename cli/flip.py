@@ -18,8 +18,9 @@ POOLS = ("prefill", "decode", "mixed")
 def command(instance: str, pool: str, address: str | None, as_json: bool) -> None:
     """Give INSTANCE the role of another pool while it is busy; its weights stay loaded.
 
-    On its way to `prefill` its requests move to instances that decode; on its way to `decode` or `mixed` it decodes at
-    once, and prefills what it had begun. It keeps the role when it is restarted. Refused where it is the last of its pool.
+    On its way to `prefill` its requests move to instances that decode. On its way to `decode` or `mixed` it decodes
+    at once, and prefills what it had begun. It keeps the role when it is restarted. Refused where it is the last of
+    its pool.
 
     \b
     penstock flip decode-1 --to prefill
