@@ -16,7 +16,9 @@ import yaml
 
 from ..engine.config import EMBEDDED, EngineConfig
 from ..handover.config import HandoverConfig
+from ..policy.autoscale import AutoscaleConfig
 from ..policy.cost import CostModel
+from ..policy.migration import MigrationConfig
 from ..router.config import RouterConfig
 from . import units
 
@@ -86,6 +88,18 @@ class ClusterConfig:
     start_s: float = 120.0
     """How long Ray and every instance may take to start, in seconds."""
 
+    tick_s: float = 0.2
+    """How often the controller looks at all loads, to move requests and to change the pools, in seconds."""
+
+    migrate: bool = True
+    """Whether running requests move by themselves from instances that fill up to those that are free."""
+
+    migration: MigrationConfig = field(default_factory=MigrationConfig)
+    """When they do."""
+
+    autoscale: AutoscaleConfig | None = None
+    """When pools grow, shrink or give an instance to another by themselves; never where this is not given."""
+
     move_s: float = 30.0
     """How long a move that an operator asked for may take, in seconds."""
 
@@ -124,13 +138,16 @@ class ClusterConfig:
                 raise ValueError(f"cluster.{name} must be 0 or above, got {getattr(self, name)}")
         if not 0 <= self.controller_port <= 65535:
             raise ValueError(f"cluster.controller_port must be a port or 0, got {self.controller_port}")
-        for name in ("start_s", "move_s", "drain_s"):
+        for name in ("tick_s", "start_s", "move_s", "drain_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"cluster.{name} must be above 0, got {getattr(self, name)}")
         if self.object_store_bytes < 76 << 20:
             raise ValueError(
                 f"cluster.object_store_bytes: Ray wants at least {76 << 20}, got {self.object_store_bytes}"
             )
+        if self.autoscale is not None and (unknown := self.autoscale.limits.keys() - set(POOLS)):
+            text = f"there are {', '.join(POOLS)}"
+            raise ValueError(f"cluster.autoscale.limits: no pool {', '.join(sorted(unknown))}; {text}")
         if len(self.temp_dir) > LONGEST_TEMP_DIR:
             text = f"at most {LONGEST_TEMP_DIR} characters, since Ray's sockets lie below it"
             raise ValueError(f"cluster.temp_dir must have {text}, got {self.temp_dir!r}")

@@ -30,6 +30,7 @@ from ..handover.values import Incarnation
 from ..proto.control_pb2_grpc import add_ControlServiceServicer_to_server
 from ..proto.router_pb2_grpc import add_RouterServiceServicer_to_server
 from . import logs, processes
+from .balancer import Balancer
 from .config import DECODE, PREFILL, Config, InstanceSettings
 from .control import Control
 from .lifecycle import Lifecycle
@@ -311,6 +312,7 @@ class Controller:
             config.handover,
             config.cluster.move_s,
         )
+        self._balancer = Balancer(self._supervisor, self._routers, lifecycle, config, self._control.journal)
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(_end_with)
 
@@ -325,7 +327,9 @@ class Controller:
         add_RouterServiceServicer_to_server(self._routers, server)
         server.add_insecure_port(self._at)
         await server.start()
-        await self._supervisor.run()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._supervisor.run())
+            tasks.create_task(self._balancer.run())
 
     def _lost(self, who: Incarnation, condemned: bool) -> None:
         """A router cannot reach an instance: that counts where it is to end, or where we do not hear it either."""

@@ -124,6 +124,11 @@ class Lifecycle:
             async for progress in self.drain(self._idlest(pool)):
                 yield progress
 
+    async def grow(self, pool: str) -> AsyncIterator[Progress]:
+        """Add an instance to a pool."""
+        async for progress in self._followed(self._grow(pool)):
+            yield progress
+
     def busy(self, name: str) -> bool:
         """Something is done with the instance just now."""
         return name in self._operations

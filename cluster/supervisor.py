@@ -13,9 +13,9 @@ from typing import Protocol
 from ..handover.config import HandoverConfig
 from ..handover.frames import Assign
 from ..handover.values import Incarnation
-from ..policy.state import LoadView
+from ..policy.state import InstanceView, LoadView
 from .link import Deaths, Link
-from .registry import Registry, Running, Spec, next_life
+from .registry import Record, Registry, Running, Spec, State, next_life
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +142,23 @@ class Supervisor:
     def load(self, name: str) -> LoadView | None:
         """The newest load view of an instance that runs."""
         return self._links[name].load if name in self._links else None
+
+    def views(self, now: float) -> list[InstanceView]:
+        """Every instance there is to be, as policies see it at `now` of the monotonic clock."""
+        return [self._view(record, now) for record in self.registry.records.values()]
+
+    def _view(self, record: Record, now: float) -> InstanceView:
+        spec, load = record.spec, self.load(record.spec.name)
+        return InstanceView(
+            name=spec.name,
+            life=record.life,
+            address=record.running.address if record.running else "",
+            pool=spec.pool,
+            load=load or LoadView(prefill_tokens=spec.prefill_tokens, decode_slots=spec.decode_slots),
+            seen_at=now - self.silent_s(spec.name),
+            alive=record.usable and load is not None,
+            draining=record.state == State.DRAINING,
+        )
 
     def silent_s(self, name: str) -> float:
         """Seconds since an instance that runs was last heard; 0 where none does."""

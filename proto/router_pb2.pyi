@@ -52,7 +52,7 @@ class SessionsHeld(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[HeldSession, _Mapping]]] = ...) -> None: ...
 
 class HeldSession(_message.Message):
-    __slots__ = ("session", "request_id", "choice", "owner", "prompt_tokens", "emitted_tokens", "priority", "remaining_tokens", "movable")
+    __slots__ = ("session", "request_id", "choice", "owner", "prompt_tokens", "emitted_tokens", "priority", "remaining_tokens", "movable", "owner_life")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,7 @@ class HeldSession(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     REMAINING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MOVABLE_FIELD_NUMBER: _ClassVar[int]
+    OWNER_LIFE_FIELD_NUMBER: _ClassVar[int]
     session: str
     request_id: str
     choice: int
@@ -71,7 +72,8 @@ class HeldSession(_message.Message):
     priority: int
     remaining_tokens: int
     movable: bool
-    def __init__(self, session: _Optional[str] = ..., request_id: _Optional[str] = ..., choice: _Optional[int] = ..., owner: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., emitted_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., remaining_tokens: _Optional[int] = ..., movable: _Optional[bool] = ...) -> None: ...
+    owner_life: int
+    def __init__(self, session: _Optional[str] = ..., request_id: _Optional[str] = ..., choice: _Optional[int] = ..., owner: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., emitted_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., remaining_tokens: _Optional[int] = ..., movable: _Optional[bool] = ..., owner_life: _Optional[int] = ...) -> None: ...
 
 class Attainment(_message.Message):
     __slots__ = ("first_tokens", "first_tokens_in_time", "outputs", "outputs_in_time")

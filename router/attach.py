@@ -131,6 +131,7 @@ def _held(router: Router) -> pb.SessionsHeld:
                 priority=session.call.priority,
                 remaining_tokens=router.remaining_tokens(session),
                 movable=session.may_move,
+                owner_life=session.machine.owner.life if session.machine.owner else 0,
             )
             for session in router.sessions.values()
             if not session.closed

@@ -1,0 +1,148 @@
+"""The controller's tick: views of all instances, then the policies, then what these want of routers and instances."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
+from typing import Any
+
+from ..policy import autoscale as scaling
+from ..policy import migration
+from ..policy.autoscale import AutoscaleConfig, Sample
+from ..policy.journal import Journal
+from ..policy.state import InstanceView, Key, Move, Scale, ScaleAction, SequenceView
+from ..proto import router_pb2 as pb
+from .config import Config
+from .lifecycle import Lifecycle, Progress
+from .refusal import Refused
+from .routers import AttachedRouter, Routers
+from .supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_S = 1.0
+"""How often the pools are looked at."""
+
+
+class Balancer:
+    """Moves requests, and changes pools, as far as the configuration lets it. Never more than one change of a pool."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        routers: Routers,
+        lifecycle: Lifecycle,
+        config: Config,
+        journal: Journal,
+    ):
+        self._supervisor = supervisor
+        self._routers = routers
+        self._lifecycle = lifecycle
+        self._config = config.cluster
+        self._cost = config.cost
+        self._journal = journal
+        self._moves = migration.Memory()
+        self._scales = scaling.Memory()
+        self._history: deque[Sample] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Until cancelled; what was begun then is cancelled too."""
+        try:
+            while True:
+                await asyncio.sleep(self._config.tick_s)
+                try:
+                    self.tick(time.monotonic())
+                except Exception:  # noqa: BLE001  the tick's work ends here: no policy may cost the controller
+                    logger.exception("a defect of a policy")
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    def tick(self, now: float) -> None:
+        views = self._supervisor.views(now)
+        if self._config.migrate:
+            self._migrate(views, now)
+        if self._config.autoscale is not None:
+            self._scale(views, self._config.autoscale, now)
+
+    # ---- moves
+
+    def _migrate(self, views: list[InstanceView], now: float) -> None:
+        """Routers empty what drains by themselves; here the others are balanced."""
+        held = self._held()
+        sequences: dict[Key, list[SequenceView]] = defaultdict(list)
+        for _, session in held.values():
+            sequences[session.owner, session.owner_life].append(_sequence(session))
+        running = [replace(view, sequences=tuple(sequences[view.key])) for view in views if view.may_decode]
+        planned, self._moves = migration.plan_moves(
+            running, self._config.migration, now, self._cost, self._moves
+        )
+        for move in planned:
+            self._begin(self._move(move, held[move.session][0]))
+
+    def _held(self) -> dict[str, tuple[AttachedRouter, pb.HeldSession]]:
+        return {
+            session.session: (router, session)
+            for router in self._routers.attached
+            for session in router.sessions.values()
+        }
+
+    async def _move(self, move: Move, router: AttachedRouter) -> None:
+        source, to, why = move.source[0], move.destination[0], move.reason.value
+        decided = self._journal.note(move.session, "move_planned", source=source, destination=to, reason=why)
+        logger.info("%s: %s", move.session, decided)
+        limit_s = self._config.migration.move_s
+        result = await self._routers.move(router, move.session, to, pb.MOVE_MODE_LIVE, why, limit_s)
+        if not result.done:
+            logger.info("%s was not moved to %s: %s", move.session, to, result.reason)
+            self._moves = migration.failed(self._moves, move.session)
+
+    # ---- pools
+
+    def _scale(self, views: list[InstanceView], cfg: AutoscaleConfig, now: float) -> None:
+        if self._history and now - self._history[-1].at < SAMPLE_S:
+            return
+        self._history.append(Sample(now, tuple(views)))
+        while len(self._history) > 1 and self._history[1].at <= now - max(cfg.idle_s, cfg.short_s):
+            self._history.popleft()
+        actions, self._scales = scaling.autoscale(list(self._history), cfg, now, self._scales)
+        for action in actions:
+            self._begin(self._change(action))
+
+    async def _change(self, action: ScaleAction) -> None:
+        logger.info("the %s pool is to %s: %s", action.pool, action.kind.value, action.reason)
+        try:
+            async for progress in self._changing(action):
+                logger.debug("%s", progress)
+        except Refused as refused:
+            logger.warning("the %s pool did not %s: %s", action.pool, action.kind.value, refused.text)
+
+    def _changing(self, action: ScaleAction) -> AsyncIterator[Progress]:
+        if action.kind is Scale.GROW:
+            return self._lifecycle.grow(action.pool)
+        assert action.instance is not None
+        name, _ = action.instance
+        return (
+            self._lifecycle.drain(name)
+            if action.kind is Scale.DRAIN
+            else self._lifecycle.flip(name, action.to)
+        )
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _sequence(session: pb.HeldSession) -> SequenceView:
+    return SequenceView(
+        session=session.session,
+        tokens=session.prompt_tokens + session.emitted_tokens,
+        remaining=session.remaining_tokens,
+        movable=session.movable,
+    )
