@@ -41,7 +41,8 @@ class ToyModel:
         self.block_size = block_size
         self.window = window
         self.cells = np.full((blocks, block_size), -1, dtype=np.int64)
-
+        self.fed = 0
+        """Tokens that were computed."""
         self.flights: deque[ToyFlight] = deque()
         """Launched, and not begun before they must be: what writes late harms whoever was given the blocks early."""
 
@@ -57,6 +58,7 @@ class ToyModel:
         seen = item.block_table[self._first_seen(item.start) // self.block_size :]
         assert GONE not in seen and len(set(seen)) == len(seen), "what the chunk's first token sees is there"
         tokens = item.tokens if item.follows is None else [before[item.follows]]
+        self.fed += len(tokens)
         for position, token in enumerate(tokens, item.start):
             self.cells[item.block_table[position // self.block_size], position % self.block_size] = token
         if item.sample is None:
