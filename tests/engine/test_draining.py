@@ -1,6 +1,7 @@
 """An engine that drains: it begins and takes nothing more, what runs leaves it with its KV, and then it is empty."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -78,6 +79,11 @@ class Emptied(World):
                 self.tell(stream, fx.RecoverAsked("it had not begun"))
 
 
+def computed_once(now: Emptied) -> int:
+    """Tokens that must go through a model, each once: all but the last of every stream."""
+    return sum(len(stream.context.prompt) + len(stream.ids) - 1 for stream in now.sessions.values())
+
+
 def drains(instance: Instance) -> bool:
     return instance.engine.load.draining
 
@@ -129,8 +135,7 @@ def test_a_drained_instance_loses_no_token_and_none_is_computed_again(clock, cas
     settled(now)
     load = now.instances[gone].engine.load
     assert load.draining and not load.sessions
-    streams = now.sessions.values()
-    assert now.fed == sum(len(stream.context.prompt) + len(stream.ids) - 1 for stream in streams)
+    assert now.fed == computed_once(now)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
@@ -168,28 +173,48 @@ def test_a_flipped_instance_loses_no_token_and_takes_the_work_of_its_new_role(cl
         now.start(f"s{number}", distinct(draw, number))
         events(now, 60)
     settled(now)
-    assert now.fed == sum(
-        len(stream.context.prompt) + len(stream.ids) - 1 for stream in now.sessions.values()
-    )
+    assert now.fed == computed_once(now)
     assert not drains(now.instances["decode-0"])
 
 
-def test_who_waits_for_room_at_an_instance_that_drains_is_turned_away_at_once(clock):
-    """No clock would ever end the wait: only the refusal does."""
-    now = Emptied(1, {**SPLIT, "decode-0": Budget(0, 1)}, PATIENT, clock, 256)
-    crowded = now.instances["decode-0"]
-    for number in range(3):
-        stream = Stream(distinct(random.Random(1), number), Session(f"s{number}", 1), heard_at=clock.now)
-        now.sessions[f"s{number}"] = stream
-        there = now.address(crowded)
-        now.tell(stream, fx.Dispatched(now.address(now.instances["prefill"]), there))
+def sent(now: Emptied, number: int, prefill: str, decode: str | None) -> None:
+    """A session that is prefilled here and decoded there."""
+    stream = Stream(distinct(random.Random(1), number), Session(f"s{number}", 1), heard_at=now.clock.now)
+    now.sessions[f"s{number}"] = stream
+    there = now.address(now.instances[decode]) if decode else None
+    now.tell(stream, fx.Dispatched(now.address(now.instances[prefill]), there))
+
+
+def until(now: Emptied, true: Callable[[], object]) -> None:
     for _ in range(10_000):
-        if not crowded.engine._moving.idle and crowded.engine._moving._waiting:
-            break
+        if true():
+            return
         now.happen()
-    assert crowded.engine._moving._waiting
+    raise AssertionError("this never came to be")
+
+
+def test_who_waits_for_room_at_an_instance_that_drains_is_turned_away_at_once(clock):
+    now = Emptied(1, {**SPLIT, "decode-0": Budget(0, 1)}, PATIENT, clock, 256)
+    for number in range(3):
+        sent(now, number, "prefill", "decode-0")
+    crowded = now.instances["decode-0"].engine
+    until(now, lambda: crowded._moving._waiting)
     now.drain("decode-0")
+    crowded.round(wait=False)
+    assert not crowded._moving._waiting
     settled(now)
+
+
+def test_what_has_memory_but_no_step_yet_begins_elsewhere(clock):
+    now = Emptied(1, dict(MIXED), PATIENT, clock, 256)
+    for number in range(6):
+        sent(now, number, "a", None)
+    scheduler = now.instances["a"].scheduler
+    until(now, lambda: any(one.admitted and not one.computed for one in scheduler))
+    assert any(one.computed for one in scheduler)
+    now.drain("a")
+    settled(now)
+    assert now.fed == computed_once(now)
 
 
 @pytest.mark.parametrize("drain", [True, False])

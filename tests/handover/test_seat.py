@@ -9,6 +9,7 @@ import pytest
 
 from penstock.handover.config import HandoverConfig
 from penstock.handover.effects import (
+    Beat,
     Clock,
     Drop,
     FromPeer,
@@ -101,6 +102,18 @@ def reserve(n: int = 2, **changed) -> FromPeer:
 
 def running() -> Seat:
     return fed(Seat("s"), AT_A, start(), Launched(), stepped(7))[0]
+
+
+def test_a_destination_that_drains_refuses_at_once_and_keeps_what_it_granted() -> None:
+    drains = replace(AT_B, draining=True)
+    seat, effects = fed(Seat("s"), drains, reserve())
+    assert told(effects) == [Refuse(key(2), A, B, "it is being emptied")] and seat.empty
+    seat, effects = fed(Seat("s"), AT_B, reserve(), Leased(key(2), False, 0))
+    seat, effects = fed(seat, drains, Beat())
+    assert told(effects) == [Refuse(key(2), A, B, "it is being emptied")] and seat.empty
+    seat, effects = fed(Seat("s"), AT_B, reserve(), Leased(key(2), True, 0))
+    seat, effects = fed(seat, drains, Beat())
+    assert told(effects) == [] and not seat.empty
 
 
 @pytest.mark.parametrize(
