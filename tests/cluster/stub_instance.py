@@ -33,6 +33,7 @@ class StubInstance(WorkerServiceServicer):
         """Whose end it asks for next."""
         self.dead: set[Incarnation] = set()
         """What it was told of."""
+        self.assigned: Assign | None = None
 
     async def start(self) -> str:
         self.server = grpc.aio.server()
@@ -70,6 +71,7 @@ class StubInstance(WorkerServiceServicer):
             elif isinstance(frame, Dead):
                 self.dead.update(frame.incarnations)
             elif isinstance(frame, Assign):
+                self.assigned = frame
                 self.load = replace(
                     self.load,
                     prefill_tokens=frame.prefill_tokens,
