@@ -131,6 +131,10 @@ class ToyInstance(worker_pb2_grpc.WorkerServiceServicer):
         """Nothing is held: no sequence, no lease, no session that waits for its router."""
         return not self.sequences and not self.leases and all(seat.empty for seat in self.seats.values())
 
+    def drain(self) -> None:
+        """It says that it is to be emptied, and takes nothing more."""
+        self.house = replace(self.house, draining=True)
+
     def spawn(self, work) -> None:
         task = asyncio.ensure_future(work)
         self.tasks.add(task)
@@ -283,6 +287,7 @@ class ToyInstance(worker_pb2_grpc.WorkerServiceServicer):
             block_size=BLOCK,
             steps=self.steps,
             step_s=self.step_s,
+            draining=self.house.draining,
         )
 
     # ---- sockets
