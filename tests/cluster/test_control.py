@@ -14,7 +14,7 @@ from penstock.cluster.config import ClusterConfig
 from penstock.cluster.control import Control
 from penstock.cluster.lifecycle import Lifecycle
 from penstock.cluster.overview import Overview
-from penstock.cluster.registry import Running, specs
+from penstock.cluster.registry import Running, State, specs
 from penstock.cluster.routers import Routers
 from penstock.cluster.supervisor import Supervisor
 from penstock.handover.config import HandoverConfig
@@ -279,6 +279,39 @@ def test_an_instance_that_is_lost_takes_no_request():
             )
 
     play(scenario, MOVED)
+
+
+def test_a_watched_cluster_is_told_again_only_when_it_has_changed(monkeypatch):
+    monkeypatch.setattr(control_module, "WATCH_S", 0.02)
+
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        watched = aiter(stub.WatchCluster(control.WatchClusterRequest(sessions=True)))
+        first = (await anext(watched)).cluster
+        assert len(first.instances) == 3 and len(first.sessions) == 1
+        second = asyncio.ensure_future(anext(watched))
+        await asyncio.sleep(0.2)
+        assert not second.done()
+        party.lose("decode-1")
+        states = {one.name: one.state for one in (await second).cluster.instances}
+        assert states["decode-1"] == control.INSTANCE_STATE_LOST
+
+    play(scenario)
+
+
+def test_a_change_tells_its_progress_to_the_end_and_its_refusal_as_a_code():
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        lost = Incarnation("decode-0", 1)
+        drained = stub.FlipInstance(control.FlipInstanceRequest(instance="decode-0", pool="prefill"))
+        first = (await anext(aiter(drained))).progress
+        assert (first.instance, first.phase, first.done) == ("decode-0", control.PHASE_DRAINING, False)
+        await until(lambda: party.supervisor.registry["decode-0"].state == State.DRAINING)
+        party.supervisor.registry = party.supervisor.registry.lost(lost, "why")
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.DrainInstance(control.DrainInstanceRequest(instance="x")).read()
+        assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+        assert raised.value.details() == "no instance x; there are decode-0, decode-1, prefill-0"
+
+    play(scenario)
 
 
 def test_routers_hear_at_once_of_what_is_lost():
