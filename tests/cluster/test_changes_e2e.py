@@ -1,4 +1,4 @@
-"""A real cluster whose instances are drained, flipped, restarted and scaled under load: every stream is as undisturbed."""
+"""A real cluster whose instances are drained, flipped, restarted and scaled under load: no stream shows it."""
 
 import os
 import signal
