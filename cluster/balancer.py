@@ -16,7 +16,7 @@ from ..policy.autoscale import AutoscaleConfig, Sample
 from ..policy.journal import Journal
 from ..policy.state import InstanceView, Key, Move, Scale, ScaleAction, SequenceView
 from ..proto import router_pb2 as pb
-from .config import Config
+from .config import DECODE, PREFILL, Config
 from .lifecycle import Lifecycle, Progress
 from .refusal import Refused
 from .routers import AttachedRouter, Routers
@@ -24,6 +24,8 @@ from .supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
+LATELY_S = 10.0
+"""Requests that ended within so long tell how well the pools do."""
 SAMPLE_S = 1.0
 """How often the pools are looked at."""
 
@@ -48,6 +50,8 @@ class Balancer:
         self._moves = migration.Memory()
         self._scales = scaling.Memory()
         self._history: deque[Sample] = deque()
+        self._counts: deque[tuple[float, dict[str, pb.Attainment]]] = deque()
+        """What each router had counted, and when."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -107,12 +111,30 @@ class Balancer:
     def _scale(self, views: list[InstanceView], cfg: AutoscaleConfig, now: float) -> None:
         if self._history and now - self._history[-1].at < SAMPLE_S:
             return
-        self._history.append(Sample(now, tuple(views)))
+        self._history.append(Sample(now, tuple(views), self._attainments(now)))
         while len(self._history) > 1 and self._history[1].at <= now - max(cfg.idle_s, cfg.short_s):
             self._history.popleft()
         actions, self._scales = scaling.autoscale(list(self._history), cfg, now, self._scales)
         for action in actions:
             self._begin(self._change(action))
+
+    def _attainments(self, now: float) -> dict[str, float]:
+        """Of what ended lately at all routers: first tokens in time are the prefill pool's, the pace the decode pool's."""
+        self._counts.append(
+            (now, {router.hello.name: router.attainment for router in self._routers.attached})
+        )
+        while len(self._counts) > 1 and self._counts[1][0] <= now - LATELY_S:
+            self._counts.popleft()
+        before, after = self._counts[0][1], self._counts[-1][1]
+        shares = {}
+        for pool, every, met in (
+            (PREFILL, "first_tokens", "first_tokens_in_time"),
+            (DECODE, "outputs", "outputs_in_time"),
+        ):
+            count, in_time = _more(before, after, every), _more(before, after, met)
+            if count > 0:
+                shares[pool] = in_time / count
+        return shares
 
     async def _change(self, action: ScaleAction) -> None:
         logger.info("the %s pool is to %s: %s", action.pool, action.kind.value, action.reason)
@@ -144,5 +166,13 @@ def _sequence(session: pb.HeldSession) -> SequenceView:
         session=session.session,
         tokens=session.prompt_tokens + session.emitted_tokens,
         remaining=session.remaining_tokens,
+        priority=session.priority,
         movable=session.movable,
     )
+
+
+def _more(before: dict[str, pb.Attainment], after: dict[str, pb.Attainment], name: str) -> int:
+    """What was counted since; a router that began anew counts from 0."""
+    fresh = pb.Attainment()
+    steps = (getattr(now, name) - getattr(before.get(router, fresh), name) for router, now in after.items())
+    return sum(max(0, step) for step in steps)

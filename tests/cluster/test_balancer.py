@@ -128,6 +128,19 @@ def test_an_idle_pool_gives_an_instance_to_a_short_one_and_a_refusal_ends_nothin
     assert here.changes == [("flip", "decode-2", "prefill")]
 
 
+def test_a_pool_whose_requests_miss_their_slo_grows_though_it_has_room():
+    here = pools()
+    here.listed = [
+        view("prefill-0", EMPTY, "prefill"),
+        view("decode-0", replace(EMPTY, free_blocks=20, held_blocks=80)),
+    ]
+    for second in range(10):
+        counts = {"first_tokens": 10 * second, "first_tokens_in_time": 10 * second, "outputs": 10 * second}
+        here.attached[0].attainment = pb.Attainment(**counts, outputs_in_time=4 * second)
+        here.ticks(second)
+    assert here.changes == [("grow", "decode")]
+
+
 def test_without_a_configuration_no_pool_changes():
     here = Here([view("prefill-0", CROWDED, "prefill")], [])
     here.ticks(*range(10))
