@@ -329,12 +329,12 @@ class RouterServer:
         await self._health.enter_graceful_shutdown()
         stopping = asyncio.create_task(self._server.stop(self.config.stop_s + LAST_WORDS_S))
         await self.router.drained(self.config.stop_s)
+        await self._control.close()  # who watches the cluster would watch it for ever
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.router.stop()
         await stopping
-        await self._control.close()
         if self._constraints is not None:
             await self._constraints.close()
 

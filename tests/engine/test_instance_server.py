@@ -47,6 +47,7 @@ from penstock.proto import worker_pb2 as pb
 from penstock.proto.worker_pb2_grpc import WorkerServiceStub
 
 HANDOVER = HandoverConfig()
+DRAIN_S = 5.0
 TRANSPORTS = ("local", "gloo")
 
 
@@ -273,6 +274,7 @@ class Process:
             "life": 1,
             "prefill_tokens": 256,
             "decode_slots": 32,
+            "drain_s": DRAIN_S,
             "log_level": "warning",
         }
         text = json.dumps({**settings, "engine": asdict(config), "handover": asdict(HANDOVER)})
@@ -328,6 +330,53 @@ async def move_and_strike(
     peer.end()
     router.send(here.me, Dead((peer.me,)))
     router.cancel(how.name)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_sigterm_ends_an_instance_once_all_that_it_has_was_moved_away(tmp_path, transport):
+    async def main():
+        here = server("here", transport)
+        told = Process(tmp_path, "told", transport)
+        try:
+            async with running(here) as router:
+                there = await told.address()
+                router.connect(there)
+                for number in range(3):
+                    router.start(f"still-{number}", prompt(100, number, max_tokens=500), at(here))
+                    router.start(f"s{number}", prompt(100, number, max_tokens=500), there)
+                moving = [router.streams[f"s{number}"] for number in range(3)]
+                await until(lambda: all(len(stream.ids) > 3 for stream in moving))
+                told.process.send_signal(signal.SIGTERM)
+                await until(lambda: router.lines[told.me].load.draining)
+                for number in range(3):
+                    router.move(f"s{number}", at(here))
+                assert await asyncio.to_thread(told.process.wait, 30) == 0
+                await until(lambda: all(stream.session.closed for stream in router.streams.values()))
+                for number, stream in enumerate(moving):
+                    assert stream.ids == router.streams[f"still-{number}"].ids
+                    assert set(stream.makers) == {"told", "here"} and stream.moves == [True]
+        finally:
+            told.end()
+
+    asyncio.run(main())
+
+
+def test_a_drain_that_nobody_helps_ends_within_its_limit():
+    async def main():
+        alone = server("alone")
+        async with running(alone) as router:
+            stream = router.start("s", prompt(20, max_tokens=4000), at(alone))
+            await until(lambda: len(stream.ids) > 2)
+            assert await alone.drain(0.3) == 1
+            late = router.start("late", prompt(20), at(alone))
+            seen = len(stream.ids)
+            await until(lambda: len(stream.ids) > seen + 5)
+            assert not late.ids, "what comes late is not begun"
+            router.cancel("s")
+            router.cancel("late")
+            assert await alone.drain(5.0) == 0
+
+    asyncio.run(main())
 
 
 def children(pid: int) -> list[int]:
