@@ -119,7 +119,7 @@ class Balancer:
             self._begin(self._change(action))
 
     def _attainments(self, now: float) -> dict[str, float]:
-        """Of what ended lately, at all routers: the prefill pool's are first tokens, the decode pool's whole outputs."""
+        """Of what ended lately, at all routers: the prefill pool's are first tokens, the decode pool's outputs."""
         self._counts.append(
             (now, {router.hello.name: router.attainment for router in self._routers.attached})
         )

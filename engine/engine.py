@@ -275,7 +275,15 @@ class Engine:
             self._scheduler.ran(sequence, tokens)
             sequence.owed += item.sample is not None
             sequence.locked = True
-            self._untold[sequence.session] = self._untold.get(sequence.session, 0) + 1
+            self._put_launch_off(sequence.session)
+
+    def _put_launch_off(self, session: str) -> None:
+        """Its seat hears of the launch with whatever happens next; of the first, with which it begins, at once."""
+        seat = self._seats[session]
+        if seat.holding is not None and not seat.holding.begun:
+            self._feed(session, Launched())
+        else:
+            self._untold[session] = self._untold.get(session, 0) + 1
 
     def _ahead(self) -> int:
         """How many steps may stay in flight while the next is formed: one, or none where it looks at what they draw.

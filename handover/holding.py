@@ -34,7 +34,7 @@ class Holding(NamedTuple):
     ended: bool = False
     progress: Progress | None = None
     begun: bool = False
-    """It has KV here."""
+    """It has KV here, or a step was launched with it."""
 
     @property
     def made(self) -> int:

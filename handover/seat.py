@@ -54,7 +54,8 @@ class Seat(Peering):
                 return self._from_peer(message, house)
             case Launched():
                 assert self.holding is not None
-                return self._replace(launched=(*self.launched, self.holding.epoch)), []
+                launched = (*self.launched, self.holding.epoch)
+                return self._replace(launched=launched, holding=self.holding._replace(begun=True)), []
             case Stepped():
                 return self._stepped(event, house)
             case Preempted():
@@ -199,9 +200,7 @@ class Seat(Peering):
             told = holding.first + len(records)
         first = holding.needed(self.source)
         kept = rules.unseen(records, holding.first, first)
-        holding = holding._replace(
-            first=first, records=kept, told=told, ended=ended, progress=now, begun=True
-        )
+        holding = holding._replace(first=first, records=kept, told=told, ended=ended, progress=now)
         seat = self._replace(launched=launched, holding=holding)
         if ended:
             return seat._finish(effects)

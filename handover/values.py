@@ -230,7 +230,7 @@ class News:
     first_index: int
     records: tuple[TokenRecord, ...] = ()
     waits: bool = False
-    """No step has run with it: it has no KV there."""
+    """No step was launched with it: it has no KV there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,7 +218,7 @@ def drawn_seat(draw: random.Random) -> Seat:
     records = tuple(TokenRecord(number) for number in range(made))
     now = draw.choice((None, Progress(1, 2, 20, True, 0)))
     seen, told = draw.randrange(first + made + 1), first + draw.randrange(made + 1)
-    holding = Holding(own, "r", first, seen, told, records, draw.random() < 0.1, now)
+    holding = Holding(own, "r", first, seen, told, records, draw.random() < 0.1, now, begun=True)
     unmoved = draw.choice((None, Unmoved("s", own, epoch(7), "why")))
     return Seat("s", own, holding, launched=(own,) * draw.randrange(3), unmoved=unmoved)
 
