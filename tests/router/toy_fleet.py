@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 from toy_instance import FAST, VOCABULARY, ToyInstance
 
+from penstock.handover.config import HandoverConfig
 from penstock.proto import inference_pb2 as pb
 from penstock.proto.inference_pb2_grpc import InferenceServiceStub
 from penstock.router.config import ModelInfo, RouterConfig
@@ -26,6 +27,7 @@ class Fleet:
     """One router and its instances; every test leaves them with nothing held."""
 
     server: RouterServer
+    deadlines: HandoverConfig = FAST
     instances: dict[str, ToyInstance] = field(default_factory=dict)
 
     @property
@@ -41,7 +43,7 @@ class Fleet:
         self.server.set_instances([one.view for one in self.instances.values()])
 
     async def add(self, name: str, **role) -> ToyInstance:
-        one = self.instances[name] = ToyInstance(name, **role)
+        one = self.instances[name] = ToyInstance(name, cfg=self.deadlines, **role)
         await one.start()
         self.told()
         return one
@@ -70,12 +72,16 @@ async def swept() -> None:
 
 @asynccontextmanager
 async def fleet(
-    roles: dict[str, dict], config: RouterConfig | None = None, model: ModelInfo = MODEL, settles: bool = True
+    roles: dict[str, dict],
+    config: RouterConfig | None = None,
+    model: ModelInfo = MODEL,
+    settles: bool = True,
+    deadlines: HandoverConfig = FAST,
 ) -> AsyncIterator[Fleet]:
     """A router over instances of these roles; on the way out nothing may be held."""
-    server = RouterServer(config or RouterConfig(port=0, stop_s=0.5), model, None, FAST)
+    server = RouterServer(config or RouterConfig(port=0, stop_s=0.5), model, None, deadlines)
     await server.start()
-    here = Fleet(server)
+    here = Fleet(server, deadlines)
     try:
         for name, role in roles.items():
             await here.add(name, **role)
