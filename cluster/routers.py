@@ -202,8 +202,6 @@ class Routers(RouterServiceServicer):
         match request.WhichOneof("message"):
             case "sessions":
                 router.sessions = {held.session: held for held in request.sessions.sessions}
-            case "attainment":
-                router.attainment = request.attainment
             case "moved":
                 self._moved(request.moved)
             case "recalled":
