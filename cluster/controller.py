@@ -31,7 +31,7 @@ from ..proto.control_pb2_grpc import add_ControlServiceServicer_to_server
 from ..proto.router_pb2_grpc import add_RouterServiceServicer_to_server
 from . import logs, processes
 from .balancer import Balancer
-from .config import DECODE, PREFILL, Config, InstanceSettings
+from .config import Config, InstanceSettings
 from .control import Control
 from .lifecycle import Lifecycle
 from .overview import Overview
@@ -133,7 +133,7 @@ class Place:
         if self.gpu_share:
             bundle["GPU"] = self.gpu_share
         if self.pool_resources:
-            bundle[f"penstock_{PREFILL if spec.home == PREFILL else DECODE}"] = 1
+            bundle[f"penstock_{spec.home}"] = 1
         return bundle
 
 

@@ -299,13 +299,12 @@ def _start_ray(config: Config, record: state.ClusterRecord) -> None:
         _join(record.ray_address, runtime_env={"env_vars": mark}, **common)
         return
     _hush_ray()
-    cluster = config.cluster
     with environment(mark | LOCAL_RAY), signals_held():
         try:
             ray.init(
                 address="local",
                 # Ray starts a worker process ahead for each: the instances, the controller and the router.
-                num_cpus=cluster.prefill + cluster.decode + cluster.mixed + 1 + cluster.routers,
+                num_cpus=config.cluster.instances + 1 + config.cluster.routers,
                 num_gpus=0 if config.engine.device == "cpu" else None,
                 include_dashboard=False,
                 object_store_memory=config.cluster.object_store_bytes,
