@@ -43,18 +43,27 @@ def settings(config: Config) -> Iterator[tuple[str, str, list[Setting]]]:
     for section in fields(Config):
         value, before = getattr(config, section.name), getattr(usual, section.name)
         if before is None:
-            plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-            yield "", "", [Setting(section.name, plain, before, told[section.name])]
+            yield "", "", [Setting(section.name, _plain(value), before, told[section.name])]
             continue
         known = meanings(type(value))
         yield (
             section.name,
             told[section.name],
             [
-                Setting(f"{section.name}.{key}", getattr(value, key), getattr(before, key), known[key])
+                Setting(
+                    f"{section.name}.{key}",
+                    _plain(getattr(value, key)),
+                    _plain(getattr(before, key)),
+                    known[key],
+                )
                 for key in (entry.name for entry in fields(value))
             ],
         )
+
+
+def _plain(value: Any) -> Any:
+    """A part of the configuration as its mapping, other values as they are."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def meanings(kind: type) -> dict[str, str]:
