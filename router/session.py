@@ -96,6 +96,8 @@ class LiveSession:
         self._destination_since: float | None = None
         """Since when none could be found and no token came."""
         self._move: _Move | None = None
+        self._next: _Move | None = None
+        """Asked for while another was under way, as when somebody wants what is being balanced elsewhere."""
         self._began_at = self._first_at = self._token_at = fleet.now()
         self._sent_at = self._expected_s = 0.0
         """When it was sent to an instance, and how long its first token should take from there."""
@@ -181,7 +183,7 @@ class LiveSession:
     @property
     def may_move(self) -> bool:
         """It has made a token, and nothing else is under way with it."""
-        idle = self._move is None and self.machine.pending is None and self._settled
+        idle = not (self._move or self._next or self.machine.pending) and self._settled
         return idle and bool(self._maker) and not self._waits and not self.closed
 
     # ---- the cluster's side
@@ -203,12 +205,12 @@ class LiveSession:
         self._feed(InstanceLost(instance))
 
     def want_move(self, wanted: MoveWanted) -> None:
-        """Begin the move, or wait for a handover that is under way; `Fleet.moved` hears the result."""
-        if self.closed or self._move is not None:
+        """Begin the move, or wait for what is under way; `Fleet.moved` hears the result."""
+        if self.closed or self._next is not None:
             reason = "the request ended" if self.closed else "another move was asked for"
             self._fleet.moved(MoveResult(wanted.ask, False, reason, 0.0, self.owner))
             return
-        self._move = _Move(wanted, self._fleet.now())
+        self._next = _Move(wanted, self._fleet.now())
         self._try_move()
 
     def tick(self) -> None:
@@ -309,6 +311,8 @@ class LiveSession:
         self.end = end
         self._dispatch_since = self._destination_due = None
         self._move_over(self._move is not None and self._move.landed, "the request ended")
+        self._move, self._next = self._next, None
+        self._move_over(False, "the request ended")
         if end is not None:
             self._fleet.completed(self.call, self.emitted, self.machine.owner, self._tpot_s)
         why = {"error": self.error.message} if self.error else {}
@@ -414,6 +418,8 @@ class LiveSession:
     # ---- moves that were asked for
 
     def _try_move(self) -> None:
+        if self._move is None:
+            self._move, self._next = self._next, None
         move, machine = self._move, self.machine
         if move is None or move.to is not None or machine.closed:
             return

@@ -97,13 +97,14 @@ def test_a_move_asked_for_during_a_handover_waits_for_it():
 
             async def move():
                 (session,) = here.router.sessions
-                here.router.want_move(wanted(1, session))
-                here.router.want_move(wanted(2, session))
+                for number in (1, 2, 3):
+                    here.router.want_move(wanted(number, session))
 
             heard = await generate(here.address, request(max_tokens=LONG), {1: move})
             assert heard.ids == output((1, 2, 3), LONG)
             results = {moved.ask: moved for moved in here.router.moves}
-            assert results[1].done and not results[2].done and "another move" in results[2].reason
+            assert results[1].done and results[2].done and results[1].source != results[2].source
+            assert not results[3].done and "another move" in results[3].reason
 
     asyncio.run(run())
 
