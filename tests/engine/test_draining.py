@@ -119,7 +119,7 @@ DRAINS = st.tuples(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(DRAINS)
 def test_a_drained_instance_loses_no_token_and_none_is_computed_again(clock, case):
     seed, roles, in_place, sessions, before = case

@@ -332,11 +332,10 @@ async def move_and_strike(
     router.cancel(how.name)
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_sigterm_ends_an_instance_once_all_that_it_has_was_moved_away(tmp_path, transport):
+def test_sigterm_ends_an_instance_once_all_that_it_has_was_moved_away(tmp_path):
     async def main():
-        here = server("here", transport)
-        told = Process(tmp_path, "told", transport)
+        here = server("here")
+        told = Process(tmp_path, "told", "local")
         try:
             async with running(here) as router:
                 there = await told.address()

@@ -12,7 +12,7 @@ from penstock.router import evacuation
 PATIENT = replace(FAST, hung_after_s=20.0, silence_s=20.0, lease_s=20.0, grace_s=60.0)
 """A busy machine is no reason to prefill anything again."""
 STREAMS = 9
-TOKENS = 400
+TOKENS = 300
 
 
 def play(scenario) -> None:
