@@ -8,18 +8,23 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import quantiles
+from tempfile import TemporaryDirectory
 
 from ..client import AsyncClient, PenstockError
 from ..client.cluster import Instance
 from ..cluster import processes
 from ..cluster.config import Config, default
 from ..cluster.launcher import Cluster
+from ..cluster.preparation import environment
+from ..cluster.state import TEMP_PREFIX
 from ..engine.config import EMBEDDED
+from . import flaky, head
 from .compare import compare_shaped
-from .faults import KINDS, OF_INSTANCES, draw_kinds, possible, titled
+from .faults import KINDS, OF_INSTANCES, draw_kinds, possible
 from .figures import Report, progress
 from .plain import Asked
 from .reference import Reference
@@ -40,6 +45,7 @@ LONGER = 200
 """Tokens of output more than trials have elsewhere, so that several run wherever a fault strikes."""
 ROUTERS = 2
 """The clients of one that is killed go on at the other."""
+INSTANCE = "penstock.benchmarks.flaky:FlakyInstance"
 ACTORS = ("ray::InstanceActor", "ray::RouterActor", "ray::Controller")
 MUST_BE_0 = ("mismatched", "duplicated", "missing", "hung", "leaked_blocks", "leaked_processes")
 MOST_TIES = 1e-4
@@ -96,8 +102,13 @@ def chaos(asked: Chaos, say: Say = logger.info) -> Verdict:
     kinds, barred = possible()
     for kind, reason in barred.items():
         say(f"{kind} cannot be injected here: {reason}")
+    if reason := head.unavailable():
+        say(f"head is not killed but stopped and goes on: {reason}")
     drawn = draw_kinds(asked.faults, kinds, random.Random(asked.seed))
-    with Cluster.start(asked.served, progress=say) as cluster:
+    with (
+        _stage(asked.served.cluster.temp_dir),
+        Cluster.start(asked.served, progress=say, instance=INSTANCE) as cluster,
+    ):
         trials = _trials(cluster, asked.seed)
         say(f"{len(trials)} requests undisturbed")
         still = asyncio.run(undisturbed(cluster.address, trials, AT_ONCE))
@@ -128,6 +139,17 @@ def chaos(asked: Chaos, say: Say = logger.info) -> Verdict:
     units = {key: _unit(key) for key in figures}
     report = Report(command=asked.command, figures=figures, units=units)
     return Verdict(report, tuple(failures(figures, asked.faults)))
+
+
+@contextmanager
+def _stage(temp_dir: str) -> Iterator[None]:
+    """What faults need about a cluster that is started within."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory(prefix=TEMP_PREFIX, dir=temp_dir))
+        stack.enter_context(environment({flaky.FOLDER: folder}))
+        if not head.unavailable():
+            stack.enter_context(head.kept(temp_dir))
+        yield
 
 
 def failures(figures: Mapping[str, float], faults: int) -> Iterator[str]:
@@ -189,7 +211,7 @@ def _kept(instance: Instance) -> int:
 
 def _surplus(cluster_id: str, instances: int) -> int:
     """Actors that live though nobody counts on them: there is one an instance and a router, and a controller."""
-    actors = [pid for pid in processes.marked(cluster_id) if titled(pid).startswith(ACTORS)]
+    actors = [pid for pid in processes.marked(cluster_id) if processes.title(pid).startswith(ACTORS)]
     return max(0, len(actors) - instances - ROUTERS - 1)
 
 

@@ -1,4 +1,4 @@
-"""Faults for a running cluster: real signals to real processes, and packets that the kernel drops."""
+"""Faults for a running cluster: real signals to real processes, dropped packets, astray messages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..client.cluster import Cluster, Instance
 from ..cluster import processes
-from . import network
+from . import flaky, head, network
 
 KINDS: Mapping[str, int] = {
     "kill_prefill": 3,
@@ -21,14 +20,15 @@ KINDS: Mapping[str, int] = {
     "hang": 2,
     "partition": 2,
     "slow_link": 2,
+    "messages": 2,
     "kill_router": 1,
     "kill_controller": 1,
     "head": 1,
 }
 """How many of each there are in a round of faults."""
-OF_INSTANCES = frozenset({"kill_prefill", "kill_decode", "hang", "partition", "slow_link"})
+OF_INSTANCES = frozenset({"kill_prefill", "kill_decode", "hang", "partition", "slow_link", "messages"})
 LASTS_S = (0.3, 4.0)
-"""A hang, a cut or a slow link ends after a time between these."""
+"""What does not kill ends after a time between these; so long Ray is without a head."""
 SLOW_BYTES_PER_S = (256 << 10, 4 << 20)
 
 
@@ -50,7 +50,8 @@ class Fault:
             "hang": f"stopped for {self.lasts_s:.1f} s",
             "partition": f"cut off ({self.way}) for {self.lasts_s:.1f} s",
             "slow_link": f"{self.bytes_per_s >> 10} KiB/s for {self.lasts_s:.1f} s",
-            "head": f"stopped for {self.lasts_s:.1f} s",
+            "messages": f"late, twice or never for {self.lasts_s:.1f} s",
+            "head": f"{'killed' if head.is_kept(self.pid) else 'stopped'} for {self.lasts_s:.1f} s",
         }
         return f"{self.kind} {self.target} {what.get(self.kind, 'SIGKILL')}"
 
@@ -90,8 +91,12 @@ async def inject(fault: Fault) -> None:
     """Do it, and return when it has ended. A process that has ended since is nobody's."""
     with suppress(ProcessLookupError):
         match fault.kind:
+            case "head" if head.is_kept(fault.pid):
+                await head.replace(fault.pid, fault.lasts_s)
             case "hang" | "head":
                 await _stop(fault.pid, fault.lasts_s)
+            case "messages":
+                await _unreliable(fault)
             case "partition":
                 await _drop(network.cut(fault.port, fault.way), fault)
             case "slow_link":
@@ -108,6 +113,15 @@ async def _stop(pid: int, lasts_s: float) -> None:
     finally:
         if processes.started_at(pid) == began:
             os.kill(pid, signal.SIGCONT)
+
+
+async def _unreliable(fault: Fault) -> None:
+    on = flaky.switch(fault.target)
+    on.touch()
+    try:
+        await asyncio.sleep(fault.lasts_s)
+    finally:
+        on.unlink(missing_ok=True)
 
 
 async def _drop(wanted: list[str], fault: Fault) -> None:
@@ -131,12 +145,4 @@ def _process(kind: str, cluster: Cluster, cluster_id: str) -> int | None:
             return None
         return max(cluster.routers, key=lambda router: router.sessions).pid
     title = {"kill_controller": "ray::Controller", "head": "gcs_server"}[kind]
-    return next((pid for pid in processes.marked(cluster_id) if title in titled(pid)), None)
-
-
-def titled(pid: int) -> str:
-    """What a process calls itself."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
-    except OSError:
-        return ""
+    return next((pid for pid in processes.marked(cluster_id) if title in processes.title(pid)), None)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -27,6 +27,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..handover.values import Incarnation
+from ..proto import router_pb2 as pb
 from ..proto.control_pb2_grpc import add_ControlServiceServicer_to_server
 from ..proto.router_pb2_grpc import add_RouterServiceServicer_to_server
 from . import logs, processes
@@ -40,6 +41,8 @@ from .routers import Routers
 from .supervisor import Found, Supervisor
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 INSTANCE = "penstock.cluster.instance:Instance"
 ACTOR_CPUS = 0.1
@@ -153,45 +156,62 @@ class RayHost:
         self._instance = instance
         self._node = ray.get_runtime_context().get_node_id()
         self._lives: dict[Incarnation, _Life] = {}
+        self._making: dict[Incarnation, asyncio.Task[Any]] = {}
 
     async def find(self) -> dict[Incarnation, Found]:
-        names = await _bounded(asyncio.to_thread(named_actors, self._place.namespace, "instance/"))
+        names = await asked(named_actors, self._place.namespace, "instance/")
         lives = list(map(_incarnation, names))
         answers = await asyncio.gather(*map(self._take_over, names, lives))
         return {who: found for who, found in zip(lives, answers, strict=True) if found is not None}
 
     async def _take_over(self, name: str, who: Incarnation) -> Found | None:
-        """How it does; None where it is dead. TimeoutError where Ray itself does not answer: that is not its fault."""
+        """How it does; None where it is dead."""
         try:
-            handle = await _bounded(asyncio.to_thread(ray.get_actor, name, self._place.namespace))
+            handle = await asked(named_actor, name, self._place.namespace)
         except ValueError:  # it died since
             return None
         self._lives[who] = _Life(handle)
         try:
-            running = await described(handle, FIND_S, self._config.handover.heartbeat_s)
+            running = await self._described(name, handle)
             if running is not None:
                 self._open(who, running)
             return Found(running)
-        except (RayActorError, ProcessLookupError):
+        except (RayActorError, ProcessLookupError, ValueError):
             del self._lives[who]
             return None
         except TimeoutError:
             return Found(hung=True)
 
+    async def _described(self, name: str, handle: Any) -> Running | None:
+        """`described`, twice: Ray's head is asked between, for without it an actor may not be reached that lives."""
+        try:
+            return await described(handle, FIND_S, self._config.handover.heartbeat_s)
+        except TimeoutError:
+            await asked(named_actor, name, self._place.namespace)
+            return await described(handle, FIND_S, self._config.handover.heartbeat_s)
+
     async def start(self, spec: Spec, life: int) -> Running:
         who = Incarnation(spec.name, life)
         async with plain_errors():
             if who not in self._lives:
-                self._lives[who] = await self._create(spec, life)
+                group = await _bounded(asyncio.to_thread(self._group, spec), self._config.cluster.start_s)
+                self._making[who] = asyncio.create_task(asyncio.to_thread(self._create, spec, life, group))
+                await self._made(who, self._config.cluster.start_s)
             started = self._lives[who].handle.start.remote()
             running = await asyncio.wait_for(started, self._config.cluster.start_s)
         self._open(who, running)
         return running
 
-    async def _create(self, spec: Spec, life: int) -> _Life:
-        group = await _bounded(asyncio.to_thread(self._group, spec), self._config.cluster.start_s)
+    async def _made(self, who: Incarnation, limit_s: float) -> None:
+        """Wait for its actor, if one is being made: one that has to wait for Ray's head is there then."""
+        if who in self._making:
+            await _bounded(asyncio.wait([self._making[who]]), limit_s)
+            self._lives[who] = _Life(self._making.pop(who).result())
+
+    def _create(self, spec: Spec, life: int, group: PlacementGroup) -> Any:
+        """Its actor. Blocks while Ray's head is away."""
         bundle = self._place.bundle(spec)
-        return _Life(
+        return (
             ray.remote(InstanceActor)
             .options(
                 name=f"instance/{spec.name}@{life}",
@@ -219,6 +239,8 @@ class RayHost:
             return "its process died"
 
     async def kill(self, who: Incarnation) -> None:
+        with suppress(RayError):  # then there is none
+            await self._made(who, CALL_S)
         life = self._lives.get(who)
         if life is None:
             return
@@ -294,7 +316,7 @@ class Controller:
         self._at = at
         self._node = ray.get_runtime_context().get_node_id()
         name = config.cluster.name
-        self._routers = Routers(name, model, self._lost)
+        self._routers = Routers(name, model, self._lost, self._silent)
         self._supervisor = Supervisor(
             RayHost(config, place, instance),
             specs(config.cluster),
@@ -339,6 +361,13 @@ class Controller:
         elif silent:
             self._supervisor.condemn(who, "a router cannot reach it, and it is silent here")
 
+    def _silent(self, router: pb.RouterHello) -> None:
+        """End a router that hangs, so that Ray starts it anew; one that Ray did not start here is its keeper's."""
+        marked = processes.marked(os.environ.get(processes.MARK, ""))
+        if router.pid in marked and processes.title(router.pid).startswith("ray::RouterActor"):
+            logger.warning("router %s (pid %d) hangs: it is killed", router.name, router.pid)
+            processes.kill(router.pid)
+
     def _rss_bytes(self, record: Record) -> int:
         """0 for an instance on another node."""
         running = record.running
@@ -370,6 +399,26 @@ async def described(handle: Any, limit_s: float, retry_s: float) -> Running | No
 def forget(namespace: str) -> None:
     """What a controller kept for the next one."""
     kv._internal_kv_del(KEPT, namespace=namespace)
+
+
+async def asked(call: Callable[..., T], *arguments: Any) -> T:
+    """What Ray's head answers, as soon as it does. While it is away Ray itself gives up every question in time."""
+    while True:
+        try:
+            return await asyncio.to_thread(call, *arguments)
+        except (RayError, TimeoutError) as error:
+            logger.warning("Ray's head does not answer, and is asked again: %s", error)
+            await asyncio.sleep(CALL_S)
+
+
+def named_actor(name: str, namespace: str) -> Any:
+    """A living actor; `ValueError` where there is none, `TimeoutError` where Ray does not know."""
+    try:
+        return ray.get_actor(name, namespace)
+    except ValueError as error:
+        if "timeout" in str(error):
+            raise TimeoutError(str(error)) from error
+        raise
 
 
 def named_actors(namespace: str, prefix: str = "") -> list[str]:

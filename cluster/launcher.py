@@ -26,6 +26,7 @@ from .config import Config
 from .controller import INSTANCE, Controller, Place, forget, named_actors, resolve
 from .preparation import LOOPBACK, environment, inherited, model_info, new_record, settled, signals_held
 from .registry import State, specs
+from .watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class Cluster:
         self.started: Started | None = None
         self._progress = progress
         self._controller: Any = None
+        self._watch: Watch | None = None
         self._routers: list[Any] = []
 
     @classmethod
@@ -181,6 +183,8 @@ class Cluster:
     def stop(self) -> None:
         """End it, gently where that is quick. No process, folder or port of it is left. May be called twice."""
         try:
+            if self._watch is not None:
+                self._watch.stop()
             if ray.is_initialized():
                 self._progress("stopping")
                 self._stop_routers()
@@ -206,6 +210,7 @@ class Cluster:
         self._await_instances(deadline)
         self.address = ",".join(_get(router.address.remote(), _left(deadline)) for router in self._routers)
         first_token_s = self._first_token(deadline) - began
+        self._watch = Watch(self.controller_address, self.record.cluster_id)
         self.started = Started(time.monotonic() - began, first_token_s, self.memory())
         self.record = replace(self.record, address=self.address)
         state.write(self.record)

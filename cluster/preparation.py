@@ -74,16 +74,20 @@ def _prefill_tokens(cluster: ClusterConfig, cost: CostModel | None) -> int:
 
 def _port(key: str, host: str, port: int, count: int = 1) -> int:
     """`port`, the first of `count`, or free ones where it is 0; `ValueError` where one of them cannot be had."""
-    if port == 0:
-        candidates = random.SystemRandom().sample(PORTS, k=100)
-        wanted = (range(candidate, candidate + count) for candidate in candidates)
-        free = (ports[0] for ports in wanted if all(_refusal(host, one) is None for one in ports))
-        port = next(free, candidates[0])
+    port = port or free_port(host, count)
     for one in range(port, port + count):
         refusal = _refusal(host, one) if one < 65536 else "there is no such port"
         if refusal is not None:
             raise ValueError(f"port {one} on {host} cannot be had ({key}): {refusal}")
     return port
+
+
+def free_port(host: str, count: int = 1) -> int:
+    """The first of `count` that nobody listens on now."""
+    candidates = random.SystemRandom().sample(PORTS, k=100)
+    wanted = (range(candidate, candidate + count) for candidate in candidates)
+    free = (ports[0] for ports in wanted if all(_refusal(host, one) is None for one in ports))
+    return next(free, candidates[0])
 
 
 def _refusal(host: str, port: int) -> str | None:

@@ -37,6 +37,14 @@ def started_at(pid: int) -> int:
     return int(_stat(pid)[19]) if is_alive(pid) else 0
 
 
+def title(pid: int) -> str:
+    """What a process calls itself; empty where there is none."""
+    try:
+        return (_PROC / str(pid) / "cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        return ""
+
+
 def age_s(pid: int) -> float:
     """Seconds since the process began."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_at(pid) / os.sysconf("SC_CLK_TCK")

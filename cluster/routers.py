@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 HELLO_S = 5.0
 """How long a new stream may take to say who it is."""
 SILENT_S = 5.0
-"""A router that says nothing for so long, not even that it lives, is attached no more; it attaches again if it does."""
+"""A router that says nothing for so long, not even that it lives, hangs, and is attached no more."""
+BEAT_S = 0.1
 MOST_ASKS = 1024
 """Moves that may be under way at a time."""
 
@@ -52,6 +53,7 @@ class AttachedRouter:
     asks: list[pb.AskMove] = field(default_factory=list)
     recalls: list[pb.Recall] = field(default_factory=list)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    heard: bool = False
 
 
 @dataclass
@@ -63,12 +65,21 @@ class _Ask:
 
 
 class Routers(RouterServiceServicer):
-    """Serves every router; `on_lost(incarnation, condemned)` hears of instances that a router cannot reach."""
+    """Serves every router. `on_lost(incarnation, condemned)` hears of instances that a router cannot reach, and
+    `on_silent(hello)` of routers that hang.
+    """
 
-    def __init__(self, cluster: str, model: str, on_lost: Callable[[Incarnation, bool], None]):
+    def __init__(
+        self,
+        cluster: str,
+        model: str,
+        on_lost: Callable[[Incarnation, bool], None],
+        on_silent: Callable[[pb.RouterHello], None],
+    ):
         self._cluster = cluster
         self._model = model
         self._on_lost = on_lost
+        self._on_silent = on_silent
         self._attached: dict[str, AttachedRouter] = {}
         self._instances = pb.Instances(cluster=cluster, model=model)
         self._numbers = itertools.count(
@@ -187,16 +198,31 @@ class Routers(RouterServiceServicer):
                 ask.result.set_result(MoveResult(False, "its router went away", 0.0, ""))
 
     async def _hear(self, router: AttachedRouter, requests: AsyncIterator[pb.AttachRequest]) -> None:
-        said = aiter(requests)
-        while True:
-            try:
-                async with asyncio.timeout(SILENT_S):
-                    self._take(router, await anext(said))
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                logger.warning("router %s has been silent for %g s", router.hello.name, SILENT_S)
-                return
+        """Listen until the stream ends or the router hangs.
+
+        Its silence is counted in beats that this process waited out: where this one stood still, that says nothing
+        of the router.
+        """
+        listening = asyncio.create_task(self._listen(router, requests))
+        missed = 0
+        try:
+            while not listening.done() and missed * BEAT_S < SILENT_S:
+                router.heard = False
+                await asyncio.wait([listening], timeout=BEAT_S)
+                missed = 0 if router.heard else missed + 1
+            if listening.done():
+                return listening.result()
+            logger.warning("router %s has been silent for %g s", router.hello.name, SILENT_S)
+            if self._attached.get(router.hello.name) is router:
+                self._on_silent(router.hello)
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+    async def _listen(self, router: AttachedRouter, requests: AsyncIterator[pb.AttachRequest]) -> None:
+        async for request in requests:
+            router.heard = True
+            self._take(router, request)
 
     def _take(self, router: AttachedRouter, request: pb.AttachRequest) -> None:
         match request.WhichOneof("message"):

@@ -218,7 +218,7 @@ class InstanceServer(WorkerServiceServicer):
     def send(
         self, to_routers: list[tuple[str, InstanceFrame]], to_peers: list[tuple[Incarnation, PeerMessage]]
     ) -> None:
-        self._call(self._send, to_routers, to_peers)
+        self._call(self.tell, to_routers, to_peers)
 
     def condemn(self, writer: Incarnation) -> None:
         self._call(self._links.tell_all, Condemn(writer))
@@ -267,7 +267,7 @@ class InstanceServer(WorkerServiceServicer):
 
     # ---- in the event loop
 
-    def _send(
+    def tell(
         self, to_routers: list[tuple[str, InstanceFrame]], to_peers: list[tuple[Incarnation, PeerMessage]]
     ) -> None:
         for router, frame in to_routers:

@@ -53,6 +53,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return ByFile(config, log)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests say what must be installed beside Python; where nothing may be skipped, what is missing is a failure."""
+    missing = [
+        tool for mark in item.iter_markers("needs") for tool in mark.args if shutil.which(tool) is None
+    ]
+    if missing:
+        (pytest.fail if os.environ.get("PENSTOCK_NO_SKIPS") else pytest.skip)(f"there is no {missing[0]}")
+
+
 @pytest.fixture(scope="session")
 def outer_home() -> str:
     """The owner's home, for tools such as pip that need the owner's settings and cache."""

@@ -48,7 +48,7 @@ def test_a_round_holds_every_kind_and_the_seed_alone_decides_the_order():
         st.sampled_from(["prefill-0", "prefill-1", "decode-0", "decode-1", "decode-2"]),
         st.sampled_from(["serving", "starting", "lost"]),
     ),
-    st.sampled_from(["kill_prefill", "kill_decode", "hang", "partition", "slow_link"]),
+    st.sampled_from(["kill_prefill", "kill_decode", "hang", "partition", "slow_link", "messages"]),
     st.integers(0, 99),
 )
 def test_the_last_of_a_pool_is_never_struck(states, kind, seed):

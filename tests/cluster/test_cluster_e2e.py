@@ -153,10 +153,13 @@ def test_an_instance_that_dies_or_hangs_loses_no_token_and_comes_back(cluster, c
     assert after[lost[0]] > before[lost[0]]
 
 
-def test_a_controller_that_dies_disturbs_nothing_and_takes_over_again(cluster, client, reference):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_controller_that_dies_or_hangs_disturbs_nothing_and_takes_over_again(
+    cluster, client, reference, number
+):
     before = lives(cluster)
     (pid,) = actors(cluster, "Controller")
-    check(reference, stream(client, lambda delta: os.kill(pid, signal.SIGKILL)))
+    check(reference, stream(client, lambda delta: os.kill(pid, number)))
     wait_until(lambda: answers(cluster) and client.cluster().routers)
     assert lives(cluster) == before
     assert actors(cluster, "Controller") != [pid]
@@ -169,9 +172,12 @@ def answers(cluster: Cluster) -> bool:
         return False
 
 
-def test_a_router_that_dies_comes_back_at_its_address_and_clients_resume(cluster, client, reference):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_router_that_dies_or_hangs_comes_back_at_its_address_and_clients_resume(
+    cluster, client, reference, number
+):
     (router,) = client.cluster().routers
-    check(reference, stream(client, lambda delta: os.kill(router.pid, signal.SIGKILL)))
+    check(reference, stream(client, lambda delta: os.kill(router.pid, number)))
     wait_until(lambda: [found.pid for found in client.cluster().routers] not in ([], [router.pid]))
     assert client.cluster().routers[0].address == cluster.address
 

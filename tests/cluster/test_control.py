@@ -1,6 +1,7 @@
 """ControlService and RouterService: what an operator may ask, and what becomes of it."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
@@ -74,7 +75,13 @@ class Party:
 
     def __init__(self, answer: pb.Moved | None):
         self.lost: list[tuple[Incarnation, bool]] = []
-        self.routers = Routers("c", "m", lambda who, condemned: self.lost.append((who, condemned)))
+        self.silent: list[str] = []
+        self.routers = Routers(
+            "c",
+            "m",
+            lambda who, condemned: self.lost.append((who, condemned)),
+            lambda hello: self.silent.append(hello.name),
+        )
         self.supervisor = Supervisor(None, specs(ClusterConfig()), HANDOVER, "controller:c", self.tell)  # type: ignore[arg-type]
         self.router = FakeRouter(answer)
         for name in self.supervisor.registry.records:
@@ -199,7 +206,7 @@ def test_a_router_that_goes_away_ends_its_moves():
     play(scenario)
 
 
-def test_a_router_that_says_nothing_any_more_is_attached_no_more_and_may_come_back(monkeypatch):
+def test_a_router_that_says_nothing_any_more_hangs_and_is_attached_no_more(monkeypatch):
     monkeypatch.setattr(routers, "SILENT_S", 0.3)
 
     async def scenario(party: Party, stub: ControlServiceStub) -> None:
@@ -208,6 +215,20 @@ def test_a_router_that_says_nothing_any_more_is_attached_no_more_and_may_come_ba
         (move,) = (await call).moves
         assert (move.done, move.reason) == (False, "its router went away")
         assert not (await stub.GetCluster(control.GetClusterRequest())).routers
+        assert party.silent == ["router-0"]
+
+    play(scenario)
+
+
+def test_a_controller_that_stood_still_takes_no_router_for_hung(monkeypatch):
+    monkeypatch.setattr(routers, "SILENT_S", 0.3)
+
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        time.sleep(1.0)  # noqa: ASYNC251  the whole process stands still
+        for _ in range(3):
+            party.router.say(pb.AttachRequest())
+            await asyncio.sleep(0.1)
+        assert party.silent == [] and party.routers.holding("r")
 
     play(scenario)
 
@@ -219,7 +240,7 @@ def test_a_router_that_beats_stays_attached(monkeypatch):
         for _ in range(10):
             party.router.say(pb.AttachRequest())
             await asyncio.sleep(0.1)
-        assert party.routers.holding("r")
+        assert party.routers.holding("r") and party.silent == []
 
     play(scenario)
 

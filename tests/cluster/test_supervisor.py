@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from ray.exceptions import (
     ActorUnavailableError,
     ActorUnschedulableError,
+    GetTimeoutError,
     RayActorError,
+    RpcError,
     RuntimeEnvSetupError,
 )
 from stub_instance import StubInstance
 from waiting import until
 
 from penstock.cluster.config import ClusterConfig, InstanceSettings
-from penstock.cluster.controller import described, plain_errors
+from penstock.cluster.controller import asked, described, named_actor, plain_errors
 from penstock.cluster.link import Deaths
 from penstock.cluster.registry import Running, Spec, State, specs
 from penstock.cluster.supervisor import Found, Supervisor
@@ -391,3 +393,38 @@ def test_to_condemn_what_does_not_live_changes_nothing(who):
             assert lives(supervisor) == before and host.killed == []
 
     play(scenario)
+
+
+def test_rays_head_is_asked_again_while_it_is_away(monkeypatch):
+    monkeypatch.setattr("penstock.cluster.controller.CALL_S", 0.0)
+    answers = [
+        RpcError("the head is away"),
+        GetTimeoutError(),
+        TimeoutError(),
+        ValueError("there is none"),
+        7,
+    ]
+
+    def call(want: int) -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer * want
+
+    with pytest.raises(ValueError, match="there is none"):
+        asyncio.run(asked(call, 2))
+    assert asyncio.run(asked(call, 2)) == 14
+
+
+def test_an_actor_that_ray_could_not_look_up_in_time_is_not_taken_for_dead(monkeypatch):
+    said = "Failed to look up actor 'a'. There was timeout in getting the actor handle, probably because ..."
+    monkeypatch.setattr("ray.get_actor", lambda *_: raised(ValueError(said)))
+    with pytest.raises(TimeoutError):
+        named_actor("a", "n")
+    monkeypatch.setattr("ray.get_actor", lambda *_: raised(ValueError("Failed to look up actor 'a'.")))
+    with pytest.raises(ValueError):
+        named_actor("a", "n")
+
+
+def raised(error: Exception):
+    raise error

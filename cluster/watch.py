@@ -1,0 +1,65 @@
+"""Looks whether the controller still answers: the one process whose silence no other part of a cluster would end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import grpc
+
+from ..client import Client, PenstockError
+from . import processes
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+"""Between two looks."""
+ANSWER_S = 2.0
+MISSED = 3
+"""So many looks in a row without an answer in time are a controller that hangs."""
+
+
+class Watch:
+    """Until `stop`, a thread ends the controller at `address` whenever that hangs; Ray starts its next life.
+
+    One that is dead, or does not listen yet, is Ray's business: that refuses a call at once and is no silence.
+    """
+
+    def __init__(self, address: str, cluster_id: str):
+        self._address = address
+        self._cluster_id = cluster_id
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch of the controller", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when it has ended, within a few seconds. May be called twice."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        missed, suspects = 0, []
+        while not self._ended.wait(LOOK_S):
+            if not self._silent():
+                missed = 0
+                continue
+            found = self._controllers()
+            missed, suspects = missed + 1 if found == suspects else 1, found
+            if missed >= MISSED:
+                logger.warning("the controller (%s) hangs: it is killed", found)
+                for pid in found:
+                    processes.kill(pid)
+                missed = 0
+
+    def _silent(self) -> bool:
+        try:
+            with Client(self._address) as client:
+                client.cluster(timeout_s=ANSWER_S)
+        except PenstockError as error:
+            return error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        return False
+
+    def _controllers(self) -> list[int]:
+        """The process of the controller on this machine, as long as it lives."""
+        marked = processes.marked(self._cluster_id)
+        return [pid for pid in marked if processes.title(pid).startswith("ray::Controller")]
