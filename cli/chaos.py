@@ -24,9 +24,9 @@ def command(faults: int, seed: int, minutes: float | None, as_json: bool, save: 
 
     Starts a cluster of 2 prefill and 3 decode instances, sends it requests in an open loop, and at random points kills,
     stops, cuts off and slows down its instances, loses, doubles and delays their messages, and kills its router, its
-    controller and Ray's head. Cutting off and slowing down need root and nft, and the end of the head redis-server, without
-    which it is only stopped; what cannot be injected is said and counts 0. Exit code 1 where a token differs, comes twice
-    or never, a stream hangs, or a block or a process is left.
+    controller and Ray's head. Cutting off and slowing down need root and nft; the head is only stopped where there is
+    no redis-server. What cannot be injected is said and counts 0. Exit code 1 where a token differs, comes twice or
+    never, a stream hangs, or a block or a process is left.
     """
     from ..benchmarks.chaos import Chaos, chaos
 
