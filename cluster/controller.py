@@ -363,8 +363,7 @@ class Controller:
 
     def _silent(self, router: pb.RouterHello) -> None:
         """End a router that hangs, so that Ray starts it anew; one that Ray did not start here is its keeper's."""
-        marked = processes.marked(os.environ.get(processes.MARK, ""))
-        if router.pid in marked and processes.title(router.pid).startswith("ray::RouterActor"):
+        if router.pid in processes.actors(os.environ.get(processes.MARK, ""), "RouterActor"):
             logger.warning("router %s (pid %d) hangs: it is killed", router.name, router.pid)
             processes.kill(router.pid)
 

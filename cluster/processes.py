@@ -27,6 +27,11 @@ def marked(cluster_id: str) -> list[int]:
     return [pid for pid in _pids() if pid != os.getpid() and mark in _environment(pid) and is_alive(pid)]
 
 
+def actors(cluster_id: str, kind: str) -> list[int]:
+    """Processes of this cluster that host actors of the class `kind`, which Ray names them by."""
+    return [pid for pid in marked(cluster_id) if title(pid).startswith(f"ray::{kind}")]
+
+
 def is_alive(pid: int) -> bool:
     """It runs, or is stopped; a zombie does not count."""
     return _stat(pid)[0] not in ("", "Z", "X")

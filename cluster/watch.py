@@ -22,7 +22,8 @@ MISSED = 3
 class Watch:
     """Until `stop`, a thread ends the controller at `address` whenever that hangs; Ray starts its next life.
 
-    One that is dead, or does not listen yet, is Ray's business: that refuses a call at once and is no silence.
+    One that is dead, or does not listen yet, is Ray's business: that refuses a call at once and is no silence. So is
+    one on another machine, which is never seen.
     """
 
     def __init__(self, address: str, cluster_id: str):
@@ -43,7 +44,7 @@ class Watch:
             if not self._silent():
                 missed = 0
                 continue
-            found = self._controllers()
+            found = processes.actors(self._cluster_id, "Controller")
             missed, suspects = missed + 1 if found == suspects else 1, found
             if missed >= MISSED:
                 logger.warning("the controller (%s) hangs: it is killed", found)
@@ -58,8 +59,3 @@ class Watch:
         except PenstockError as error:
             return error.code is grpc.StatusCode.DEADLINE_EXCEEDED
         return False
-
-    def _controllers(self) -> list[int]:
-        """The process of the controller on this machine, as long as it lives."""
-        marked = processes.marked(self._cluster_id)
-        return [pid for pid in marked if processes.title(pid).startswith("ray::Controller")]
