@@ -13,7 +13,7 @@ from penstock.engine.local import LocalWindow
 from penstock.policy import prefix
 from penstock.router.server import InferenceServicer, RouterServer
 
-LINGER_S = 0.5
+LINGER_S = 0.2
 AFTER = 4
 """The fault comes with the call of this number, so that the cluster has started well."""
 
