@@ -110,13 +110,13 @@ def configured(run: str) -> Config:
     )
     admission = base.engine.admission if run == PD else "aggressive"
     router = replace(base.router, port=0)
-    if run in (ROUND_ROBIN, LEAST_LOADED, FREENESS, MIGRATION):
+    if run != PD:
         router = replace(router, dispatch=FREENESS if run == MIGRATION else run)
     return replace(
         base,
         engine=replace(base.engine, kv_blocks=BLOCKS, admission=admission, prefix_cache=False),
         router=router,
-        cluster=replace(base.cluster, migration=run == MIGRATION, **pools),
+        cluster=replace(base.cluster, migrate=run in (MIGRATION, PD), **pools),
         cost=slower(known.cost, PACE),
     )
 

@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from penstock.benchmarks.gaps import Arrival
-from penstock.benchmarks.outcomes import Outcome, Slo
+from penstock.benchmarks.outcomes import Outcome
 from penstock.benchmarks.overload import (
     PROBE,
     PROBE_S,
@@ -20,6 +20,7 @@ from penstock.benchmarks.overload import (
 )
 from penstock.cli.bench_overload import command
 from penstock.cluster.workload import Request
+from penstock.policy.fairness import Slo
 
 SLO = Slo(ttft_s=1.0, tpot_s=0.1)
 PLAN = Plan(seconds=60.0)
