@@ -34,11 +34,12 @@ PROMPT = LogNormal(mean=256, cv=1.0, least=16, most=2048)
 OUTPUT = LogNormal(mean=48, cv=1.0, least=4, most=256)
 ALONE = 16
 """Requests that have the cluster to themselves, one after another."""
-AT_ONCE = 64
+AT_ONCE = 32
 TIMES = 3.0
-TTFT_TIMES, TPOT_TIMES = 10.0, 6.0
+TTFT_TIMES, TPOT_TIMES = 10.0, 10.0
 """A request is served well where it takes no more times as long as one that is alone."""
-LEAST_TTFT_S = 1.0
+LEAST_TTFT_S, LEAST_TPOT_S = 1.0, 0.05
+"""What no client wants to be shorter."""
 PROBE_S = 15.0
 PROBES_PER_S = 2.0
 PROBE = "probe"
@@ -134,7 +135,7 @@ async def _alone(client: AsyncClient, cluster: Cluster, seed: int) -> Slo:
     played = Load(client, cluster.model.vocabulary)
     outcomes = [outcome for number, load in enumerate(loads) for outcome in await played.play(load, number)]
     ttft_s, tpot_s = (median(getattr(one, name) for one in outcomes) for name in ("ttft_s", "tpot_s"))
-    return Slo(ttft_s=max(LEAST_TTFT_S, TTFT_TIMES * ttft_s), tpot_s=TPOT_TIMES * tpot_s)
+    return Slo(ttft_s=max(LEAST_TTFT_S, TTFT_TIMES * ttft_s), tpot_s=max(LEAST_TPOT_S, TPOT_TIMES * tpot_s))
 
 
 async def _capacity(client: AsyncClient, cluster: Cluster, plan: Plan) -> float:
