@@ -32,6 +32,8 @@ class Outcome:
     error: grpc.StatusCode | None = None
     message: str = ""
     """Of the error."""
+    retry_s: float = 0.0
+    """When the router told it to come back; 0 where it did not."""
 
     @property
     def tokens(self) -> int:

@@ -182,6 +182,7 @@ def report(plan: Plan, found: Found) -> Report:
         "attainment_accepted": (attainment(accepted, found.slo), "1"),
         "refused_share": (len(refused) / len(sent), "1"),
         "refusal_p99_ms": (1e3 * quantile([one.lasted_s for one in refused], 0.99) if refused else 0.0, "ms"),
+        "hinted_share": (sum(one.retry_s > 0 for one in refused) / len(refused) if refused else 0.0, "1"),
         "rss_growth_mib": (growth_mib(found.rss_mib, plan.seconds), "MiB"),
         "recovered_after_s": (recovered_after_s(probes, found.slo, plan.seconds), "s"),
         "failed": (sum(not one.done for one in accepted), "requests"),

@@ -59,6 +59,7 @@ def test_every_promised_figure_is_there_with_its_unit():
     assert {key: told.units[key] for key in promised} == promised
     assert told.figures["attainment_accepted"] == told.figures["refused_share"] == 0.5
     assert told.figures["refusal_p99_ms"] == pytest.approx(80)
+    assert told.figures["hinted_share"] == 0, "nobody told them when to come back"
     assert told.figures["rss_growth_mib"] == 0 and told.figures["recovered_after_s"] == 0.5
 
 

@@ -107,6 +107,7 @@ def test_refusals_and_failures_are_told_apart():
         (False, True, 2),
         (True, False, 0),
     ]
+    assert [one.retry_s for one in outcomes if one.refused] == [1.5]
     assert attainment(outcomes, SLO) == 0.5
     assert "RESOURCE_EXHAUSTED: no room" in told(outcomes) and "INTERNAL: a defect" in told(outcomes)
 
