@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from contextlib import suppress
 
 import penstock.engine.build
 import penstock.engine.residence
@@ -73,7 +74,7 @@ class _Deaf:
         return getattr(self._context, name)
 
     async def write(self, response):
-        if not self._context.cancelled():
+        with suppress(asyncio.CancelledError, Exception):
             await self._context.write(response)
 
 
