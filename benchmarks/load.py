@@ -88,7 +88,7 @@ class Load:
                         case Finished(reason=reason):
                             outcome.finish = reason
         except PenstockError as error:
-            outcome.error, outcome.message = error.code, error.message
+            outcome.error, outcome.message, outcome.retry_s = error.code, error.message, error.retry_s
         outcome.ended_s = self._now_s
         return outcome
 

@@ -9,27 +9,12 @@ from dataclasses import dataclass, field
 import grpc
 
 from ..cluster.workload import Request
+from ..policy.fairness import Slo
 from .figures import quantile
 from .gaps import Arrival, inter_token_ms
 
 LATE_S = 0.1
 """A request that is sent so long after its time shows that the generator has fallen behind."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slo:
-    """What a client is promised: both of them, or the request counts as not served."""
-
-    ttft_s: float
-    """Longest time to the first token."""
-    tpot_s: float
-    """Longest mean time between tokens."""
-
-    def __post_init__(self) -> None:
-        for name in ("ttft_s", "tpot_s"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a number above 0, got {value}")
 
 
 @dataclass(slots=True)
@@ -47,6 +32,8 @@ class Outcome:
     error: grpc.StatusCode | None = None
     message: str = ""
     """Of the error."""
+    retry_s: float = 0.0
+    """When the router told it to come back; 0 where it did not."""
 
     @property
     def tokens(self) -> int:
@@ -87,6 +74,7 @@ class Outcome:
         return [each / 1e3 for each in inter_token_ms(self.arrivals)]
 
     def meets(self, slo: Slo) -> bool:
+        """Both of its promises."""
         return self.done and self.ttft_s <= slo.ttft_s and self.tpot_s <= slo.tpot_s
 
 

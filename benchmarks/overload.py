@@ -1,8 +1,9 @@
 """Three times what a cluster can serve, for a minute: who is served, who is refused and how soon, and what is left.
 
 First the capacity is measured: requests in a closed loop, as many at once as keep every instance busy. The limits that
-a request counts as served by come from requests that have the cluster to themselves. Then the same kind of requests
-arrive at random three times as often, open loop, and after the last of them probes twice a second.
+a request counts as served by come from requests that have the cluster to themselves. A cluster that promises these
+limits is then sent the same kind of requests, at random, three times as often as it can serve them, open loop, and
+after the last of them probes twice a second.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from dataclasses import dataclass, field, replace
 from statistics import mean, median
 
 from ..client import AsyncClient
+from ..cluster import profile
 from ..cluster.arrivals import LogNormal, Rate, arrivals, independent
 from ..cluster.config import default
 from ..cluster.controller import INSTANCE
 from ..cluster.launcher import ROUTER, Cluster
 from ..cluster.workload import Request, Workload
-from .figures import Report, progress, quantile
+from ..policy.fairness import Slo
+from .figures import RESULTS, Report, progress, quantile
 from .load import Load, told
-from .outcomes import Outcome, Slo, attainment, latencies, lateness
+from .outcomes import Outcome, attainment, latencies, lateness
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +34,12 @@ PROMPT = LogNormal(mean=256, cv=1.0, least=16, most=2048)
 OUTPUT = LogNormal(mean=48, cv=1.0, least=4, most=256)
 ALONE = 16
 """Requests that have the cluster to themselves, one after another."""
-AT_ONCE = 64
+AT_ONCE = 32
 TIMES = 3.0
-TTFT_TIMES, TPOT_TIMES = 10.0, 6.0
+TTFT_TIMES, TPOT_TIMES = 10.0, 10.0
 """A request is served well where it takes no more times as long as one that is alone."""
-LEAST_TTFT_S = 1.0
+LEAST_TTFT_S, LEAST_TPOT_S = 1.0, 0.05
+"""What no client wants to be shorter."""
 PROBE_S = 15.0
 PROBES_PER_S = 2.0
 PROBE = "probe"
@@ -69,21 +73,33 @@ class Found:
 def measure(plan: Plan, say: Say = logger.info, instance: str = INSTANCE, router: str = ROUTER) -> Report:
     """Start a cluster of the embedded checkpoint and overload it. `instance`, `router`: see `Cluster.start`."""
     config = default()
-    config = replace(config, router=replace(config.router, port=0))
+    config = replace(
+        config,
+        router=replace(config.router, port=0),
+        cost=profile.load(RESULTS / "profile.yaml").cost,
+    )
     with Cluster.start(config, progress=say, instance=instance, router=router) as cluster:
-        found = asyncio.run(_measure(plan, cluster, say))
+        found = asyncio.run(_calibrate(plan, cluster))
+    say(
+        f"{found.capacity_per_s:.1f} requests/s; within {found.slo.ttft_s:.2f} s, {found.slo.tpot_s:.3f} s a token"
+    )
+    promising = replace(config, router=replace(config.router, normal=found.slo))
+    with Cluster.start(promising, progress=say, instance=instance, router=router) as cluster:
+        asyncio.run(_overload(plan, cluster, found))
     if trouble := told(found.outcomes):
         say(trouble)
     return report(plan, found)
 
 
-async def _measure(plan: Plan, cluster: Cluster, say: Say) -> Found:
+async def _calibrate(plan: Plan, cluster: Cluster) -> Found:
     async with AsyncClient(cluster.address) as client:
         slo = await _alone(client, cluster, plan.seed)
-        capacity = await _capacity(client, cluster, plan)
-        say(f"{capacity:.1f} requests/s; limits {slo.ttft_s:.2f} s and {1e3 * slo.tpot_s:.0f} ms a token")
-        found = Found(slo, capacity)
-        load = overload(plan, capacity)
+        return Found(slo, await _capacity(client, cluster, plan))
+
+
+async def _overload(plan: Plan, cluster: Cluster, found: Found) -> None:
+    load = overload(plan, found.capacity_per_s)
+    async with AsyncClient(cluster.address) as client:
         with progress("requests", len(load)) as advance:
             played = Load(client, cluster.model.vocabulary, ended=lambda outcome: advance(1))
             watching = asyncio.create_task(_watch_memory(cluster, found))
@@ -91,7 +107,6 @@ async def _measure(plan: Plan, cluster: Cluster, say: Say) -> Found:
                 found.outcomes = await played.play(load, plan.seed)
             finally:
                 watching.cancel()
-        return found
 
 
 def drawn(seed: object, times: Sequence[float]) -> Workload:
@@ -120,7 +135,7 @@ async def _alone(client: AsyncClient, cluster: Cluster, seed: int) -> Slo:
     played = Load(client, cluster.model.vocabulary)
     outcomes = [outcome for number, load in enumerate(loads) for outcome in await played.play(load, number)]
     ttft_s, tpot_s = (median(getattr(one, name) for one in outcomes) for name in ("ttft_s", "tpot_s"))
-    return Slo(ttft_s=max(LEAST_TTFT_S, TTFT_TIMES * ttft_s), tpot_s=TPOT_TIMES * tpot_s)
+    return Slo(ttft_s=max(LEAST_TTFT_S, TTFT_TIMES * ttft_s), tpot_s=max(LEAST_TPOT_S, TPOT_TIMES * tpot_s))
 
 
 async def _capacity(client: AsyncClient, cluster: Cluster, plan: Plan) -> float:
@@ -167,6 +182,7 @@ def report(plan: Plan, found: Found) -> Report:
         "attainment_accepted": (attainment(accepted, found.slo), "1"),
         "refused_share": (len(refused) / len(sent), "1"),
         "refusal_p99_ms": (1e3 * quantile([one.lasted_s for one in refused], 0.99) if refused else 0.0, "ms"),
+        "hinted_share": (sum(one.retry_s > 0 for one in refused) / len(refused) if refused else 0.0, "1"),
         "rss_growth_mib": (growth_mib(found.rss_mib, plan.seconds), "MiB"),
         "recovered_after_s": (recovered_after_s(probes, found.slo, plan.seconds), "s"),
         "failed": (sum(not one.done for one in accepted), "requests"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
 from ..cluster.instance import Instance
+from ..engine.flight import Flight
 from ..engine.runner import Runner
 from ..engine.server import InstanceServer
 from ..engine.step import StepItem
@@ -56,10 +57,10 @@ class _Paced(Runner):
         self._cost = cost
         self._sleep = sleep
 
-    def step(self, items: Sequence[StepItem]) -> list[int | None]:
+    def launch(self, items: Sequence[StepItem], after: Flight | None = None) -> Flight:
         began = time.monotonic()
-        tokens = super().step(items)
+        flight = super().launch(items, after)
         left_s = self._cost.predict(shape_of(items)) - (time.monotonic() - began)
         if left_s > 0:
             self._sleep(left_s)
-        return tokens
+        return flight

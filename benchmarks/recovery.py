@@ -2,8 +2,9 @@
 
 In every round a dozen seeded streams run on one prefill and two decode instances, then a real signal strikes one
 process. The gap of a stream is its longest wait for a token from then on. Counted are the streams that the struck
-instance owned; for a prefill instance those whose prompt it was working on, whose gap begins with their request;
-for a router and the controller all. Afterwards every stream is asked for once more, undisturbed, and must be the same.
+instance owned; for a prefill instance those whose prompt it was working on, whose gap begins with their request; for a
+router, beside which there is another, and for the controller all. Afterwards every stream is asked for once more,
+undisturbed, and must be the same.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,7 +31,18 @@ from .witness import TEMPERATURE, Asked, Witness, grown, until
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("kill_decode", "kill_prefill", "hang", "kill_router", "kill_controller")
+SIGNALS = {
+    "kill_decode": signal.SIGKILL,
+    "kill_prefill": signal.SIGKILL,
+    "hang": signal.SIGSTOP,
+    "kill_router": signal.SIGKILL,
+    "kill_controller": signal.SIGKILL,
+}
+KINDS = tuple(SIGNALS)
+ROUTERS = 2
+"""The clients of one that is killed go on at the other."""
+DECODE = 2
+"""Instances of the decode pool."""
 TOGETHER = 6
 """Streams that begin at a time: as many as a lost decode instance has in the mean."""
 PROMPT, LONG_PROMPT = 256, 2048
@@ -73,7 +85,11 @@ class Found:
 def measure(plan: Plan, say: Say = logger.info, instance: str = INSTANCE, router: str = ROUTER) -> Report:
     """Start a cluster of the embedded checkpoint and strike it. `instance` and `router` as `Cluster.start` has them."""
     config = default()
-    config = replace(config, router=replace(config.router, port=0))
+    config = replace(
+        config,
+        router=replace(config.router, port=0),
+        cluster=replace(config.cluster, decode=DECODE, routers=ROUTERS),
+    )
     found = Found()
     with Cluster.start(config, progress=say, instance=instance, router=router) as cluster:
         with progress("faults", len(plan.kinds) * plan.rounds) as advance:
@@ -92,6 +108,15 @@ async def _strike_all(plan: Plan, cluster: Cluster, found: Found, advance: Calla
                 striker = Striker(cluster, client, control, found, draw)
                 await striker.round(kind, f"recovery-{plan.seed}-{number}-{kind}")
                 advance(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whom to strike, and whether a stream is struck with it, by its owner."""
+
+    name: str
+    pid: int
+    owned: Callable[[str], bool]
 
 
 class Striker:
@@ -119,17 +144,19 @@ class Striker:
         if kind == "kill_prefill":
             witnesses += [self._begin(f"{name}-long{place}", LONG_PROMPT) for place in range(LONG)]
             await asyncio.sleep(self._draw.uniform(0.05, 0.15))
-        pid, owned = await self._aim(kind, before, witnesses)
-        begun = _computed(await self._instances(), only=pid) - _computed(before, only=pid)
-        had = [len(one.tokens) for one in witnesses]
+        target = await self._aim(kind, before, witnesses)
+        now = await self._instances()
+        begun = _computed(one for one in now if one.pid == target.pid)
+        begun -= _computed(one for one in before if one.pid == target.pid)
         at = time.perf_counter()
-        os.kill(pid, signal.SIGSTOP if kind == "hang" else signal.SIGKILL)
-        await grown(witnesses, GO_ON, had)
-        struck = [one for one in witnesses if owned(one.owner_at(at))]
+        os.kill(target.pid, SIGNALS[kind])
+        await grown(witnesses, GO_ON, [len(one.tokens) for one in witnesses])
+        struck = [one for one in witnesses if target.owned(one.owner_at(at))]
         gaps = [gap for one in struck if (gap := one.gap_ms(at)) is not None]
         self._found.gaps_ms.setdefault(kind, []).extend(gaps)
-        await self._back(kind, pid)
-        computed = _computed(await self._instances()) - _computed(before, but=pid)
+        after = await self._back(kind, target)
+        lives = {one.pid for one in after}
+        computed = _computed(after) - _computed([one for one in before if one.pid in lives])
         new = sum(len(one.asked.prompt) for one in struck if not one.owner_at(at)) - begun
         if struck:
             again = max(0, computed - max(0, new)) / len(struck)
@@ -140,21 +167,19 @@ class Striker:
     def _begin(self, name: str, prompt_tokens: int) -> Witness:
         return Witness.begin(self._client, Asked.draw(name, prompt_tokens, self._vocabulary), MOST)
 
-    async def _aim(
-        self, kind: str, instances: Sequence[Instance], witnesses: Sequence[Witness]
-    ) -> tuple[int, Callable[[str], bool]]:
-        """Whom to strike, and whether a stream with this owner is struck too."""
+    async def _aim(self, kind: str, instances: Sequence[Instance], witnesses: Sequence[Witness]) -> Target:
         if kind == "kill_controller":
-            return self._actor("Controller"), lambda owner: True
+            return Target("", self._actor("Controller"), lambda owner: True)
         if kind == "kill_router":
-            return (await self._control.cluster()).routers[0].pid, lambda owner: True
+            routers = (await self._control.cluster()).routers
+            return Target("", max(routers, key=lambda one: one.sessions).pid, lambda owner: True)
         if kind == "kill_prefill":
-            target = next(one for one in instances if one.pool == "prefill")
-            return target.pid, lambda owner: owner in ("", target.name)
+            prefill = next(one for one in instances if one.pool == "prefill")
+            return Target(prefill.name, prefill.pid, lambda owner: owner in ("", prefill.name))
         owners = [one.instance for one in witnesses]
         able = [one for one in instances if one.pool == "decode" and one.name in owners]
-        target = self._draw.choice(able)
-        return target.pid, lambda owner: owner == target.name
+        chosen = self._draw.choice(able)
+        return Target(chosen.name, chosen.pid, lambda owner: owner == chosen.name)
 
     def _actor(self, kind: str) -> int:
         return next(pid for pid in processes.marked(self._cluster.record.cluster_id) if kind in _title(pid))
@@ -162,8 +187,8 @@ class Striker:
     async def _instances(self) -> tuple[Instance, ...]:
         return (await self._control.cluster()).instances
 
-    async def _back(self, kind: str, pid: int) -> None:
-        """Until all that was ended is there again, and the router hears of it."""
+    async def _back(self, kind: str, target: Target) -> tuple[Instance, ...]:
+        """Until all that was ended is there again, and the routers hear of it; the instances then."""
         deadline = time.monotonic() + BACK_S
         while time.monotonic() < deadline:
             try:
@@ -173,20 +198,17 @@ class Striker:
                 await asyncio.sleep(0.1)
                 continue
             pids = [one.pid for one in (*known.instances, *known.routers)]
-            serving = all(one.state == "serving" for one in through.instances)
-            if serving and known.routers and (pid not in pids):
-                return
+            serving = [one for one in through.instances if one.state == "serving"]
+            whole = len(serving) == len(known.instances) == 1 + DECODE and len(known.routers) == ROUTERS
+            if whole and target.pid not in pids:
+                return known.instances
             await asyncio.sleep(0.1)
         raise TimeoutError(f"after {kind} the cluster was not whole again within {BACK_S:g} s")
 
 
-def _computed(instances: Sequence[Instance], only: int | None = None, but: int | None = None) -> int:
-    """Prompt tokens, those of requests prefilled again included, that these lives have begun to compute.
-
-    Of one process alone, or of all but one.
-    """
-    counted = [one.work for one in instances if only in (None, one.pid) and one.pid != but]
-    return sum(work.asked_tokens - work.hit_tokens for work in counted)
+def _computed(instances: Iterable[Instance]) -> int:
+    """Prompt tokens, those of requests prefilled again included, that these lives have begun to compute."""
+    return sum(one.work.asked_tokens - one.work.hit_tokens for one in instances)
 
 
 def _title(pid: int) -> str:

@@ -12,10 +12,11 @@ from ..client import AsyncClient
 from ..cluster import traces, workload
 from ..cluster.config import Config
 from ..cluster.workload import Workload
+from ..policy.fairness import Slo
 from . import slices
 from .figures import Report, progress
 from .load import Load, at_rate, fitting, told
-from .outcomes import LATE_S, Outcome, Slo, attainment, latencies, lateness
+from .outcomes import LATE_S, Outcome, attainment, latencies, lateness
 
 logger = logging.getLogger(__name__)
 

@@ -39,13 +39,14 @@ POLICIES = ROUND_ROBIN, LEAST_LOADED, FREENESS, MIGRATION = (
 """The last is the one before it, with migration."""
 PD = "pd"
 """One prefill and three decode instances."""
-PACE = 10.0
+PACE = 6.0
 INSTANCES = 4
-BLOCKS = 128
+BLOCKS = 256
 """Of 16 tokens, in each instance."""
 CV = 4.0
-PROMPT = LogNormal(mean=96, cv=1.0, least=8, most=512)
-OUTPUT = Pareto(alpha=1.1, least=16, most=768)
+PROMPT = Pareto(alpha=0.7, least=24, most=3000)
+"""Half of them below 65 tokens; one in 25 takes more than a quarter of an instance's memory."""
+OUTPUT = LogNormal(mean=150, cv=1.0, least=16, most=700)
 HIGH_SHARE = 0.1
 LIMIT_S = 180.0
 """Of one request."""
@@ -55,7 +56,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    rate_per_s: float = 12.0
+    rate_per_s: float = 6.5
     seconds: float = 50.0
     seed: int = 0
     runs: Sequence[str] = (*POLICIES, PD)
@@ -110,13 +111,13 @@ def configured(run: str) -> Config:
     )
     admission = base.engine.admission if run == PD else "aggressive"
     router = replace(base.router, port=0)
-    if run in (ROUND_ROBIN, LEAST_LOADED, FREENESS, MIGRATION):
-        router = replace(router, dispatch=FREENESS if run == MIGRATION else run)
+    if run != PD:  # requests go to an instance when they come, as the rules that are compared have it
+        router = replace(router, dispatch=FREENESS if run == MIGRATION else run, ahead_s=0.0)
     return replace(
         base,
         engine=replace(base.engine, kv_blocks=BLOCKS, admission=admission, prefix_cache=False),
         router=router,
-        cluster=replace(base.cluster, migration=run == MIGRATION, **pools),
+        cluster=replace(base.cluster, migrate=run in (MIGRATION, PD), **pools),
         cost=slower(known.cost, PACE),
     )
 

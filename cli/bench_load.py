@@ -55,9 +55,9 @@ def command(
     """
     if address and config:
         raise click.UsageError("--config is of a cluster that is started: give it or --address.")
-    from ..benchmarks.outcomes import Slo
     from ..benchmarks.replay import Plan, measure
     from ..cluster.config import default, load
+    from ..policy.fairness import Slo
 
     plan = Plan(
         workload=workload,

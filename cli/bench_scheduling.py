@@ -12,7 +12,7 @@ from .calls import SECONDS
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
-    default=12.0,
+    default=6.5,
     show_default=True,
     help="Requests a second.",
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from contextlib import suppress
 
 import penstock.engine.build
 import penstock.engine.residence
@@ -13,7 +14,7 @@ from penstock.engine.local import LocalWindow
 from penstock.policy import prefix
 from penstock.router.server import InferenceServicer, RouterServer
 
-LINGER_S = 0.5
+LINGER_S = 0.2
 AFTER = 4
 """The fault comes with the call of this number, so that the cluster has started well."""
 
@@ -73,7 +74,7 @@ class _Deaf:
         return getattr(self._context, name)
 
     async def write(self, response):
-        if not self._context.cancelled():
+        with suppress(asyncio.CancelledError, Exception):
             await self._context.write(response)
 
 

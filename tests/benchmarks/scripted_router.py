@@ -7,6 +7,7 @@ import grpc.aio
 
 from penstock.proto import inference_pb2 as pb
 from penstock.proto import inference_pb2_grpc as rpc
+from penstock.router.refusal import overloaded
 
 MODEL = pb.Model(name="scripted", context_tokens=4096, vocabulary=100)
 
@@ -27,7 +28,7 @@ class Scripted(rpc.InferenceServiceServicer):
         if len(self.asked) >= self._answers_after:
             self._enough.set()
         if request.tenant == "refused":
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room")
+            await overloaded("no room", 1.5).abort(context)
         await context.write(pb.GenerateResponse(started=pb.Started(request_id=request.request_id)))
         await self._enough.wait()
         for index in range(request.sampling.max_tokens):

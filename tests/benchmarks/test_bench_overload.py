@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from penstock.benchmarks.gaps import Arrival
-from penstock.benchmarks.outcomes import Outcome, Slo
+from penstock.benchmarks.outcomes import Outcome
 from penstock.benchmarks.overload import (
     PROBE,
     PROBE_S,
@@ -20,6 +20,7 @@ from penstock.benchmarks.overload import (
 )
 from penstock.cli.bench_overload import command
 from penstock.cluster.workload import Request
+from penstock.policy.fairness import Slo
 
 SLO = Slo(ttft_s=1.0, tpot_s=0.1)
 PLAN = Plan(seconds=60.0)
@@ -58,6 +59,7 @@ def test_every_promised_figure_is_there_with_its_unit():
     assert {key: told.units[key] for key in promised} == promised
     assert told.figures["attainment_accepted"] == told.figures["refused_share"] == 0.5
     assert told.figures["refusal_p99_ms"] == pytest.approx(80)
+    assert told.figures["hinted_share"] == 0, "nobody told them when to come back"
     assert told.figures["rss_growth_mib"] == 0 and told.figures["recovered_after_s"] == 0.5
 
 

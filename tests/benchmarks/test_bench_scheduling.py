@@ -75,7 +75,7 @@ def test_the_load_is_the_same_for_all_heavy_tailed_and_fits_an_instance():
     load = requests(plan)
     assert load == requests(plan) != requests(Plan(seed=1))
     assert load.duration_s == pytest.approx(plan.seconds) and len(load) == plan.rate_per_s * plan.seconds
-    lengths = sorted(one.output_tokens for one in load.requests)
+    lengths = sorted(one.prompt_tokens for one in load.requests)
     assert lengths[-1] > 10 * lengths[len(lengths) // 2], "some are much longer than most"
     assert max(one.prompt_tokens + one.output_tokens for one in load.requests) <= 16 * BLOCKS
     high = sum(one.priority == "high" for one in load.requests) / len(load)

@@ -9,12 +9,13 @@ from scripted_router import Scripted, against
 
 from penstock.benchmarks.gaps import Arrival
 from penstock.benchmarks.load import Load, at_rate, fitting, told
-from penstock.benchmarks.outcomes import LATE_S, Outcome, Slo, attainment, latencies, lateness
+from penstock.benchmarks.outcomes import LATE_S, Outcome, attainment, latencies, lateness
 from penstock.benchmarks.replay import Plan, _play, report
 from penstock.cli.bench_load import command
 from penstock.client import AsyncClient
 from penstock.cluster.arrivals import Fixed, Rate, arrivals, independent
 from penstock.cluster.workload import Request, Workload
+from penstock.policy.fairness import Slo
 
 SLO = Slo(ttft_s=1.0, tpot_s=0.1)
 
@@ -106,6 +107,7 @@ def test_refusals_and_failures_are_told_apart():
         (False, True, 2),
         (True, False, 0),
     ]
+    assert [one.retry_s for one in outcomes if one.refused] == [1.5]
     assert attainment(outcomes, SLO) == 0.5
     assert "RESOURCE_EXHAUSTED: no room" in told(outcomes) and "INTERNAL: a defect" in told(outcomes)
 

@@ -83,8 +83,8 @@ def steps_of(world: World) -> Counter:
     for name, instance in world.instances.items():
         plan = instance.scheduler.next_batch
 
-        def counted(name=name, plan=plan):
-            batch = plan()
+        def counted(*args, name=name, plan=plan, **options):
+            batch = plan(*args, **options)
             steps[name] += any(one.session == VICTIM for one, _ in batch)
             return batch
 
