@@ -122,9 +122,9 @@ def test_late_doubled_and_disordered_messages_change_no_token(transport, monkeyp
             unruly = [Unruly(router.send, 0)]
             monkeypatch.setattr(router, "send", unruly[0])
             for number, one in enumerate(servers, 1):
-                unruly += Unruly(one._peers.send, number), Unruly(one._tell, -number)
+                unruly += Unruly(one._peers.send, number), Unruly(one._links.tell, -number)
                 monkeypatch.setattr(one._peers, "send", unruly[-2])
-                monkeypatch.setattr(one, "_tell", unruly[-1])
+                monkeypatch.setattr(one._links, "tell", unruly[-1])
             contexts = {
                 f"s{n}": prompt(length, n, max_tokens=100) for n, length in enumerate((1, 16, 400, 700))
             }
