@@ -145,5 +145,7 @@ def _rising(law: Law, chunks: range) -> range:
     piece = law.piece(chunks[0])
     if not piece.per_chunk_work_s:
         return chunks
-    peak = math.isqrt(int(min(piece.base_s / piece.per_chunk_work_s, LONGEST_CHUNK**2)))
+    square = min(piece.base_s / piece.per_chunk_work_s, LONGEST_CHUNK**2)
+    peak = math.isqrt(int(square))
+    peak += peak * (peak + 1) <= square  # of whole numbers the root may lie next to the best
     return chunks[: max(1, min(peak, chunks[-1]) - chunks[0] + 1)]
