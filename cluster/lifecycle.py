@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 
@@ -181,7 +181,7 @@ class Lifecycle:
     async def _flipped(self, operation: Operation, after: Spec, empties: bool) -> None:
         name, record = operation.instance, self._record(operation)
         left = await self._emptied(operation) if empties else 0
-        if left and self._record(operation).life == record.life:
+        if left and self._record(operation) == replace(record, state=State.DRAINING):
             self._supervisor.empty(name, False)
             text = f"{left} requests could not be moved within {self._config.drain_s:g} s (cluster.drain_s)"
             refuse(grpc.StatusCode.ABORTED, f"{text}; {name} stays in the {record.spec.pool} pool")

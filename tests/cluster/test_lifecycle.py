@@ -106,6 +106,20 @@ def test_a_flip_that_cannot_empty_the_instance_leaves_it_as_it_was():
     played(scenario)
 
 
+def test_an_instance_that_is_lost_while_it_is_to_be_flipped_comes_back_in_its_new_role():
+    async def scenario(host: FakeHost, supervisor: Supervisor, lifecycle: Lifecycle) -> None:
+        who = supervisor.registry["decode-0"].incarnation
+        host.living[who].load = replace(host.living[who].load, sessions=2)
+        operation = asyncio.create_task(steps(lifecycle.flip("decode-0", "prefill")))
+        await until(lambda: sessions(supervisor, "decode-0") and supervisor.load("decode-0").draining)  # type: ignore[union-attr]
+        await host.die(who)
+        assert (await operation)[-1] == Progress("decode-0", Phase.SERVING, recovered=2)
+        record = supervisor.registry["decode-0"]
+        assert record.life > who.life and host.living[record.incarnation].settings.decode_slots == 0
+
+    played(scenario)
+
+
 def test_a_rolling_restart_replaces_all_and_never_two_at_a_time():
     async def scenario(host: FakeHost, supervisor: Supervisor, lifecycle: Lifecycle) -> None:
         before = {name: supervisor.registry[name].life for name in NAMES}
