@@ -130,7 +130,7 @@ def chaos(asked: Chaos, say: Say = logger.info) -> Verdict:
     if skipped:
         say(f"{skipped} requests were not sent, since too many were under way")
     counts: Counter[str] = Counter(
-        dict.fromkeys(("streams", "ties", *MUST_BE_0, "requests", "recoveries", "resumed"), 0)
+        dict.fromkeys(("streams", "ties", *MUST_BE_0, "requests", "recoveries", "resumed", "refused"), 0)
     )
     counts.update(leaked)
     counts.update(_came_of(runs))
@@ -228,7 +228,8 @@ def _came_of(runs: Sequence[Run]) -> Counter[str]:
         missing=sum(stream.missing for run in runs for stream in run.streams if not run.hung),
         hung=sum(run.hung for run in runs),
         recoveries=sum(stream.recoveries for stream in streams),
-        resumed=sum(run.attempts > 1 for run in runs),
+        resumed=sum(run.attempts > 1 + run.refused for run in runs),
+        refused=sum(run.refused > 0 for run in runs),
     )
 
 
@@ -304,6 +305,7 @@ def _unit(key: str) -> str:
         "hung": "requests",
         "requests": "requests",
         "resumed": "requests",
+        "refused": "requests",
         "recoveries": "recoveries",
     }
     return named.get(key, "tokens")

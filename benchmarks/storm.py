@@ -33,7 +33,7 @@ MOST_AT_ONCE = 64
 READY_S = 60.0
 """How long a fault waits for the cluster to be able to bear it."""
 AGAIN_S = 0.2
-"""Before a request that no router took is sent anew."""
+"""Before a request that no router took, or that waited there in vain for its turn, is sent anew."""
 PROMPT_S = 10.0
 """How long the end of a prefill instance waits for a prompt that it may have."""
 LOOK_S = 0.2
@@ -50,6 +50,8 @@ class Run:
     arrivals: list[tuple[float, str]] = field(default_factory=list)
     """When, and from which instance."""
     attempts: int = 0
+    refused: int = 0
+    """How often all routers were too busy to take it."""
     hung: bool = False
     ended: float = 0.0
 
@@ -102,9 +104,11 @@ class Client:
         return run
 
     async def _until_taken(self, run: Run) -> None:
-        """Send the request as often as no router takes it."""
+        """Send the request as often as no router takes it, under another name where one that refused it knows it."""
+        name = run.trial.request_id
         while True:
-            if await self._attempt(run, Attempts(request_of(run.trial))):
+            named = replace(run.trial, request_id=f"{name}-{run.refused}" if run.refused else name)
+            if await self._attempt(run, Attempts(request_of(named))):
                 return
             await asyncio.sleep(AGAIN_S)
 
@@ -126,6 +130,9 @@ class Client:
             except grpc.RpcError as error:
                 known = from_rpc(error, "the router")
                 if not started and known.code is grpc.StatusCode.UNAVAILABLE and not known.final:
+                    return False
+                if not run.arrivals and known.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    run.refused += 1
                     return False
                 pause_s = attempts.retry_after_s(known)
             finally:

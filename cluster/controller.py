@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -257,11 +258,10 @@ class RayHost:
 
     async def leave(self, spec: Spec) -> None:
         with suppress(ValueError):  # it never had one
-            group = await _bounded(asyncio.to_thread(get_placement_group, self._group_name(spec)))
-            await _bounded(asyncio.to_thread(remove_placement_group, group))
+            await asked(remove_placement_group, await asked(get_placement_group, self._group_name(spec)))
 
     async def recall(self) -> str:
-        kept = await _bounded(asyncio.to_thread(kv._internal_kv_get, KEPT, namespace=self._place.namespace))
+        kept = await asked(partial(kv._internal_kv_get, KEPT, namespace=self._place.namespace))
         return kept.decode() if kept else ""
 
     async def keep(self, text: str) -> None:
