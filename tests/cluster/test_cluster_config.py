@@ -34,7 +34,7 @@ def test_what_is_written_is_what_runs(tmp_path):
         ({"clutser": {}}, "no key `clutser`; did you mean `cluster`?"),
         ({"cluster": {"prefil": 1}}, "no key `cluster.prefil`; did you mean `prefill`?"),
         ({"engine": {"block-size": 16}}, "no key `engine.block-size`; did you mean `block_size`?"),
-        ({"router": {"zzz": 1}}, "no key `router.zzz`; there are client_wait_s, dispatch_wait_s, host,"),
+        ({"router": {"zzz": 1}}, "no key `router.zzz`; there are ahead_s, client_wait_s, dispatch,"),
         ({"cluster": {"prefill": "two"}}, "cluster.prefill must be a whole number, got 'two'"),
         ({"cluster": {"prefill": 1.5}}, "cluster.prefill must be a whole number, got 1.5"),
         ({"cluster": {"prefill": True}}, "cluster.prefill must be a whole number, got True"),
