@@ -67,7 +67,10 @@ class Found:
     outcomes: list[Outcome] = field(default_factory=list)
     """Of the overload and of the probes after it."""
     rss_mib: list[tuple[float, float]] = field(default_factory=list)
-    """Pairs (seconds since the overload began, memory of all processes of the cluster)."""
+    """Pairs (seconds since the overload began, memory of all processes of the cluster without the KV caches).
+
+    These have a fixed size, though their pages count only once they were written.
+    """
 
 
 def measure(plan: Plan, say: Say = logger.info, instance: str = INSTANCE, router: str = ROUTER) -> Report:
@@ -163,7 +166,7 @@ async def _watch_memory(cluster: Cluster, found: Found) -> None:
     began = time.perf_counter()
     while True:
         memory = await asyncio.to_thread(cluster.memory)
-        found.rss_mib.append((time.perf_counter() - began, memory.pss_bytes / 2**20))
+        found.rss_mib.append((time.perf_counter() - began, memory.anonymous_bytes / 2**20))
         await asyncio.sleep(MEMORY_EVERY_S)
 
 

@@ -1,10 +1,10 @@
 """What clients feel of an instance, a router or the controller that dies or hangs, and what is computed again for it.
 
 In every round a dozen seeded streams run on one prefill and two decode instances, then a real signal strikes one
-process. The gap of a stream is its longest wait for a token from then on. Counted are the streams that the struck
-instance owned; for a prefill instance those whose prompt it was working on, whose gap begins with their request; for a
-router, beside which there is another, and for the controller all. Afterwards every stream is asked for once more,
-undisturbed, and must be the same.
+process, or an operator drains or flips an instance. The gap of a stream is its longest wait for a token from then on.
+Counted are the streams that the struck instance owned; for a prefill instance those whose prompt it was working on,
+whose gap begins with their request; for a router, beside which there is another, and for the controller all. Afterwards
+every stream is asked for once more, undisturbed, and must be the same.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..client import AsyncClient, Instance, PenstockError
+from ..client import AsyncClient, Instance, PenstockError, Progress
 from ..cluster import processes
 from ..cluster.config import default
 from ..cluster.controller import INSTANCE
@@ -38,7 +38,7 @@ SIGNALS = {
     "kill_router": signal.SIGKILL,
     "kill_controller": signal.SIGKILL,
 }
-KINDS = tuple(SIGNALS)
+KINDS = (*SIGNALS, "drain", "flip")
 ROUTERS = 2
 """The clients of one that is killed go on at the other."""
 DECODE = 2
@@ -149,7 +149,7 @@ class Striker:
         begun = _computed(one for one in now if one.pid == target.pid)
         begun -= _computed(one for one in before if one.pid == target.pid)
         at = time.perf_counter()
-        os.kill(target.pid, SIGNALS[kind])
+        await self._strike(kind, target)
         await grown(witnesses, GO_ON, [len(one.tokens) for one in witnesses])
         struck = [one for one in witnesses if target.owned(one.owner_at(at))]
         gaps = [gap for one in struck if (gap := one.gap_ms(at)) is not None]
@@ -181,6 +181,14 @@ class Striker:
         chosen = self._draw.choice(able)
         return Target(chosen.name, chosen.pid, lambda owner: owner == chosen.name)
 
+    async def _strike(self, kind: str, target: Target) -> None:
+        if kind in SIGNALS:
+            os.kill(target.pid, SIGNALS[kind])
+        elif kind == "drain":
+            await _done(self._control.drain(target.name))
+        else:
+            await _done(self._control.flip(target.name, "prefill"))
+
     def _actor(self, kind: str) -> int:
         return next(pid for pid in processes.marked(self._cluster.record.cluster_id) if kind in _title(pid))
 
@@ -188,7 +196,16 @@ class Striker:
         return (await self._control.cluster()).instances
 
     async def _back(self, kind: str, target: Target) -> tuple[Instance, ...]:
-        """Until all that was ended is there again, and the routers hear of it; the instances then."""
+        """Until all that was ended is there again, and the routers hear of it; the instances before that is undone."""
+        if kind not in SIGNALS:
+            after = await self._instances()
+            undo = (
+                self._control.scale("decode", DECODE)
+                if kind == "drain"
+                else self._control.flip(target.name, "decode")
+            )
+            await _done(undo)
+            return after
         deadline = time.monotonic() + BACK_S
         while time.monotonic() < deadline:
             try:
@@ -204,6 +221,12 @@ class Striker:
                 return known.instances
             await asyncio.sleep(0.1)
         raise TimeoutError(f"after {kind} the cluster was not whole again within {BACK_S:g} s")
+
+
+async def _done(progress: AsyncIterator[Progress]) -> None:
+    """An operation to its end."""
+    async for _ in progress:
+        pass
 
 
 def _computed(instances: Iterable[Instance]) -> int:

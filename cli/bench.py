@@ -19,7 +19,7 @@ COMMANDS = {
     ),
     "overload": ("penstock.cli.bench_overload", "Three times what a cluster can serve, for a minute."),
     "prefix": ("penstock.cli.bench_prefix", "Hit rates of the prefix cache on a conversation trace."),
-    "recovery": ("penstock.cli.bench_recovery", "Gaps in streams when a process dies or hangs."),
+    "recovery": ("penstock.cli.bench_recovery", "Gaps in streams by what was done to the cluster."),
     "scheduling": (
         "penstock.cli.bench_scheduling",
         "Rules of dispatch and migration on mixed instances under bursts.",

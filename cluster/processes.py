@@ -15,10 +15,14 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory of some processes in bytes: with each shared page counted once among them all, and as plain sums."""
+    """Memory of some processes in bytes: with each shared page counted once among them all, and as plain sums.
+
+    `anonymous_bytes` are of the first what is neither a file's nor, as the KV of an instance on a CPU, shared memory.
+    """
 
     pss_bytes: int
     rss_bytes: int
+    anonymous_bytes: int = 0
 
 
 def marked(cluster_id: str) -> list[int]:
@@ -57,12 +61,13 @@ def age_s(pid: int) -> float:
 
 def memory(pids: Iterable[int]) -> Memory:
     """Memory that these processes have between them; those that have gone have none."""
-    pss_kib = rss_kib = 0
+    pss_kib = rss_kib = anonymous_kib = 0
     for pid in pids:
         sizes = dict(_sizes(pid))
         pss_kib += sizes.get("Pss", 0)
         rss_kib += sizes.get("Rss", 0)
-    return Memory(pss_kib << 10, rss_kib << 10)
+        anonymous_kib += sizes.get("Pss_Anon", 0)
+    return Memory(pss_kib << 10, rss_kib << 10, anonymous_kib << 10)
 
 
 def wait_until_gone(cluster_id: str, timeout_s: float) -> list[int]:

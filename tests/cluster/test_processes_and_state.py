@@ -1,6 +1,7 @@
 """What a killed cluster leaves is found by its mark and ended; nothing else is touched."""
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -67,6 +68,15 @@ def test_memory_counts_shared_pages_once():
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_anonymous_memory_is_neither_a_files_nor_shared():
+    before = processes.memory([os.getpid()])
+    shared, own = mmap.mmap(-1, 32 << 20), bytearray(os.urandom(1 << 10) * (16 << 10))
+    shared.write(b"x" * (32 << 20))
+    after = processes.memory([os.getpid()])
+    assert 16 << 20 <= after.anonymous_bytes - before.anonymous_bytes < 32 << 20 and len(own) == 16 << 20
+    assert after.rss_bytes - before.rss_bytes >= 48 << 20
 
 
 def test_memory_of_what_has_gone_is_nothing():
