@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,6 +21,7 @@ from ..handover.frames import PairOffer, PeerFrame, Turn, TurnKind
 from ..handover.values import Incarnation, LeaseKey, Stage, Window
 from ..policy.journal import Journal
 from .cache import BlockStore
+from .copy_thread import CopyThread
 from .local import LocalWindow, WindowDescriptor
 from .pace import Pace
 from .pair import Pair, Rendezvous
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 JITTER_S = 0.004
 """A refused sender waits up to this long, at random."""
+HANG_TIMES = 5
+"""A copy that takes so many times the limit of a transport operation never ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class Transfers:
         self._journal = journal
         self._backend = "gloo" if cache.device.type == "cpu" else "nccl"
         self._rendezvous = Rendezvous(host)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="transfer")
+        self._thread = CopyThread()
         self._pace = Pace(config.copy_share, config.lease_s / 4, stepping)
         self._turn = TransferTurn()
         self._promised: Promised | None = None
@@ -84,8 +87,16 @@ class Transfers:
         self._sequence = 0
 
     def submit(self, copy: Callable[[], None]) -> None:
-        """Run a copy within this process in the transfer thread, behind what waits there. Any thread may call this."""
-        self._thread.submit(self._timed, copy)
+        """Run a copy within this process in the transfer thread, behind what waits there. Any thread may call this.
+
+        It rests for nobody, so nobody rests for it: one after the other would hold back handovers for ever.
+        """
+        self._thread.submit(copy)
+
+    @property
+    def hang(self) -> bool:
+        """A copy is under way that should have ended long ago: its blocks and its turn are lost."""
+        return self._thread.busy_s > HANG_TIMES * self._config.transport_s
 
     # ---- one-sided
 
@@ -350,7 +361,7 @@ class Transfers:
         wake it, and torch.distributed tells nobody the socket. Until `Received` the seat keeps the lease's blocks.
         """
         for task in self._receives.get(lease, ()):
-            task.cancel()
+            self._cancel(task)
 
     def _forget_receive(self, lease: LeaseKey, task: asyncio.Task[None]) -> None:
         self._receives[lease].discard(task)
@@ -387,7 +398,7 @@ class Transfers:
     async def close(self) -> None:
         """End all copies; returns within the transport's limit."""
         for task in self._tasks:
-            task.cancel()
+            self._cancel(task)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._thread.shutdown)
         for _, pair in [*self._in.values(), *self._out.values()]:
@@ -411,15 +422,20 @@ class Transfers:
 
     def give_up(self, lease: LeaseKey) -> None:
         """Nobody wants the copy under this lease: where it still waits for its time, it ends at once."""
+        asyncio.get_running_loop().call_soon(self._end_rest, lease)  # it may have been asked for just now
+
+    def _end_rest(self, lease: LeaseKey) -> None:
         if lease in self._resting:
             self._resting[lease].cancel()
 
     async def _rest(self, lease: LeaseKey) -> None:
+        """Wait for its time: however much overtakes it, a quarter of a lease's life at most."""
         task = asyncio.current_task()
         assert task is not None
         self._resting[lease] = task
+        until = time.monotonic() + self._config.lease_s / 4
         try:
-            while (left_s := self._pace.left_s) > 0:  # noqa: ASYNC110 - time alone ends it
+            while (left_s := min(self._pace.left_s, until - time.monotonic())) > 0:  # noqa: ASYNC110 - time alone ends it
                 await asyncio.sleep(left_s)
         finally:
             del self._resting[lease]
@@ -448,3 +464,8 @@ class Transfers:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    @staticmethod
+    def _cancel(task: asyncio.Task[None]) -> None:
+        """Cancel a copy once it has begun: one cancelled before would answer nobody."""
+        asyncio.get_running_loop().call_soon(task.cancel)

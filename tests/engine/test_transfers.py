@@ -26,6 +26,8 @@ from penstock.handover.values import Epoch, Incarnation, LeaseKey, Stage, Window
 from penstock.policy.journal import Journal
 
 CONFIG = HandoverConfig(transport_s=4.0, heartbeat_s=0.1)
+PATIENT = HandoverConfig(transport_s=4.0, heartbeat_s=0.1, lease_s=400.0)
+"""Copies rest for as long as they are told to."""
 LAYOUT = CacheLayout(layers=2, blocks=64, block_size=4, kv_heads=1, head_dim=8, dtype="float32")
 
 
@@ -251,6 +253,27 @@ def test_a_receive_that_is_closed_is_answered_once_and_costs_its_pair(begun):
     asyncio.run(main())
 
 
+def test_a_receive_that_is_closed_before_it_begins_is_answered_and_gives_its_turn_back():
+    async def main():
+        async with ends("a", "b") as (net, (a, b)):
+            lease, hear = LeaseKey("s", Epoch(1, 1)), b.hear
+
+            def hear_and_close(sender, frame) -> None:
+                hear(sender, frame)
+                if isinstance(frame, Stage):
+                    b.transfers.close_receive(lease)
+
+            b.hear = hear_and_close
+            a.send(b, "s")
+            async with asyncio.timeout(20.0):
+                await asyncio.shield(b.posted["received s"])
+            assert b.transfers._promised is None and not b.transfers._receives
+            b.hear = hear
+            await until_ok(a, b)
+
+    asyncio.run(main())
+
+
 def test_what_a_dead_peer_left_is_closed():
     async def main():
         async with ends("a", "b") as (_, (a, b)):
@@ -316,7 +339,7 @@ class Resting:
 @pytest.mark.parametrize("way", [End.send, End.write])
 def test_what_is_urgent_overtakes_what_rests(way):
     async def main():
-        async with ends("a", "b") as (_, (a, b)):
+        async with ends("a", "b", config=PATIENT) as (_, (a, b)):
             pace = a.transfers._pace = Resting()
             resting = [way(a, b, f"resting{n}", 4, False) for n in range(3)]
             for n in range(3):
@@ -335,7 +358,7 @@ def test_what_is_urgent_overtakes_what_rests(way):
 @pytest.mark.parametrize("way", [End.send, End.write])
 def test_a_copy_that_is_given_up_while_it_rests_is_answered_and_harms_no_other(way):
     async def main():
-        async with ends("a", "b") as (_, (a, b)):
+        async with ends("a", "b", config=PATIENT) as (_, (a, b)):
             pace = a.transfers._pace = Resting()
             unwanted, wanted = way(a, b, "unwanted", 4, False), way(a, b, "wanted", 4, False)
             await asyncio.sleep(0)
@@ -350,9 +373,72 @@ def test_a_copy_that_is_given_up_while_it_rests_is_answered_and_harms_no_other(w
 
 
 @pytest.mark.parametrize("way", [End.send, End.write])
+def test_no_rest_outlasts_a_lease_however_much_overtakes_it(way):
+    async def main():
+        config = HandoverConfig(transport_s=4.0, heartbeat_s=0.1, lease_s=0.4)
+        async with ends("a", "b", config=config) as (_, (a, b)):
+            a.transfers._pace = Resting()
+            assert await ok(way(a, b, "s", 4, False))
+            assert way is End.write or await ok(b.posted["received s"])
+
+    asyncio.run(main())
+
+
+def test_copies_that_never_rest_hold_back_no_handover():
+    async def main():
+        async with ends("a", "b", config=PATIENT) as (_, (a, b)):
+            pace = a.transfers._pace = Resting()
+            done = threading.Event()
+            a.transfers.submit(done.set)
+            assert await ok(a.write(b, "s", 4, True))
+            await until(lambda: pace.counted and not a.transfers._thread.busy_s)
+            assert done.is_set() and pace.counted == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", [End.send, End.write])
+def test_a_copy_that_is_given_up_as_soon_as_it_is_asked_for_is_answered(way):
+    async def main():
+        async with ends("a", "b", config=PATIENT) as (_, (a, b)):
+            a.transfers._pace = Resting()
+            unwanted = way(a, b, "s", 4, False)
+            a.transfers.give_up(LeaseKey("s", Epoch(1, 1)))
+            assert not await ok(unwanted)
+
+    asyncio.run(main())
+
+
+def test_a_copy_hangs_once_it_lasts_many_times_its_limit():
+    async def main():
+        config = HandoverConfig(transport_s=0.02, heartbeat_s=0.1)
+        async with ends("a", config=config) as (_, (a,)):
+            held = threading.Event()
+            assert not a.transfers.hang
+            a.transfers.submit(lambda: held.wait(60))
+            await until(lambda: a.transfers.hang)
+            held.set()
+            await until(lambda: not a.transfers.hang)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", [End.send, End.write])
+def test_closing_answers_what_has_not_begun(way):
+    async def main():
+        async with ends("a", "b", config=PATIENT) as (_, (a, b)):
+            a.transfers._pace = Resting()
+            asked = way(a, b, "s", 4, False)
+            await a.transfers.close()
+            assert not await ok(asked)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", [End.send, End.write])
 def test_closing_answers_what_rests(way):
     async def main():
-        async with ends("a", "b") as (_, (a, b)):
+        async with ends("a", "b", config=PATIENT) as (_, (a, b)):
             a.transfers._pace = Resting()
             resting = way(a, b, "s", 4, False)
             await asyncio.sleep(0.05)
