@@ -141,6 +141,7 @@ class InstanceServer(WorkerServiceServicer):
         self._engine.start()
         await self._server.start()
         self._heart = asyncio.create_task(self._beat(), name="heart")
+        self._heart.add_done_callback(_end_with)
         layout = self._runner.layout
         logger.info(
             "%s.%d serves %s at %s: %d blocks of %d bytes", *self.me, self._spec.family, self.address,
@@ -289,8 +290,9 @@ class InstanceServer(WorkerServiceServicer):
             await asyncio.sleep(self._handover.heartbeat_s)
             now = time.monotonic()
             if self.failed or now - self._engine.alive_at > self._handover.grace_s:
-                logger.error("the engine thread or a rank has ended, or hangs; so does the instance")
-                os._exit(70)
+                _end_process("the engine thread or a rank has ended, or hangs; so does the instance")
+            if self._transfers.hang:
+                _end_process("a copy hangs, and with it what others sent or are to get; the instance ends")
             self._links.beat(now)
 
     # ---- WorkerService
@@ -383,3 +385,15 @@ class InstanceServer(WorkerServiceServicer):
                 return read(await anext(aiter(requests)))
         except (TimeoutError, StopAsyncIteration, ValueError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a stream begins with hello: {error}")
+
+
+def _end_process(why: str, error: BaseException | None = None) -> None:
+    """End at once, whatever hangs; the supervisor starts the next life."""
+    logger.critical(why, exc_info=error)
+    os._exit(70)
+
+
+def _end_with(heart: asyncio.Task[None]) -> None:
+    """An instance whose heart has a defect would watch over nothing any more."""
+    if not heart.cancelled() and (error := heart.exception()) is not None:
+        _end_process("the heart of the instance fails", error)

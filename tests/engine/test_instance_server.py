@@ -218,6 +218,31 @@ def test_an_instance_ends_when_a_rank_of_it_does(tmp_path):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("defect", ["copy", "heart"])
+def test_an_instance_whose_copy_hangs_or_whose_heart_fails_ends(defect, monkeypatch):
+    def fail(now: float) -> None:
+        raise AssertionError("a defect")
+
+    async def main():
+        why: list[str] = []
+        monkeypatch.setattr(server_module, "_end_process", lambda told, error=None: why.append(told))
+        one = server("a")
+        one._handover = replace(HANDOVER, transport_s=0.1)
+        held = threading.Event()
+        async with running(one):
+            await asyncio.sleep(3 * HANDOVER.heartbeat_s)
+            assert not why
+            if defect == "copy":
+                one._transfers.submit(lambda: held.wait(60) and None)
+            else:
+                monkeypatch.setattr(one._links, "beat", fail)
+            await until(lambda: why)
+            held.set()
+            assert defect in why[0]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("host_bytes", [0, 8 << 20])
 def test_streams_are_the_same_where_memory_is_short(host_bytes):
     """Sequences give their memory back, and are computed again or come back from host memory."""
