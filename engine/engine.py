@@ -471,10 +471,9 @@ class Engine:
             case ToRouter(router, message):
                 self._outbox.to_router(router, message)
             case Begin(start):
-                limits = self._limits
-                sequence = Running.begin(
-                    session, start.epoch, start.context, limits.context, limits.ends, limits.grammars
-                )
+                limits, context = self._limits, start.context
+                model = (limits.context, limits.ends, limits.constraint(context))
+                sequence = Running.begin(session, start.epoch, context, *model)
                 self._scheduler.add(sequence)
                 self._chronicle.queued(sequence)
             case Drop(epoch):
@@ -501,7 +500,9 @@ class Engine:
     def _unpause(self, sequence: Running, epoch: Epoch) -> None:
         sequence.paused = False
         if sequence.epoch != epoch:
+            was = sequence.key
             self._scheduler.rename(sequence, epoch)
+            self._chronicle.renamed(was, sequence)
         self._chronicle.resumed(sequence)
 
     # ---- time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ..handover.effects import (
     Adopt,
@@ -27,6 +28,9 @@ from .phase import Size
 from .scheduler import Scheduler
 from .sequence import Sequence
 
+if TYPE_CHECKING:
+    from .grammar import Constraint  # its library is needed where a grammar is
+
 MOVING_ROOM = 128
 MOVING_SHARE = 0.25
 """A sequence may grow by so many tokens, and this share of those that it has, while it is copied; then it waits."""
@@ -38,6 +42,17 @@ class _Coming:
 
     reserve: Reserve
     names: list[bytes]
+    constraint: Constraint | None
+    """The state of its grammar after the output so far: what is compiled now need not be so when it is adopted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A reservation of ours."""
+
+    sequence: Sequence
+    room: int
+    """Tokens of KV that it asked room for."""
 
 
 class Moving:
@@ -66,8 +81,7 @@ class Moving:
         self._coming: dict[LeaseKey, _Coming] = {}
         self._waiting: list[LeaseKey] = []
         self._grants: dict[LeaseKey, Grant] = {}
-        self._rooms: dict[LeaseKey, int] = {}
-        """Tokens of KV that a reservation of ours asked room for."""
+        self._asked: dict[LeaseKey, _Asked] = {}
 
     @property
     def idle(self) -> bool:
@@ -82,7 +96,7 @@ class Moving:
             case ToPeer(peer, message):
                 self._outbox.to_peer(peer, self._complete(message))
             case Lease(reserve):
-                self._coming[reserve.lease] = _Coming(reserve, self._scheduler.kv.names_of(reserve.context))
+                self._coming[reserve.lease] = self._prepare(reserve)
                 return self._lease(reserve.lease, first=True)
             case Write(epoch, stage, one_sided):
                 self._write(self._scheduler[LeaseKey(session, epoch)], stage, one_sided)
@@ -106,23 +120,26 @@ class Moving:
     def forget(self, leaves: Callable[[str], bool]) -> None:
         """What was granted to sessions of which nothing `leaves` any more."""
         self._grants = {lease: grant for lease, grant in self._grants.items() if leaves(lease.session)}
-        self._rooms = {lease: room for lease, room in self._rooms.items() if leaves(lease.session)}
+        self._asked = {lease: asked for lease, asked in self._asked.items() if leaves(lease.session)}
 
     # ---- what leaves
 
     def room(self, lease: LeaseKey) -> int | None:
         """Tokens of KV that the destination was asked to find room for."""
-        return self._rooms.get(lease)
+        asked = self._asked.get(lease)
+        return None if asked is None else asked.room
 
     def granted(self, grant: Grant) -> None:
         """A destination has room, and says where."""
         self._grants[grant.lease] = grant
-        self._chronicle.granted(grant.lease.session, grant.destination.instance, grant.have)
+        asked = self._asked.get(grant.lease)
+        if asked is not None:
+            self._chronicle.granted(asked.sequence, grant.destination.instance, grant.have)
 
     def _reserve(self, session: str, effect: Reserving) -> None:
         sequence = self._scheduler[LeaseKey(session, effect.epoch)]
         blocks = self._blocks_asked(sequence)
-        self._rooms[effect.lease] = blocks * self._limits.block_size
+        self._asked[effect.lease] = _Asked(sequence, blocks * self._limits.block_size)
         reserve = Reserve(
             lease=effect.lease,
             source=self._house.me,
@@ -172,6 +189,11 @@ class Moving:
                 return
             self._waiting.remove(key)
 
+    def _prepare(self, reserve: Reserve) -> _Coming:
+        """All that grows with the context is done before the sequence is adopted."""
+        told = reserve.context
+        return _Coming(reserve, self._scheduler.kv.names_of(told), self._limits.constraint(told))
+
     def _lease(self, key: LeaseKey, first: bool) -> Leased | None:
         """Try to find room; a reservation hears at once that it waits, and later that it has it."""
         coming = self._coming[key]
@@ -197,7 +219,7 @@ class Moving:
 
     def _adopt(self, effect: Adopt) -> None:
         coming, limits = self._coming.pop(effect.lease), self._limits
-        model = (limits.context, limits.ends, limits.grammars)
+        model = (limits.context, limits.ends, coming.constraint)
         sequence = Sequence.adopt(
             effect.lease, coming.reserve.context, effect.commit, *model, names=coming.names
         )

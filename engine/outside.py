@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ..handover.frames import InstanceFrame
-from ..handover.values import Address, Incarnation, LeaseKey, PeerMessage, Stage, Window
+from ..handover.values import Address, Context, Incarnation, LeaseKey, PeerMessage, Stage, Window
 from ..policy.state import blocks_for
 from .host_tier import Swap
 
 if TYPE_CHECKING:
-    from .grammar import Grammars  # its library is needed where a grammar is
+    from .grammar import Constraint, Grammars  # its library is needed where a grammar is
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,14 @@ class Limits:
 
     def blocks(self, tokens: int) -> int:
         return blocks_for(tokens, self.block_size)
+
+    def constraint(self, context: Context) -> Constraint | None:
+        """The state of the grammar that rules its output, after the output so far; None where none does."""
+        grammar = context.params.grammar
+        if not grammar:
+            return None
+        assert self.grammars is not None, "routers ask it only of models that have a tokenizer"
+        return self.grammars.begin(grammar, context.emitted)
 
 
 class Outside(Protocol):

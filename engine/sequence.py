@@ -22,7 +22,7 @@ from .step import Logbook, SampleSpec, Shaping
 from .tally import Tally
 
 if TYPE_CHECKING:
-    from .grammar import Constraint, Grammars  # its library is needed where a grammar is
+    from .grammar import Constraint  # its library is needed where a grammar is
 
 
 @dataclass(slots=True)
@@ -111,17 +111,16 @@ class Sequence:
         context: Context,
         longest: int,
         ends: frozenset[int] = frozenset(),
-        grammars: Grammars | None = None,
+        constraint: Constraint | None = None,
     ) -> Sequence:
-        """A sequence to be prefilled; `longest` is the model's context in tokens, `ends` are its end tokens."""
+        """A sequence to be prefilled; `longest` is the model's context in tokens, `ends` are its end tokens.
+
+        `constraint` is its grammar's state after the output of `context`.
+        """
         params = context.params
         tokens = [*context.prompt, *context.emitted]
         most = min(len(context.prompt) + params.max_tokens, longest)
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else ends)
-        constraint = None
-        if params.grammar:
-            assert grammars is not None, "routers ask it only of models that have a tokenizer"
-            constraint = grammars.begin(params.grammar, context.emitted)
         return cls(
             session,
             epoch,
@@ -145,17 +144,21 @@ class Sequence:
         commit: Commit,
         longest: int,
         ends: frozenset[int] = frozenset(),
-        grammars: Grammars | None = None,
+        constraint: Constraint | None = None,
         names: Iterable[bytes] = (),
     ) -> Sequence:
         """A sequence that arrives with its KV: what the reservation told of it, and what the commit adds.
 
-        `names` are those of full blocks of the reservation's context.
+        `constraint` is its grammar's state after the reservation's output, `names` are those of the full blocks of the
+        reservation's context.
         """
         emitted = context.emitted[: commit.first_index]
         assert len(emitted) == commit.first_index, "the commit goes on where the reservation ended"
         grown = replace(context, emitted=emitted + tuple(record.id for record in commit.records))
-        sequence = cls.begin(lease.session, lease.epoch, grown, longest, ends, grammars)
+        if constraint is not None:
+            for token in grown.emitted[len(context.emitted) :]:
+                constraint.take(token)
+        sequence = cls.begin(lease.session, lease.epoch, grown, longest, ends, constraint)
         sequence.computed = sequence.prefill_until = commit.computed
         sequence.admitted = True
         sequence.names = list(names)

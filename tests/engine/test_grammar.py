@@ -7,15 +7,31 @@ import pytest
 import torch
 from llguidance import LLMatcher
 from tokenizers import Tokenizer
+from toy_world import BLOCK, CONTEXT, LAYOUT, ROUTER, Clock, World
 
 from penstock.engine import grammar as module
 from penstock.engine.config import EngineConfig
 from penstock.engine.grammar import Grammars
+from penstock.engine.outside import Limits
 from penstock.engine.sampler import sample
 from penstock.engine.sequence import Sequence
 from penstock.engine.shaping import shape_
 from penstock.engine.step import SampleSpec, Shaping
-from penstock.handover.values import GRAMMAR_LIMITS, Context, End, Epoch, SamplingParams
+from penstock.handover.config import HandoverConfig
+from penstock.handover.effects import Adopt, Lease
+from penstock.handover.values import (
+    GRAMMAR_LIMITS,
+    Commit,
+    Context,
+    End,
+    Epoch,
+    Incarnation,
+    LeaseKey,
+    Reserve,
+    SamplingParams,
+    TokenRecord,
+)
+from penstock.policy.batching import Budget
 from penstock.router.grammar_check import convert
 
 FOLDER = EngineConfig().folder
@@ -41,7 +57,8 @@ def text() -> Tokenizer:
 
 def begin(grammars, grammar, emitted=(), seed=0, **params) -> Sequence:
     asked = SamplingParams(temperature=1.5, seed=seed, max_tokens=30, grammar=grammar, **params)
-    return Sequence.begin("s", Epoch(1, 1), Context((5,), tuple(emitted), asked), 1000, ENDS, grammars)
+    constraint = grammars.begin(grammar, emitted)
+    return Sequence.begin("s", Epoch(1, 1), Context((5,), tuple(emitted), asked), 1000, ENDS, constraint)
 
 
 def logits(position: int, seed: int) -> torch.Tensor:
@@ -150,3 +167,25 @@ def test_what_others_learnt_of_a_grammar_changes_nothing(monkeypatch, text):
             constraint.take(id)
             expected.take(id)
     assert len(compiled) > 2, "the limit was met"
+
+
+@pytest.mark.parametrize("seen", [0, 2])
+def test_a_reservation_keeps_its_grammar_however_many_others_come_before_it_is_adopted(
+    text, monkeypatch, seen
+):
+    monkeypatch.setattr(module, "KEPT", 1)
+    few = Grammars(FOLDER / "tokenizer.json", VOCABULARY, ENDS)
+    engine = World(1, {"b": Budget(12, 6)}, HandoverConfig(), Clock()).instances["b"].engine
+    moving = engine._moving
+    moving._limits = Limits(CONTEXT, ENDS, BLOCK, few)
+    ids = text.encode("abc-12", add_special_tokens=False).ids
+    told, lease = Context((5,), tuple(ids[:2]), SamplingParams(grammar=REGEX)), LeaseKey("s", Epoch(1, 2))
+    here, there = Incarnation("b", 1), Incarnation("a", 1)
+    moving.carry_out("s", Lease(Reserve(lease, there, here, "toy", LAYOUT, 4, told, ROUTER, False)))
+    expected = few.begin(REGEX, ids[:3]).allowed()
+    few.prepare(SCHEMA)
+    monkeypatch.setattr(few, "_compile", lambda grammar: pytest.fail("compiled in the engine thread"))
+    records = tuple(TokenRecord(id) for id in ids[seen:3])
+    moving.carry_out("s", Adopt(lease, Commit(seen, records, 3)))
+    (adopted,) = engine._scheduler
+    assert adopted.tokens == [5, *ids[:3]] and adopted.constraint.allowed() == expected
