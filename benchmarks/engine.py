@@ -1,8 +1,9 @@
 """One instance beside `transformers` on the same checkpoint, dtype, threads and requests, in turns within one process.
 
-The peers are its continuous batching and its plain batched `generate`, in batches as large as the instance decodes,
-by order of arrival: a batch runs until its longest output is done, and only tokens that were asked for count. Then what
-of a step is spent outside the model's forward pass, and how a decode step's time grows with batch and context.
+The peers are its continuous batching, begun by each call as `generate_batch` does it (`continuous`) and before the clock
+starts (`running`), and its plain batched `generate`, in batches as large as the instance decodes, by order of arrival: a
+batch runs until its longest output is done, and only tokens that were asked for count. Then what of a step is spent
+outside the model's forward pass, and how a decode step's time grows with batch and context.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from ..cluster.traces import read_azure
 from ..cluster.workload import first, scale_lengths, token_ids
 from ..engine.config import EMBEDDED, EngineConfig
 from ..engine.step import SampleSpec, StepItem
+from ..policy.batching import Budget
 from .alone import Alone, Job, model_seconds
 from .checkpoints import make_checkpoint
 from .figures import Report
@@ -54,10 +57,12 @@ LARGE: dict[str, Any] = {
 """A Llama of 100 million parameters."""
 LARGE_BATCH = 32
 CONTEXTS = (64, 256, 1024)
-GENERATE, CONTINUOUS, PENSTOCK = "generate", "continuous", "penstock"
+GENERATE, CONTINUOUS, RUNNING, PENSTOCK = "generate", "continuous", "running", "penstock"
 
 Say = Callable[[str], None]
 Contender = Callable[[Sequence[Job]], list[list[int]]]
+Ready = Callable[[], AbstractContextManager[Contender]]
+"""Makes a contender ready, which is not timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,11 @@ class Plan:
     def command(self) -> str:
         model = "" if self.model == EMBEDDED else f" --model {self.model}"
         return f"bench engine{model} --rounds {self.rounds} --threads {self.threads}"
+
+    @property
+    def role(self) -> Budget:
+        """Of the instance: it decodes the largest of the batches at a time."""
+        return Budget(ROLE.prefill_tokens, max(ROLE.decode_slots, LARGE_BATCH, *self.batches))
 
     def config(self, model: str, tokens: int) -> EngineConfig:
         """An instance whose cache holds so many tokens in sequences of any lengths, and computes every prompt anew."""
@@ -116,7 +126,7 @@ def measure(plan: Plan, say: Say = logger.info) -> Report:
     if plan.rounds < 1:
         raise ValueError(f"at least 1 round is needed, got {plan.rounds}")
     figures = Figures()
-    alone = Alone(plan.config(plan.model, _tokens_held(plan)), ROLE)
+    alone = Alone(plan.config(plan.model, _tokens_held(plan)), plan.role)
     _compare(plan, alone, figures, say)
     say("what a step spends outside the model")
     for batch in plan.batches:
@@ -127,7 +137,7 @@ def measure(plan: Plan, say: Say = logger.info) -> Report:
         with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
             make_checkpoint(Path(folder), "llama", seed=1, **LARGE)
             tokens = LARGE_BATCH * (PROMPT + 2 * STEPS)
-            large = Alone(plan.config(folder, tokens), ROLE)
+            large = Alone(plan.config(folder, tokens), plan.role)
             _overhead(large, LARGE_BATCH, 1, f"overhead_share_large_b{LARGE_BATCH}", figures)
     return figures.report(plan.command)
 
@@ -161,33 +171,36 @@ def _equal(count: int, vocabulary: int) -> list[Job]:
 def _compare(plan: Plan, alone: Alone, figures: Figures, say: Say) -> None:
     """Tokens of output a second, and how many times the peers' that is; the order turns with each round."""
     folder = plan.config(plan.model, 0).folder
-    peer = Transformers.of(folder, alone.runner.layout.blocks * alone.runner.layout.block_size)
+    peer = Transformers.of(folder, alone.runner.layout.blocks * alone.runner.layout.block_size, plan.role)
     torch.set_num_threads(plan.threads)
     vocabulary = alone.runner.spec.vocab
-    contenders: dict[str, Contender] = {
-        PENSTOCK: alone.run,
-        CONTINUOUS: peer.continuous,
-        GENERATE: peer.generate,
+    contenders: dict[str, Ready] = {
+        PENSTOCK: lambda: nullcontext(alone.run),
+        CONTINUOUS: lambda: nullcontext(peer.continuous),
+        RUNNING: peer.running,
+        GENERATE: lambda: nullcontext(peer.generate),
     }
     for name, jobs in (("mixed", _mixed(plan.mixed, vocabulary)), ("equal", _equal(plan.equal, vocabulary))):
         tokens = sum(job.tokens for job in jobs)
         say(f"{len(jobs)} requests of {name} lengths, {tokens} tokens of output")
-        for contender in contenders.values():
-            contender(jobs[:2])  # warm
+        for ready in contenders.values():
+            _timed(ready, jobs[:2])  # warm
         for turn in range(plan.rounds):
-            order = list(contenders)[turn % 3 :] + list(contenders)[: turn % 3]
+            lead = turn % len(contenders)
+            order = list(contenders)[lead:] + list(contenders)[:lead]
             rates = {which: tokens / _timed(contenders[which], jobs) for which in order}
             for which in contenders:
                 figures.add(f"tokens_per_s_{which}_{name}", "tokens/s", rates[which])
-            for which in (CONTINUOUS, GENERATE):
+            for which in (CONTINUOUS, RUNNING, GENERATE):
                 figures.add(f"ratio_{which}_{name}", "1", rates[PENSTOCK] / rates[which])
 
 
-def _timed(contender: Contender, jobs: Sequence[Job]) -> float:
-    gc.collect()
-    began = time.perf_counter()
-    outputs = contender(jobs)
-    took = time.perf_counter() - began
+def _timed(ready: Ready, jobs: Sequence[Job]) -> float:
+    with ready() as contender:
+        gc.collect()
+        began = time.perf_counter()
+        outputs = contender(jobs)
+        took = time.perf_counter() - began
     assert [len(output) for output in outputs] == [job.tokens for job in jobs], "all run to their full length"
     return took
 
@@ -205,12 +218,17 @@ def _overhead(alone: Alone, batch: int, rounds: int, key: str, figures: Figures)
     with model_seconds(clock) as spent:
         for _ in range(rounds):
             spent.clear()
-            began = clock()
+            made, began = _made(alone, sessions), clock()
             for _ in range(STEPS):
                 alone.round()
+            assert _made(alone, sessions) == made + batch * STEPS, "each round is a step of all of them"
             figures.add(key, "1", 1 - sum(spent) / (clock() - began))
     while alone.round():
         pass
+
+
+def _made(alone: Alone, sessions: Sequence[str]) -> int:
+    return sum(len(alone.outputs(session)) for session in sessions)
 
 
 def _clock() -> Callable[[], float]:

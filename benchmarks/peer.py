@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ class Transformers:
     """Its continuous batching and its plain batched `generate`."""
 
     @classmethod
-    def of(cls, folder: Path, cache_tokens: int) -> Transformers:
+    def of(cls, folder: Path, cache_tokens: int, role: Budget = ROLE) -> Transformers:
         """On a checkpoint, in float32 on the CPU."""
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return cls(model, cache_tokens)
+        return cls(model, cache_tokens, role)
 
     def __init__(self, model: Any, cache_tokens: int, role: Budget = ROLE):
         """Its steps are as large as those of an instance of `role`, its cache holds `cache_tokens`."""
@@ -58,31 +59,43 @@ class Transformers:
         return [row[longest : longest + job.tokens] for row, job in zip(made.tolist(), jobs, strict=True)]
 
     def continuous(self, jobs: Sequence[Job]) -> list[list[int]]:
-        """With the step's size of the instance, and room for all requests at once."""
+        """As `generate_batch` does it: begun and ended by each call."""
+        with self.running() as run:
+            return run(jobs)
+
+    @contextmanager
+    def running(self) -> Iterator[Callable[[Sequence[Job]], list[list[int]]]]:
+        """Continuous batching that runs for as long as this lasts, as a service of it would.
+
+        With the step's size of the instance, and room for all that its cache holds at once.
+        """
         page_tokens = 256
         config = self._lib.ContinuousBatchingConfig(
             page_size=page_tokens,
-            num_blocks=self._cache_tokens // page_tokens + len(jobs),
+            num_blocks=self._cache_tokens // page_tokens + self._role.decode_slots,
             max_batch_tokens=self._role.prefill_tokens + self._role.decode_slots,
         )
         manager = self._model.continuous_batching_context_manager(
             generation_config=self._settings(1), continuous_batching_config=config, block=True, timeout=5
         )
-        done: dict[str, list[int]] = {}
         with manager as running:
-            names = [
-                running.add_request(list(job.prompt), max_new_tokens=job.tokens, eos_token_id=-1)
-                for job in jobs
-            ]
-            while len(done) < len(jobs):
-                result = running.get_result(timeout=1)
-                if result is not None and result.is_finished():
-                    done[result.request_id] = result.generated_tokens
-                elif result is None and not running.is_running():
-                    raise RuntimeError("the continuous batching of transformers ended before its requests")
-        return [done[name] for name in names]
+            yield lambda jobs: _served(running, jobs)
 
     def _settings(self, tokens: int) -> Any:
         return self._lib.GenerationConfig(
             do_sample=False, max_new_tokens=tokens, eos_token_id=None, pad_token_id=0
         )
+
+
+def _served(running: Any, jobs: Sequence[Job]) -> list[list[int]]:
+    done: dict[str, list[int]] = {}
+    names = [
+        running.add_request(list(job.prompt), max_new_tokens=job.tokens, eos_token_id=-1) for job in jobs
+    ]
+    while len(done) < len(jobs):
+        result = running.get_result(timeout=1)
+        if result is not None and result.is_finished():
+            done[result.request_id] = result.generated_tokens
+        elif result is None and not running.is_running():
+            raise RuntimeError("the continuous batching of transformers ended before its requests")
+    return [done[name] for name in names]

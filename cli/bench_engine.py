@@ -19,7 +19,8 @@ from rich.console import Console
 def command(model: str | None, rounds: int, threads: int, as_json: bool, save: bool) -> None:
     """One instance beside transformers' continuous batching and plain generate, on mixed and equal lengths.
 
-    Tokens of output a second and their ratios; the share of a step that is spent outside the model's forward pass by
+    Tokens of output a second and their ratios (`continuous` is begun by each call, as generate_batch does it, and
+    `running` before the clock starts); the share of a step that is spent outside the model's forward pass by
     batch, here and for 100 million parameters; how a decode step's time grows with batch and context. On the CPU.
     """
     from ..benchmarks.engine import Plan, measure

@@ -24,6 +24,8 @@ def test_both_peers_and_the_instance_give_the_same_tokens(alone):
     outputs = alone.run(JOBS)
     assert [len(output) for output in outputs] == [12, 1, 20]
     assert outputs == peer.generate(JOBS) == peer.continuous(JOBS)
+    with peer.running() as run:
+        assert outputs == run(JOBS) == run(JOBS)
     assert alone.idle
 
 
@@ -49,7 +51,7 @@ def test_only_the_model_is_timed_and_nothing_of_it_stays(alone):
 def test_every_figure_is_there_with_a_unit_and_its_spread():
     report = measure(PLAN)
     for lengths in ("mixed", "equal"):
-        for which in ("continuous", "generate"):
+        for which in ("continuous", "running", "generate"):
             key = f"ratio_{which}_{lengths}"
             low, high = report.spread[key]
             assert 0 < low <= report.figures[key] <= high
@@ -57,6 +59,11 @@ def test_every_figure_is_there_with_a_unit_and_its_spread():
         assert 0 < report.figures[f"overhead_share_b{batch}"] < 1
     assert report.figures["step_fit_error_p50"] <= report.figures["step_fit_error_max"]
     assert report.units["tokens_per_s_penstock_mixed"] == "tokens/s"
+
+
+def test_the_instance_decodes_the_largest_batch_at_once():
+    assert Plan().role.decode_slots == max(Plan().batches) == 128
+    assert PLAN.role.decode_slots == ROLE.decode_slots
 
 
 def test_mixed_jobs_have_the_lengths_of_the_trace_in_its_order():
