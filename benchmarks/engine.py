@@ -1,9 +1,9 @@
 """One instance beside `transformers` on the same checkpoint, dtype, threads and requests, in turns within one process.
 
-The peers are its continuous batching, begun by each call as `generate_batch` does it (`continuous`) and before the clock
-starts (`running`), and its plain batched `generate`, in batches as large as the instance decodes, by order of arrival: a
-batch runs until its longest output is done, and only tokens that were asked for count. Then what of a step is spent
-outside the model's forward pass, and how a decode step's time grows with batch and context.
+The peers are its continuous batching, begun by each call as `generate_batch` does it (`continuous`) and before the
+clock starts (`running`), and its plain batched `generate`, in batches as large as the instance decodes, by order of
+arrival: a batch runs until its longest output is done, and only tokens that were asked for count. Then what of a step
+is spent outside the model's forward pass, and how a decode step's time grows with batch and context.
 """
 
 from __future__ import annotations
