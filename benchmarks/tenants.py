@@ -9,23 +9,30 @@ from ..client import AsyncClient
 
 PROMPT_TOKENS = 64
 STREAM_S = 60.0
+TOLD_S = 30.0
 
 
 async def crossed_tokens(address: str, vocabulary: int, seed: int, spoken_s: float) -> int:
     """Tokens that a tenant's prompt found cached, though only another had sent them to this cluster.
 
-    Nothing else may run there. Instances have told of what they did after `spoken_s`.
+    Nothing else may run there. Instances tell of what they did every `spoken_s`, and are waited for.
     """
     draw = random.Random(seed)
     prompt = [draw.randrange(vocabulary) for _ in range(PROMPT_TOKENS)]
     async with AsyncClient(address) as client:
-        before = await _hits(client)
+        asked, before = await _work(client)
         for tenant in ("first", "second"):
             async for _ in client.generate(prompt, tenant=tenant, max_tokens=1, timeout_s=STREAM_S):
                 pass
-        await asyncio.sleep(spoken_s)
-        return await _hits(client) - before
+        async with asyncio.timeout(TOLD_S):
+            while True:
+                await asyncio.sleep(spoken_s)
+                told, hits = await _work(client)
+                if told >= asked + 2 * PROMPT_TOKENS:
+                    return hits - before
 
 
-async def _hits(client: AsyncClient) -> int:
-    return sum(instance.work.hit_tokens for instance in (await client.cluster()).instances)
+async def _work(client: AsyncClient) -> tuple[int, int]:
+    """Tokens of all prompts begun, and how many of them were cached."""
+    work = [instance.work for instance in (await client.cluster()).instances]
+    return sum(each.asked_tokens for each in work), sum(each.hit_tokens for each in work)

@@ -86,7 +86,10 @@ def test_a_sound_cluster_whose_cache_is_tiny_passes_while_sequences_give_their_m
 )
 def test_a_planted_fault_shows_in_its_figure_and_no_other(fault, figure):
     verdict = verify(of(**fault))
-    assert wrong(verdict.report.figures) == [figure]
+    others = {"mismatched": {"logprobs_wrong"}}.get(
+        figure, set()
+    )  # other tokens have other log-probabilities
+    assert {figure} <= {*wrong(verdict.report.figures)} <= {figure} | others
     assert any(line.startswith(figure) for line in verdict.failures)
 
 
