@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -93,7 +93,7 @@ class Router:
         try:
             self._check_attempt(calls[0], replaced)
             self._check_room(len(self.sessions) - len(replaced), len(calls))
-            self._check_turn(calls[0])
+            self._check_turn(calls[0], len(calls), {session.key for session in replaced})
         except Refused as refused:
             self.note(calls[0].session, "refused", code=refused.code.name, reason=refused.message)
             raise
@@ -133,16 +133,15 @@ class Router:
             message = f"{others} sessions are open, and no {more} more are taken."
             raise overloaded(message, self.config.ahead_s)
 
-    def _check_turn(self, call: Call) -> None:
-        """Who is resumed was taken already, if by another router."""
+    def _check_turn(self, call: Call, choices: int, replaced: Collection[str]) -> None:
         views = self.links.views()
         none = policy.unservable(self.shape(call, call.received), views)
         if none is not None:
             message = f"The request cannot be served: {none.reason}."
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
         pace = forecast.pace(views, self._memory.given(), self.model.cost, self._dispatch.lag)
-        refusal = self._turns.refusal(call, pace, self.now())
-        if refusal is not None and call.attempt == 1:
+        refusal = self._turns.refusal(call, choices, replaced, pace, self.now())
+        if refusal is not None:
             raise overloaded(f"The cluster is busy: {refusal.reason}.", refusal.retry_s)
 
     def _check_attempt(self, call: Call, held: Sequence[LiveSession]) -> None:
@@ -175,10 +174,14 @@ class Router:
     def _have_turns(self) -> None:
         """Those that wait are sent to instances, one after the other, as long as one may have more."""
         while (key := self._turns.first()) is not None:
-            self._held_back = self._guarded(self.sessions[key], self.sessions[key].turn)
+            session = self.sessions[key]
+            self._held_back = self._guarded(session, session.turn)
             if self._held_back is not None:
                 return
-            self._turns.placed(key, self.now())
+            if session.closed:
+                self._turns.gave_up(key)
+            else:
+                self._turns.placed(key, self.now())
 
     def _have_turns_soon(self) -> None:
         """Something may have changed; it often does."""
@@ -199,7 +202,7 @@ class Router:
             else:
                 error = unserved(f"The request cannot be served now: {none.reason}.")
             self.sessions[key].cancel(error)
-            self._turns.placed(key, self.now())
+            self._turns.gave_up(key)
 
     # ---- instances
 
