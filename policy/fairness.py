@@ -165,8 +165,8 @@ def refusal(
 ) -> Refusal | None:
     """Why a request is not taken whose prompt would be begun after `begins_s` and computed in `prefill_s`.
 
-    It brings so many `more` to those that wait, of which there are `waits` and may be `most`. To begin within `usual_s` is what any request
-    gets, and no cause: else a prompt that alone takes longer than the SLO were never taken.
+    It brings so many `more` to those that wait, of which there are `waits` and may be `most`. To begin within `usual_s`
+    is what any request gets, and no cause: else a prompt that alone takes longer than the SLO were never taken.
     """
     if waits + more > most:
         return Refusal(f"{waits} requests wait already, and {most} may", max(begins_s, usual_s))

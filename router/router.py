@@ -30,6 +30,7 @@ from .links import Links
 from .refusal import Refused, overloaded, unserved
 from .session import LiveSession
 from .turns import Turns, slo_of
+from .vital import vital
 from .wire import Call
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Router:
         self.attainment = Attainment()
         self._ended: dict[str, tuple[int, float]] = {}
         """Request id to its last attempt and when that ended, oldest first."""
-        self._ticker = asyncio.create_task(self._tick(), name="router ticks")
+        self._ticker = vital(self._tick(), "router ticks")
 
     # ---- sessions
 
@@ -318,10 +319,15 @@ class Router:
             for session in list(self.sessions.values()):
                 self._guarded(session, session.tick)
                 self._turns.made(session.call.tenant, session.uncounted())
-            self._turns.settle()
-            self._have_turns()
-            self._refuse_overdue()
-            self._evacuate()
+            for work in (self._turns.settle, self._have_turns, self._refuse_overdue, self._evacuate):
+                self._attempted(work)
+
+    def _attempted(self, work: Callable[[], None]) -> None:
+        """A defect in what is done for all keeps no session from its ticks."""
+        try:
+            work()
+        except Exception:  # noqa: BLE001  it is tried again at the next tick
+            logger.exception("a defect of the router")
 
     def _guarded(self, session: LiveSession, action: Callable[[], T]) -> T | None:
         """A defect that shows in one session ends that session alone."""
