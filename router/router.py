@@ -61,7 +61,7 @@ class Router:
         self.handover = handover
         self.model = model
         self.sessions: dict[str, LiveSession] = {}
-        self.links = Links(name, handover, config.link_queue, self)
+        self.links = Links(name, handover, config.link_queue, self, model)
         self.moves: deque[MoveResult] = deque(maxlen=UNTOLD)
         """Results that the controller has not been told yet."""
         self.lost_instances: deque[tuple[Incarnation, bool]] = deque(maxlen=UNTOLD)
