@@ -60,5 +60,5 @@ def build_engine(
     )
     layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.block_size)
     house = House(me, spec.fingerprint, layout, handover)
-    limits = Limits(context_tokens(runner), spec.eos, shape.block_size, grammars)
+    limits = Limits(context_tokens(runner), spec.eos, shape.block_size, spec.vocab, grammars)
     return Engine(runner, scheduler, house, limits, outside, window, journal, runner.overlaps)

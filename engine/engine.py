@@ -381,6 +381,9 @@ class Engine:
                 case FromRouter(_, Seen()) if self._puts_off(session):
                     self._seen[session] = event
                     return
+                case FromRouter(router, Start() as start) if reason := self._limits.unfit(start.context):
+                    self._refuse(router, start, reason)
+                    return
                 case FromRouter(_, Start(destination=Address() as destination)):
                     self._consider(destination)
                 case FromRouter(_, Move(destination=destination)):
@@ -394,6 +397,12 @@ class Engine:
             if isinstance(event, FromPeer) and isinstance(event.message, Stage) and event.message.pair:
                 if not any(isinstance(effect, Receive) for effect in effects):
                     self._outside.decline_blocks(event.message)
+
+    def _refuse(self, router: str, start: Start, reason: str) -> None:
+        """It would end this thread, and every other sequence with it."""
+        logger.warning("%s is refused: %s", start.session, reason)
+        made = len(start.context.emitted)
+        self._outbox.to_router(router, News(start.session, start.epoch, made, refused=reason))
 
     def _end_if_outgrown(self, session: str, lease: LeaseKey) -> None:
         """What was granted may be less by now than the sequence has: another reservation must ask for more."""

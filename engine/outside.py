@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 from ..handover.frames import InstanceFrame
@@ -23,6 +24,8 @@ class Limits:
     """Tokens, prompt and output together."""
     ends: frozenset[int]
     block_size: int
+    vocabulary: int
+    """Token ids are below it."""
     grammars: Grammars | None = None
     """None where the model has no tokenizer."""
 
@@ -36,6 +39,21 @@ class Limits:
             return None
         assert self.grammars is not None, "routers ask it only of models that have a tokenizer"
         return self.grammars.begin(grammar, context.emitted)
+
+    def unfit(self, context: Context) -> str:
+        """Why no sequence of this context can ever be begun; empty where one can. Routers let none of these through."""
+        params, tokens = context.params, len(context.prompt) + len(context.emitted)
+        biased = (token for token, _ in params.logit_bias)
+        largest = max(chain(context.prompt, context.emitted, params.stop_token_ids, biased), default=0)
+        if not context.prompt:
+            return "the prompt is empty"
+        if tokens >= self.context:
+            return f"{tokens} tokens leave no room for output in a context of {self.context}"
+        if largest >= self.vocabulary:
+            return f"token {largest} is not below the vocabulary of {self.vocabulary}"
+        if params.grammar and self.grammars is None:
+            return "its output is to follow a grammar, and the model has no tokenizer"
+        return ""
 
 
 class Outside(Protocol):

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from ..policy.journal import Decision
 from ..proto import control_pb2 as pb
 
+SEPARATOR = "#"
+"""Ends the request's id in a session's name."""
+
 
 def to_wire(decisions: Iterable[Decision]) -> list[pb.Decision]:
     return [_told(decision) for decision in decisions]
@@ -17,8 +20,8 @@ def from_wire(told: Iterable[pb.Decision]) -> list[Decision]:
 
 
 def sessions_of(request_id: str) -> str:
-    """How the names of a request's sessions begin."""
-    return f"{request_id}#"
+    """How the names of a request's sessions begin, and no other's: no id has a `SEPARATOR`."""
+    return f"{request_id}{SEPARATOR}"
 
 
 def _figures(told: pb.Decision) -> dict[str, float | str]:

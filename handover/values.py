@@ -231,6 +231,8 @@ class News:
     records: tuple[TokenRecord, ...] = ()
     waits: bool = False
     """No step was launched with it: it has no KV there."""
+    refused: str = ""
+    """Why the instance can never begin it; empty otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

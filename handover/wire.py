@@ -261,6 +261,7 @@ def _news(news: News) -> pb.SessionNews:
         first_index=news.first_index,
         records=_records(news.records),
         waits=news.waits,
+        refused=news.refused,
     )
 
 
@@ -456,7 +457,9 @@ def _read_step(frame: pb.Step) -> Step:
 
 def _read_news(frame: pb.SessionNews) -> News:
     records = _read_records(frame)
-    return News(_text(frame, "session"), _read_epoch(frame), frame.first_index, records, frame.waits)
+    return News(
+        _text(frame, "session"), _read_epoch(frame), frame.first_index, records, frame.waits, frame.refused
+    )
 
 
 def _read_unmoved(frame: pb.Unmoved) -> Unmoved:

@@ -105,7 +105,7 @@ def dispatch(
     memory: Memory,
     wanted: str = "",
 ) -> tuple[Assignment | NoInstance, Memory]:
-    """Pick by the rule; `NoInstance` too where everybody has as much before it as it may.
+    """Pick by the rule among those that may be given more; `NoInstance` too where nobody may.
 
     `now` is on the clock of the views' `seen_at`; `seed` breaks ties. Where an instance is `wanted` by name, it
     decodes, and prefills if it may.
@@ -115,11 +115,11 @@ def dispatch(
     if isinstance(able, NoInstance):
         return able, memory
     asked = Asked(request, seed, memory.turn, memory.given())
-    prefill, decode = _pick(asked, *able, cfg, cost)
+    picked = _pick(asked, *able, cfg, cost)
+    if isinstance(picked, NoInstance):
+        return picked, memory
+    prefill, decode = picked
     given, prefix = asked.given(prefill), request.prefix(prefill.key)
-    queue_s = cfg.lag * forecast.queue_s_of(prefill.load, given, cost)
-    if 0 < cfg.ahead_s < queue_s:
-        return NoInstance(f"{prefill.name} has {queue_s:.2f} s of prompts before it", busy=True), memory
     first_s = forecast.first_s(prefill.load, given, request.prompt_tokens - prefix, prefix, cost)
     assignment = Assignment(prefill, None if decode.key == prefill.key else decode, first_s)
     claims = memory.claims + _claims(asked, assignment, now)
@@ -189,11 +189,25 @@ def _pick(
     decodes: Sequence[InstanceView],
     cfg: DispatchConfig,
     cost: CostModel | None,
-) -> Pair:
-    if cfg.rule != "predicted":
-        return by_rule(cfg.rule, asked, prefills, decodes)
-    predicted = Prediction(asked, cost, cfg.itl_target_s).pick(prefills, decodes) if cost else None
-    return predicted or by_room(asked, prefills, decodes)
+) -> Pair | NoInstance:
+    """One that decodes prefills only where none is free of that, however busy; but for a prediction that it harms
+    nobody."""
+    queues_s = {
+        view.key: cfg.lag * forecast.queue_s_of(view.load, asked.given(view), cost) for view in prefills
+    }
+    ready = [view for view in prefills if not 0 < cfg.ahead_s < queues_s[view.key]]
+    alone = any(not view.may_decode for view in prefills)
+    if cfg.rule == "predicted" and cost:
+        predicted = Prediction(asked, cost, cfg.itl_target_s).pick(ready, decodes, alone)
+        if predicted is not None:
+            return predicted
+    ready = [view for view in ready if not (alone and view.may_decode)]
+    if not ready:
+        first = min(prefills, key=lambda view: queues_s[view.key])
+        return NoInstance(f"{first.name} has {queues_s[first.key]:.2f} s of prompts before it", busy=True)
+    if cfg.rule == "predicted":
+        return by_room(asked, ready, decodes)
+    return by_rule(cfg.rule, asked, ready, decodes)
 
 
 def _claims(asked: Asked, assignment: Assignment, now: float) -> tuple[Claim, ...]:

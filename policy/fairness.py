@@ -123,6 +123,11 @@ def left(ledger: Ledger, one: Waiting, others: int, now: float) -> Ledger:
     )
 
 
+def gave_up(ledger: Ledger, others: int) -> Ledger:
+    """One went without its turn, and so many `others` wait still: it cost nobody anything, and moved nothing."""
+    return ledger if others else replace(ledger, moving_since=None, moved_tokens=0.0)
+
+
 def ahead_tokens(one: Waiting, waiting: Iterable[Waiting], ledger: Ledger) -> float:
     """Prompt tokens of those whose turn comes before it, if nobody else came.
 
@@ -156,15 +161,15 @@ def wait_s(one: Waiting, waiting: Iterable[Waiting], ledger: Ledger, pace: Pace,
 
 
 def refusal(
-    waits: int, most: int, begins_s: float, prefill_s: float, usual_s: float, slo: Slo
+    waits: int, more: int, most: int, begins_s: float, prefill_s: float, usual_s: float, slo: Slo
 ) -> Refusal | None:
     """Why a request is not taken whose prompt would be begun after `begins_s` and computed in `prefill_s`.
 
-    Others that `waits` counts are before it, and at most `most` may be. To begin within `usual_s` is what any request
-    gets, and no cause: else a prompt that alone takes longer than the SLO were never taken.
+    It brings so many `more` to those that wait, of which there are `waits` and may be `most`. To begin within `usual_s`
+    is what any request gets, and no cause: else a prompt that alone takes longer than the SLO were never taken.
     """
-    if waits >= most:
-        return Refusal(f"{waits} requests wait already", max(begins_s, usual_s))
+    if waits + more > most:
+        return Refusal(f"{waits} requests wait already, and {most} may", max(begins_s, usual_s))
     late_s = begins_s + prefill_s - slo.ttft_s
     if slo.ttft_s and late_s > 0 and begins_s > usual_s:
         return Refusal(

@@ -27,16 +27,18 @@ class Prediction:
         limit, expected = asked.request.max_new_tokens, asked.request.expected_tokens
         self._output = min(limit, OUTPUT_TOKENS if expected is None else expected)
 
-    def pick(self, prefills: Sequence[InstanceView], decodes: Sequence[InstanceView]) -> Pair | None:
-        """The best pair; one that decodes prefills where that is faster and harms nobody, or nobody else does.
+    def pick(
+        self, prefills: Sequence[InstanceView], decodes: Sequence[InstanceView], others: bool
+    ) -> Pair | None:
+        """The best pair; one that decodes prefills where that is faster and harms nobody, or no `others` do.
 
-        None where there is none: those that prefill decode too, and others decode.
+        None where there is none: those that prefill decode too, and others decode, or wait for others is better.
         """
         alone = [view for view in prefills if not view.may_decode]
         ranked = [
             (self._here(view, chunk), (view, view))
             for view in decodes
-            if view.may_prefill and (chunk := self._chunk(view, bool(alone)))
+            if view in prefills and (chunk := self._chunk(view, others))
         ]
         if alone:
             ranked.append(self._apart(alone, decodes))

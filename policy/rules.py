@@ -44,9 +44,14 @@ def by_room(asked: Asked, prefills: Sequence[InstanceView], decodes: Sequence[In
 def by_rule(
     rule: str, asked: Asked, prefills: Sequence[InstanceView], decodes: Sequence[InstanceView]
 ) -> Pair:
-    """One of the simple `RULES` picks the decode instance, which prefills too where all that prefill decode."""
-    decode = _RULES[rule](asked, decodes)
+    """One of the simple `RULES` picks the decode instance, which prefills too where all that prefill decode.
+
+    Others than `prefills` take no prompt now; one that would prefill what it decodes is picked among them.
+    """
     alone = [view for view in prefills if not view.may_decode]
+    if not alone:
+        decodes = [view for view in decodes if not view.may_prefill or view in prefills]
+    decode = _RULES[rule](asked, decodes)
     if not alone and decode.may_prefill:
         return decode, decode
     if rule == "round_robin" and alone:

@@ -296,18 +296,20 @@ class Step(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[SessionNews, _Mapping]]] = ..., load: _Optional[_Union[LoadView, _Mapping]] = ...) -> None: ...
 
 class SessionNews(_message.Message):
-    __slots__ = ("session", "epoch", "first_index", "records", "waits")
+    __slots__ = ("session", "epoch", "first_index", "records", "waits", "refused")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FIRST_INDEX_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     WAITS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     session: str
     epoch: Epoch
     first_index: int
     records: _containers.RepeatedCompositeFieldContainer[TokenRecord]
     waits: bool
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., first_index: _Optional[int] = ..., records: _Optional[_Iterable[_Union[TokenRecord, _Mapping]]] = ..., waits: _Optional[bool] = ...) -> None: ...
+    refused: str
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., first_index: _Optional[int] = ..., records: _Optional[_Iterable[_Union[TokenRecord, _Mapping]]] = ..., waits: _Optional[bool] = ..., refused: _Optional[str] = ...) -> None: ...
 
 class LoadView(_message.Message):
     __slots__ = ("total_blocks", "free_blocks", "cached_blocks", "held_blocks", "leased_blocks", "quarantined_blocks", "waiting", "running", "queued_tokens", "prefill_tokens", "decode_slots", "block_size", "steps", "step_s", "idle_s", "asked_tokens", "hit_tokens", "preemptions", "written_blocks", "sent_blocks", "peak_blocks", "head_blocks", "high_priority", "decoding", "decode_tokens", "swapped_blocks", "most_blocks", "draining", "sessions")

@@ -48,7 +48,8 @@ class RouterConfig:
     0 is no limit, and then nobody waits here."""
 
     queue: int = 512
-    """Most requests that wait for their turn; one above it is refused with RESOURCE_EXHAUSTED."""
+    """Most sessions (choices of requests) that wait for their turn, and of resumed ones as many again; a request above
+    it is refused with RESOURCE_EXHAUSTED."""
 
     normal: Slo = field(default_factory=Slo)
     """What requests of normal priority are promised."""

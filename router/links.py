@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from ..handover.frames import Beat, Hello, RouterFrame, SeenBatch, Step, Welcome
 from ..handover.values import Ask, Incarnation, InstanceMessage, RouterMessage, Seen, Unmoved
 from ..policy.state import InstanceView, LoadView
 from ..proto.worker_pb2_grpc import WorkerServiceStub
+from .config import ModelInfo
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,19 @@ class StreamBroken(Exception):
 
 
 class Link:
-    """The stream to one incarnation: made anew when it breaks. What is told meanwhile is lost."""
+    """The stream to one incarnation: made anew when it breaks. What is told meanwhile is lost.
+
+    One whose instance serves another model than `unfit` allows carries nothing.
+    """
 
     def __init__(
-        self, listed: InstanceView, router: str, cfg: HandoverConfig, queue: int, listener: Listener
+        self,
+        listed: InstanceView,
+        router: str,
+        cfg: HandoverConfig,
+        queue: int,
+        listener: Listener,
+        unfit: Callable[[Welcome], str],
     ):
         self.listed = listed
         self.incarnation = Incarnation(listed.name, listed.life)
@@ -56,6 +66,11 @@ class Link:
         self._cfg = cfg
         self._queue = queue
         self._listener = listener
+        self._unfit = unfit
+        self._refused = ""
+        """Why the instance is not used, as it was last told."""
+        self.fingerprint = ""
+        """Of the instance's model, while it is linked."""
         self._linked = False
         self._heard = False
         self._lost = True  # nobody misses it before it was there
@@ -129,6 +144,7 @@ class Link:
             else:
                 reason = "the stream ended"
             was_linked, self._linked = self._linked, False
+            self.fingerprint = ""
             if was_linked:
                 delay = 0.0  # a process that has died refuses the next try, and that is how its loss is known here
                 logger.info("link to %s broke: %s", self.incarnation, reason)
@@ -193,12 +209,27 @@ class Link:
                     self._listener.heard(self.incarnation, message)
             case Unmoved() | Ask():
                 self._listener.heard(self.incarnation, frame)
-            case Welcome(incarnation):
-                if incarnation != self.incarnation:
-                    raise StreamBroken(f"{incarnation} answers instead")
-                self._linked, self._lost = True, False
+            case Welcome():
+                self._enter(frame)
             case Condemn(writer):
                 self._listener.condemned(writer)
+
+    def _enter(self, welcome: Welcome) -> None:
+        if welcome.incarnation != self.incarnation:
+            raise StreamBroken(f"{welcome.incarnation} answers instead")
+        unfit = self._unfit(welcome)
+        if unfit:
+            self._refuse(unfit)
+            raise StreamBroken(unfit)
+        self._refused, self.fingerprint = "", welcome.fingerprint
+        self._linked, self._lost = True, False
+
+    def _refuse(self, reason: str) -> None:
+        """The next welcome may fit, but this is said once."""
+        if reason != self._refused:
+            self._refused, self._lost = reason, True
+            logger.error("%s is not used: %s", self.incarnation, reason)
+            self._listener.lost(self.incarnation, reason)
 
     async def _write(self, call: Any) -> None:
         """What was told since the last write, all seen of a step in one message; a beat where that is nothing."""
@@ -238,10 +269,11 @@ def _reason(error: BaseException) -> str:
 
 
 class Links:
-    """The links to all instances that may be used."""
+    """The links to all instances that may be used: those of the router's `model`, all of equal weights."""
 
-    def __init__(self, router: str, cfg: HandoverConfig, queue: int, listener: Listener):
+    def __init__(self, router: str, cfg: HandoverConfig, queue: int, listener: Listener, model: ModelInfo):
         self._router = router
+        self._model = model
         self._cfg = cfg
         self._queue = queue
         self._listener = listener
@@ -258,7 +290,25 @@ class Links:
             if incarnation in self._links:
                 self._links[incarnation].listed = view
             else:
-                self._links[incarnation] = Link(view, self._router, self._cfg, self._queue, self._listener)
+                self._links[incarnation] = Link(
+                    view, self._router, self._cfg, self._queue, self._listener, self._unfit
+                )
+
+    def _unfit(self, welcome: Welcome) -> str:
+        """Why an instance of this welcome may not be used; empty where it may."""
+        model, linked = self._model, (link.fingerprint for link in self._links.values())
+        if welcome.vocabulary != model.vocabulary:
+            return (
+                f"its vocabulary has {welcome.vocabulary} tokens, and that of {model.name} {model.vocabulary}"
+            )
+        if welcome.context_tokens < model.context_tokens:
+            return (
+                f"its context has {welcome.context_tokens} tokens, and {model.context_tokens} of {model.name} "
+                "are promised"
+            )
+        if any(other not in ("", welcome.fingerprint) for other in linked):
+            return "its weights are not those of the other instances"
+        return ""
 
     def tell(self, instance: Incarnation, message: RouterMessage) -> None:
         if instance in self._links:

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ from .links import Links
 from .refusal import Refused, overloaded, unserved
 from .session import LiveSession
 from .turns import Turns, slo_of
+from .vital import vital
 from .wire import Call
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Router:
         self.handover = handover
         self.model = model
         self.sessions: dict[str, LiveSession] = {}
-        self.links = Links(name, handover, config.link_queue, self)
+        self.links = Links(name, handover, config.link_queue, self, model)
         self.moves: deque[MoveResult] = deque(maxlen=UNTOLD)
         """Results that the controller has not been told yet."""
         self.lost_instances: deque[tuple[Incarnation, bool]] = deque(maxlen=UNTOLD)
@@ -83,7 +84,7 @@ class Router:
         self.attainment = Attainment()
         self._ended: dict[str, tuple[int, float]] = {}
         """Request id to its last attempt and when that ended, oldest first."""
-        self._ticker = asyncio.create_task(self._tick(), name="router ticks")
+        self._ticker = vital(self._tick(), "router ticks")
 
     # ---- sessions
 
@@ -93,7 +94,7 @@ class Router:
         try:
             self._check_attempt(calls[0], replaced)
             self._check_room(len(self.sessions) - len(replaced), len(calls))
-            self._check_turn(calls[0])
+            self._check_turn(calls[0], len(calls), {session.key for session in replaced})
         except Refused as refused:
             self.note(calls[0].session, "refused", code=refused.code.name, reason=refused.message)
             raise
@@ -133,16 +134,15 @@ class Router:
             message = f"{others} sessions are open, and no {more} more are taken."
             raise overloaded(message, self.config.ahead_s)
 
-    def _check_turn(self, call: Call) -> None:
-        """Who is resumed was taken already, if by another router."""
+    def _check_turn(self, call: Call, choices: int, replaced: Collection[str]) -> None:
         views = self.links.views()
         none = policy.unservable(self.shape(call, call.received), views)
         if none is not None:
             message = f"The request cannot be served: {none.reason}."
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
         pace = forecast.pace(views, self._memory.given(), self.model.cost, self._dispatch.lag)
-        refusal = self._turns.refusal(call, pace, self.now())
-        if refusal is not None and call.attempt == 1:
+        refusal = self._turns.refusal(call, choices, replaced, pace, self.now())
+        if refusal is not None:
             raise overloaded(f"The cluster is busy: {refusal.reason}.", refusal.retry_s)
 
     def _check_attempt(self, call: Call, held: Sequence[LiveSession]) -> None:
@@ -175,10 +175,14 @@ class Router:
     def _have_turns(self) -> None:
         """Those that wait are sent to instances, one after the other, as long as one may have more."""
         while (key := self._turns.first()) is not None:
-            self._held_back = self._guarded(self.sessions[key], self.sessions[key].turn)
+            session = self.sessions[key]
+            self._held_back = self._guarded(session, session.turn)
             if self._held_back is not None:
                 return
-            self._turns.placed(key, self.now())
+            if session.closed:
+                self._turns.gave_up(key)
+            else:
+                self._turns.placed(key, self.now())
 
     def _have_turns_soon(self) -> None:
         """Something may have changed; it often does."""
@@ -199,7 +203,7 @@ class Router:
             else:
                 error = unserved(f"The request cannot be served now: {none.reason}.")
             self.sessions[key].cancel(error)
-            self._turns.placed(key, self.now())
+            self._turns.gave_up(key)
 
     # ---- instances
 
@@ -315,10 +319,15 @@ class Router:
             for session in list(self.sessions.values()):
                 self._guarded(session, session.tick)
                 self._turns.made(session.call.tenant, session.uncounted())
-            self._turns.settle()
-            self._have_turns()
-            self._refuse_overdue()
-            self._evacuate()
+            for work in (self._turns.settle, self._have_turns, self._refuse_overdue, self._evacuate):
+                self._attempted(work)
+
+    def _attempted(self, work: Callable[[], None]) -> None:
+        """A defect in what is done for all keeps no session from its ticks."""
+        try:
+            work()
+        except Exception:  # noqa: BLE001  it is tried again at the next tick
+            logger.exception("a defect of the router")
 
     def _guarded(self, session: LiveSession, action: Callable[[], T]) -> T | None:
         """A defect that shows in one session ends that session alone."""

@@ -27,6 +27,7 @@ from .refusal import DETAILS_KEY, Refused
 from .router import Router
 from .session import LiveSession
 from .tokenizer import Tokenizer
+from .vital import vital
 from .wire import Call, read_request
 
 logger = logging.getLogger(__name__)
@@ -313,10 +314,10 @@ class RouterServer:
         )
         await self._set_health(False)
         await self._server.start()
-        self._tasks.append(asyncio.create_task(self._watch_health(), name="health"))
+        self._tasks.append(vital(self._watch_health(), "health"))
         if self._controller:
             attached = attach(self.router, self._controller, self.address)
-            self._tasks.append(asyncio.create_task(attached, name="attachment"))
+            self._tasks.append(vital(attached, "attachment"))
         logger.info("router %s serves %s at %s", self.name, self.model.name, self.address)
         return self.address
 

@@ -51,6 +51,8 @@ from .wire import Call
 
 UNBEGUN = "it had not begun, and its instance drains"
 """Why a session is sent elsewhere at no loss."""
+MOST_LOSSES = 3
+"""So many instances that are lost in a row with a request that makes no token: it may be what ends them."""
 RETRY_S = 0.1
 """How soon an instance or a destination is looked for again."""
 
@@ -76,6 +78,8 @@ class LiveSession:
         self.machine = Session(self.key, call.attempt, next_index=len(call.received))
         self.handovers = 0
         self.recoveries = 0
+        self._losses = 0
+        """Owners that were lost since the last token."""
         self.end: End | None = None
         self.error: Refused | None = None
         self._fleet = fleet
@@ -193,6 +197,9 @@ class LiveSession:
             self._heard_at = self._fleet.lived()
         self._feed(FromInstance(sender, message))
         if isinstance(message, News) and self._is_current(sender, message.epoch):
+            if message.refused:
+                self.cancel(unserved(f"The request cannot be served: {message.refused}."))
+                return
             self._waits = message.waits
             if message.waits and self._fleet.drains(sender):
                 self._feed(RecoverAsked(UNBEGUN))
@@ -202,6 +209,8 @@ class LiveSession:
         return not self.closed and sender == self.machine.owner and epoch == self.machine.epoch
 
     def lost(self, instance: Incarnation) -> None:
+        if instance == self.machine.owner and not self.closed:
+            self._losses += 1
         self._feed(InstanceLost(instance))
 
     def want_move(self, wanted: MoveWanted) -> None:
@@ -277,7 +286,7 @@ class LiveSession:
         ids = tuple(record.id for record in deliver.records)
         assert deliver.first_index == len(self.emitted)
         self.emitted.extend(ids)
-        self._destination_since = None
+        self._destination_since, self._losses = None, 0
         self._note_delivery(deliver.maker.instance, deliver.first_index)
         self._landed(deliver.maker)
         end = deliver.records[-1].end
@@ -343,6 +352,10 @@ class LiveSession:
         self._destination_due = self._destination_since = None
         if self.recoveries > self._cfg.max_recoveries:
             message = f"The request was recovered {self._cfg.max_recoveries} times, last after: {reason}."
+            self.cancel(unserved(message))
+            return
+        if self._losses >= MOST_LOSSES:
+            message = f"{self._losses} instances in a row were lost with the request: {reason}."
             self.cancel(unserved(message))
             return
         recomputed = self._move is not None and self._move.wanted.mode is Mode.RECOMPUTE and self._move.to

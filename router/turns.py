@@ -20,6 +20,8 @@ class Turns:
         self._config = config
         self._ledger = Ledger()
         self._waiting: dict[str, Waiting] = {}
+        self._resumed: set[str] = set()
+        """Those of later attempts, until they leave."""
         self._tenants: Counter[str] = Counter()
         """Sessions of each tenant, those that wait and those that are served."""
         self._owed: Counter[str] = Counter()
@@ -28,18 +30,28 @@ class Turns:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def refusal(self, call: Call, pace: Pace, now: float) -> Refusal | None:
-        """Why the request is not taken: too many wait, or it would miss its SLO."""
-        one, waiting = _waiting(call, now), self._waiting.values()
+    def refusal(
+        self, call: Call, choices: int, replaced: Collection[str], pace: Pace, now: float
+    ) -> Refusal | None:
+        """Why the request is not taken, whose sessions take the place of those `replaced`: too many wait, or it would
+        miss its SLO.
+
+        Who is resumed was taken once, be it by another router: it has a queue apart, and no SLO.
+        """
+        waiting = [one for one in self._waiting.values() if one.session not in replaced]
+        one, resumed = _waiting(call, now), call.attempt > 1
         begins_s = fairness.wait_s(one, waiting, self._ledger, pace, now)
         config, prefill_s = self._config, pace.prefill_s(one.tokens)
-        slo = slo_of(config, call.priority)
-        return fairness.refusal(len(waiting), config.queue, begins_s, prefill_s, config.ahead_s, slo)
+        slo = Slo() if resumed else slo_of(config, call.priority)
+        waits = sum((other.session in self._resumed) == resumed for other in waiting)
+        return fairness.refusal(waits, choices, config.queue, begins_s, prefill_s, config.ahead_s, slo)
 
     def enter(self, call: Call, now: float) -> None:
         self._ledger = fairness.arrived(self._ledger, call.tenant, self._active)
         self._tenants[call.tenant] += 1
         self._waiting[call.session] = _waiting(call, now)
+        if call.attempt > 1:
+            self._resumed.add(call.session)
 
     def first(self) -> str | None:
         """The session whose turn it is."""
@@ -50,6 +62,11 @@ class Turns:
         """Its turn has come."""
         one = self._waiting.pop(session)
         self._ledger = fairness.left(self._ledger, one, len(self._waiting), now)
+
+    def gave_up(self, session: str) -> None:
+        """Its turn does not come any more."""
+        if self._waiting.pop(session, None) is not None:
+            self._ledger = fairness.gave_up(self._ledger, len(self._waiting))
 
     def overdue(self, before: float) -> list[str]:
         """Sessions that have waited since then."""
@@ -68,7 +85,8 @@ class Turns:
 
     def leave(self, call: Call) -> None:
         """It has ended, whether its turn came or not."""
-        self._waiting.pop(call.session, None)
+        self.gave_up(call.session)
+        self._resumed.discard(call.session)
         self._tenants[call.tenant] -= 1
         if not self._tenants[call.tenant]:
             del self._tenants[call.tenant]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import grpc
 
+from ..handover.recall import SEPARATOR, sessions_of
 from ..handover.values import End, SamplingParams
 from ..policy.state import Priority
 from ..proto import inference_pb2 as pb
@@ -47,7 +48,7 @@ class Call:
     @property
     def session(self) -> str:
         """The name of the session at every party; the same for each attempt at the same request."""
-        return f"{self.request_id}#{self.params.choice}#{self.params.seed:x}"
+        return f"{sessions_of(self.request_id)}{self.params.choice}{SEPARATOR}{self.params.seed:x}"
 
     def ended(self, end_tokens: Sequence[int]) -> End | None:
         """Why the output is complete with the tokens that were received, if it is."""
@@ -70,6 +71,10 @@ async def read_request(
     for name in ("request_id", "tenant", "application"):
         if len(getattr(request, name)) > LONGEST_ID:
             raise invalid(name, f"`{name}` has at most {LONGEST_ID} characters.")
+    if SEPARATOR in request.request_id:
+        raise invalid(
+            "request_id", f"`request_id` has no {SEPARATOR!r}: it ends the id in the names of sessions."
+        )
     refuse_unknown(request)
     choices, stop = read_choices(request.sampling), _stop(request, model, tokenizer)
     prompt = await _prompt(request, model, tokenizer)

@@ -49,7 +49,7 @@ class StubInstance(WorkerServiceServicer):
         started: list[Start] = []
         hearing = asyncio.create_task(self._hear(request_iterator, started))
         try:
-            yield to_link_response(Welcome(self.who, "stub", 1024, 4096, os.getpid()))
+            yield to_link_response(Welcome(self.who, "stub", 1 << 20, 4096, os.getpid()))
             while True:
                 await asyncio.sleep(self.settings.handover.heartbeat_s / 2)
                 if self.hung:

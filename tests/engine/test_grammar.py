@@ -177,7 +177,7 @@ def test_a_reservation_keeps_its_grammar_however_many_others_come_before_it_is_a
     few = Grammars(FOLDER / "tokenizer.json", VOCABULARY, ENDS)
     engine = World(1, {"b": Budget(12, 6)}, HandoverConfig(), Clock()).instances["b"].engine
     moving = engine._moving
-    moving._limits = Limits(CONTEXT, ENDS, BLOCK, few)
+    moving._limits = Limits(CONTEXT, ENDS, BLOCK, 1 << 20, few)
     ids = text.encode("abc-12", add_special_tokens=False).ids
     told, lease = Context((5,), tuple(ids[:2]), SamplingParams(grammar=REGEX)), LeaseKey("s", Epoch(1, 2))
     here, there = Incarnation("b", 1), Incarnation("a", 1)

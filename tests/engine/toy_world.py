@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from toy_model import EOS, ToyModel
+from toy_model import EOS, VOCABULARY, ToyModel
 
 from penstock.decode_worker.phase import DecodePhase
 from penstock.engine.blocks import GONE, BlockPool, Holder
@@ -106,7 +106,7 @@ class Instance:
         )
         instance = House(self.me, "toy", LAYOUT, self.world.config)
         memory = Window("here", 1, 1, self.blocks, self.blocks) if self.shares_memory else None
-        limits = Limits(CONTEXT, frozenset({EOS}), BLOCK)
+        limits = Limits(CONTEXT, frozenset({EOS}), BLOCK, VOCABULARY)
         overlap = self.world.overlap
         self.engine = Engine(self.model, self.scheduler, instance, limits, self, memory, overlap=overlap)
 

@@ -399,6 +399,30 @@ def test_nobody_is_given_more_than_it_may_have_before_it():
         assert picked(dispatch(shape, full, 0.0, 0, Memory(), price=price)[0])
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("price", [None, cost()])
+def test_who_has_enough_is_passed_over_while_another_may_have_more(rule, price):
+    """Though it be the next in turn, or hold the prefix."""
+    cfg, memory = DispatchConfig(rule=rule, ahead_s=0.5), Memory()
+    shape = RequestShape(prompt_tokens=640, cached={("p0", 1): 624, ("m0", 1): 624})
+    for full, free in (("p0", "p1"), ("m0", "m1")):
+        slots = 8 * full.startswith("m")
+        views = [view(full, 512, slots, queued=51200), view(free, 512, slots), view("d", 0, 8)]
+        for seed in range(6):
+            found, memory = dispatch(shape, views, 60.0 * seed, seed, memory, cfg=cfg, price=price)
+            assert picked(found)[0] == free
+    assert memory.turn == 12
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_prompt_waits_rather_than_stall_who_decodes(rule):
+    cfg, decoding = DispatchConfig(rule=rule, ahead_s=0.5), view("m", 512, 8, running=4)
+    views = [view("p", 512, queued=51200), with_load(decoding, decoding=4)]
+    for price in (None, cost()):
+        found, _ = dispatch(RequestShape(prompt_tokens=64), views, 0.0, 0, Memory(), cfg=cfg, price=price)
+        assert isinstance(found, NoInstance) and found.busy
+
+
 def test_what_was_given_counts_before_it_is_seen():
     views, memory, given = pools(BUSY), Memory(), 0
     for seed in range(100):

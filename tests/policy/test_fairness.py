@@ -19,6 +19,7 @@ from penstock.policy.fairness import (
     arrived,
     charged,
     first,
+    gave_up,
     left,
     moved_per_s,
     refusal,
@@ -166,8 +167,8 @@ def test_the_wait_is_for_those_before_it_and_for_what_instances_have():
 # ---- who is refused
 
 
-def refused(begins_s=0.0, prefill_s=0.1, waits=0, most=10, slo=None, usual_s=0.5):
-    return refusal(waits, most, begins_s, prefill_s, usual_s, slo or Slo(ttft_s=2.0))
+def refused(begins_s=0.0, prefill_s=0.1, waits=0, more=1, most=10, slo=None, usual_s=0.5):
+    return refusal(waits, more, most, begins_s, prefill_s, usual_s, slo or Slo(ttft_s=2.0))
 
 
 def test_what_would_miss_its_slo_is_refused_and_told_when_to_come_back():
@@ -187,6 +188,17 @@ def test_a_full_queue_takes_nobody():
     assert refused(waits=9) is None
     full = refused(waits=10, begins_s=4.0, slo=Slo())
     assert full and full.retry_s == 4.0
+    assert refused(waits=6, more=4) is None and refused(waits=6, more=5), "each choice waits"
+
+
+def test_who_gives_up_costs_its_tenant_nothing_and_is_no_sign_of_pace():
+    ledger = Ledger()
+    for tick in range(20):
+        ledger = left(ledger, one(tick, tokens=100), 5, tick / 10)
+    before = moved_per_s(ledger, 4.0)
+    assert gave_up(ledger, 4) == ledger and moved_per_s(gave_up(ledger, 4), 4.0) == before
+    alone = gave_up(ledger, 0)
+    assert alone.served == ledger.served and moved_per_s(alone, 4.0) is None, "nobody waits any more"
 
 
 @pytest.mark.parametrize("wrong", [{"ttft_s": -1.0}, {"tpot_s": math.nan}])

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from dataclasses import replace
 
 import grpc.aio
 import pytest
@@ -15,7 +16,8 @@ from penstock.handover.wire import from_link_request, to_link_response
 from penstock.policy.state import InstanceView, LoadView
 from penstock.proto.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 from penstock.router import links
-from penstock.router.links import Link
+from penstock.router.config import ModelInfo
+from penstock.router.links import Link, Links
 
 ME = Incarnation("one", 1)
 QUEUE = 40
@@ -77,7 +79,7 @@ def play(scenario, config: HandoverConfig) -> None:
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         view = InstanceView(name="one", life=1, address=f"127.0.0.1:{port}")
-        link = Link(view, "r", config, QUEUE, ears)
+        link = Link(view, "r", config, QUEUE, ears, lambda welcome: "")
         try:
             await until(lambda: link.view.alive)
             await scenario(link, instance, ears)
@@ -172,3 +174,57 @@ def test_all_seen_of_a_session_are_one_message():
         assert batch.seen == (Seen("s", 1, 10 * QUEUE - 1),) and instance.streams == 1
 
     play(scenario, PATIENT)
+
+
+MODEL = ModelInfo(name="toy", context_tokens=4096, vocabulary=1000)
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "context", "vocabulary", "says"),
+    [
+        ("toy", 4096, 999, "vocabulary"),
+        ("toy", 4096, 1001, "vocabulary"),
+        ("toy", 4095, 1000, "context"),
+        ("other", 4096, 1000, "weights"),
+    ],
+)
+def test_an_instance_of_another_model_is_not_used_which_is_said_once(
+    fingerprint, context, vocabulary, says, caplog
+):
+    async def main():
+        ears = Ears()
+        held = Links("r", FAST, QUEUE, ears, MODEL)
+        held.set_instances(
+            InstanceView(name=name, life=1, address="127.0.0.1:1", load=LoadView()) for name in ("one", "odd")
+        )
+        one, odd = held._links.values()
+        one._take(Welcome(ME, "toy", 4096, 1000, 1))
+        one._take(Step((), LoadView()))
+        welcome = Welcome(odd.incarnation, fingerprint, context, vocabulary, 1)
+        for _ in range(3):
+            with pytest.raises(links.StreamBroken, match=says):
+                odd._take(welcome)
+        assert len(ears.losses) == 1 and says in ears.losses[0]
+        assert [view.name for view in held.views() if view.alive] == ["one"]
+        odd._take(replace(welcome, fingerprint="toy", context_tokens=5000, vocabulary=1000))
+        odd._take(Step((), LoadView()))
+        assert all(view.alive for view in held.views())
+        await held.close()
+
+    asyncio.run(main())
+    assert sum(says in record.getMessage() for record in caplog.records) == 1
+
+
+def test_other_weights_may_follow_when_no_instance_of_the_old_ones_is_linked():
+    async def main():
+        held = Links("r", FAST, QUEUE, Ears(), MODEL)
+        held.set_instances([InstanceView(name="one", life=1, address="127.0.0.1:1")])
+        (one,) = held._links.values()
+        one._take(Welcome(ME, "toy", 4096, 1000, 1))
+        held.set_instances([InstanceView(name="one", life=2, address="127.0.0.1:1")])
+        (next_one,) = held._links.values()
+        next_one._take(Welcome(next_one.incarnation, "newer", 4096, 1000, 1))
+        assert next_one._linked
+        await held.close()
+
+    asyncio.run(main())

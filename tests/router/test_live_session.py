@@ -1,6 +1,7 @@
 """Laws of one live session, without sockets: bounds hold, and whatever ends it is told to all who heard of it."""
 
 import asyncio
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -28,7 +29,7 @@ from penstock.policy.state import InstanceView, RequestShape
 from penstock.router.config import RouterConfig
 from penstock.router.fleet import Mode, MoveWanted
 from penstock.router.refusal import Refused
-from penstock.router.session import LiveSession
+from penstock.router.session import MOST_LOSSES, LiveSession
 from penstock.router.wire import Call
 
 A, B, C = (Incarnation(name, 1) for name in "abc")
@@ -418,3 +419,34 @@ def test_every_turn_of_a_requests_life_is_noted_with_its_figures():
     assert all(
         isinstance(value, (int, float, str)) for _, figures in desk.noted for value in figures.values()
     )
+
+
+def test_what_an_instance_can_never_begin_ends_at_once_with_its_reason():
+    desk, live = started()
+    live.heard(B, replace(news(0, 0), refused="of an epoch before"))
+    assert not live.closed, "who does not own it has no say"
+    live.heard(A, replace(news(1, 0), refused="the prompt is empty"))
+    assert live.closed and live.recoveries == 0
+    with pytest.raises(Refused, match="the prompt is empty") as refused:
+        read(live)
+    assert refused.value.final
+
+
+def test_a_request_that_ends_one_instance_after_the_other_is_given_up():
+    desk, live = started()
+    for _ in range(MOST_LOSSES - 1):
+        live.lost(A)
+    assert live.recoveries == MOST_LOSSES - 1 and not live.closed
+    live.lost(A)
+    with pytest.raises(Refused, match="in a row"):
+        read(live)
+    assert len(desk.of(Start)) == MOST_LOSSES
+
+
+def test_a_request_that_goes_on_between_losses_is_not_to_blame():
+    desk, live = started()
+    for number in range(2 * MOST_LOSSES):
+        live.heard(A, replace(news(live.machine.n, number, 5)))
+        live.lost(B)
+        live.lost(A)
+    assert not live.closed and live.recoveries == 2 * MOST_LOSSES

@@ -201,6 +201,7 @@ def test_a_field_of_a_later_version_is_refused(field):
         (pb.GenerateRequest(text="hello"), "FAILED_PRECONDITION", "text"),
         (pb.GenerateRequest(token_ids=PROMPT, model="other"), "NOT_FOUND", "model"),
         (pb.GenerateRequest(token_ids=PROMPT, request_id="x" * 129), "INVALID_ARGUMENT", "request_id"),
+        (pb.GenerateRequest(token_ids=PROMPT, request_id="r#0"), "INVALID_ARGUMENT", "request_id"),
         (pb.GenerateRequest(token_ids=PROMPT, priority=9), "INVALID_ARGUMENT", "priority"),
         (pb.GenerateRequest(token_ids=PROMPT, tenant="x" * 129), "INVALID_ARGUMENT", "tenant"),
         (pb.GenerateRequest(token_ids=PROMPT, application="x" * 129), "INVALID_ARGUMENT", "application"),

@@ -21,6 +21,7 @@ from toy_instance import FAST, ToyInstance, output
 
 from penstock.client.errors import from_rpc
 from penstock.handover.config import HandoverConfig
+from penstock.policy.fairness import Slo
 from penstock.proto import (
     control_pb2,
     control_pb2_grpc,
@@ -407,10 +408,33 @@ def test_a_router_process_is_told_the_clusters_handover_values(monkeypatch):
     monkeypatch.setattr(main, "serve", serve)
     run()
     run("--handover-heartbeat-s", "0.25", "--handover-stage-blocks", "32")
-    assert told == [HandoverConfig(), HandoverConfig(heartbeat_s=0.25, stage_blocks=32)]
+    run("--handover-stop-s", "0.7", "--stop-s", "9")
+    changed = HandoverConfig(heartbeat_s=0.25, stage_blocks=32)
+    assert told == [HandoverConfig(), changed, HandoverConfig(stop_s=0.7)]
     with pytest.raises(SystemExit) as ended:
         run("--handover-copy-share", "2")
     assert ended.value.code == 2
+
+
+def test_a_router_process_takes_every_setting_of_a_router(monkeypatch):
+    told = []
+
+    async def serve(config, controller, model, handover, name):
+        told.append(config)
+
+    def run(*options) -> None:
+        monkeypatch.setattr(sys, "argv", ["penstock-router", *NEEDED, *options])
+        main.main()
+
+    monkeypatch.setattr(main, "serve", serve)
+    run()
+    run("--dispatch", "freeness", "--ahead-s", "0.2", "--queue", "7", "--high", "0.5", "0.1")
+    high = Slo(ttft_s=0.5, tpot_s=0.1)
+    assert told == [RouterConfig(), RouterConfig(dispatch="freeness", ahead_s=0.2, queue=7, high=high)]
+    for wrong in (["--dispatch", "random"], ["--queue", "0"], ["--normal", "-1", "0"]):
+        with pytest.raises(SystemExit) as ended:
+            run(*wrong)
+        assert ended.value.code == 2
 
 
 def test_a_wrong_option_of_the_process_is_one_line_and_exit_code_2():

@@ -176,6 +176,40 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
     scenario(work)
 
 
+def choices(name, count, **more):
+    one = call(name, **more)
+    return [replace(one, params=replace(one.params, choice=number)) for number in range(count)]
+
+
+def test_a_queue_bounds_all_that_waits_choices_and_resumed_requests_too():
+    async def work():
+        async with router(queue=4) as now:
+            now.links.load(**BUSY)
+            now.open(choices("three", 3))
+            assert refusal(lambda: now.open(choices("many", 2)))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+            for number in range(4):
+                now.open([call(f"other{number}", attempt=2)])
+            assert refusal(lambda: now.open([call("x", attempt=2)]))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+            now.open([call("other0", attempt=3)])
+            now.open([call("last")])
+            assert len(now._turns) == 8
+
+    scenario(work)
+
+
+def test_who_is_refused_for_waiting_too_long_was_served_nothing():
+    async def work():
+        async with router(dispatch_wait_s=0.1) as now:
+            now.links.load(**BUSY)
+            for number in range(4):
+                (session,) = now.open([call(f"v{number}", "victim", prompt=1000)])
+            await error_of(session)
+            assert now._turns._ledger.count("victim") == 0
+            assert now._turns._ledger.moved_tokens == 0
+
+    scenario(work)
+
+
 def test_what_would_miss_its_slo_is_refused_and_what_would_not_is_taken():
     async def work():
         slos = {"normal": Slo(ttft_s=0.8), "high": Slo(ttft_s=3.0)}
