@@ -19,6 +19,7 @@ from ..engine.config import EMBEDDED, EngineConfig
 from ..policy.batching import saturation_tokens
 from ..policy.cost import CostModel
 from ..router.config import ModelInfo
+from ..router.tokenizer import Tokenizer
 from . import processes, profile, state
 from .config import DECODE, PREFILL, ClusterConfig, Config
 
@@ -156,6 +157,8 @@ def model_info(config: Config) -> ModelInfo:
     folder = config.engine.folder
     spec = read_checkpoint(folder)
     tokenizer = folder / "tokenizer.json"
+    if tokenizer.is_file():
+        _tell_of_unknown(Tokenizer(tokenizer).largest_id, spec.vocab)
     longest = min(_longest(config.engine_of(pool), spec) for pool in (PREFILL, DECODE))
     return ModelInfo(
         name=folder.resolve().name,
@@ -164,6 +167,12 @@ def model_info(config: Config) -> ModelInfo:
         tokenizer=tokenizer if tokenizer.is_file() else None,
         end_tokens=tuple(sorted(spec.eos)),
     )
+
+
+def _tell_of_unknown(largest_id: int, vocabulary: int) -> None:
+    if largest_id >= vocabulary:
+        what = "tokens up to %d, and the model has %d: prompts that need one beyond are refused"
+        logger.warning(f"the tokenizer knows {what}", largest_id, vocabulary)
 
 
 def _longest(engine: EngineConfig, spec: ModelSpec) -> int:

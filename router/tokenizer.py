@@ -26,6 +26,7 @@ class Tokenizer:
     """How a chat becomes a text, where the model is made for chats."""
     longest_token: int
     """In characters."""
+    largest_id: int
 
     def __init__(self, path: Path):
         try:
@@ -34,7 +35,9 @@ class Tokenizer:
             raise ValueError(f"{path} is no tokenizer: {error}") from None
         self._encoder.no_padding()
         self._encoder.no_truncation()
-        self.longest_token = max(map(len, self._encoder.get_vocab()))
+        known = self._encoder.get_vocab()
+        self.longest_token = max(map(len, known))
+        self.largest_id = max(known.values())
         self.chat = read_chat_template(path.parent)
 
     async def encode(self, text: str, special_tokens: bool = True) -> list[int]:

@@ -153,7 +153,6 @@ async def _prompt(
         raise invalid("prompt", "The prompt is missing: give `text`, `token_ids` or `chat`.")
     if field == "token_ids":
         ids = tuple(request.token_ids.ids)
-        check_ids(ids, model, "token_ids")
     elif tokenizer is None:
         message = f"Model {model.name!r} has no tokenizer; give the prompt as `token_ids`."
         raise Refused(grpc.StatusCode.FAILED_PRECONDITION, message, field)
@@ -164,6 +163,7 @@ async def _prompt(
         ids = tuple(await tokenizer.encode(request.text)) if request.text else ()
     if not ids:
         raise invalid(field, "The prompt is empty.")
+    check_ids(ids, model, field)  # a tokenizer may know more tokens than the model
     if len(ids) >= model.context_tokens:
         message = (
             f"The prompt has {len(ids)} tokens; with one of output "

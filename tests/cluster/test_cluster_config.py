@@ -1,5 +1,6 @@
 """The configuration: what is written is what runs, and what is wrong is said in one sentence that names the key."""
 
+import json
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
@@ -8,6 +9,7 @@ import pytest
 from penstock.cluster.config import Config, InstanceSettings, build, default, load, parse
 from penstock.cluster.preparation import model_info
 from penstock.cluster.settings import meanings
+from penstock.engine.config import EngineConfig
 
 
 def parts() -> list[type]:
@@ -169,3 +171,17 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path):
     path.write_text("cluster: {decode: 3}\nrouter: {port: 0}\ncluster: {prefill: 2}\n")
     with pytest.raises(ValueError, match="twice.yaml: key `cluster` stands twice, the second time in line 3"):
         load(path)
+
+
+def test_tokens_that_the_model_does_not_have_are_told_of(tmp_path, caplog):
+    folder = EngineConfig().folder
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    known = json.loads((folder / "tokenizer.json").read_text())
+    config = parse({"engine": {"model": str(tmp_path)}})
+    model_info(config)
+    assert not caplog.records
+    known["added_tokens"].append(known["added_tokens"][0] | {"id": 4096, "content": "<beyond>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(known))
+    model_info(config)
+    assert "tokens up to 4096, and the model has 4096" in caplog.text

@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_fleet import MODEL
 
+from penstock.engine.config import EngineConfig
 from penstock.handover.values import End, SamplingParams
 from penstock.policy.state import Priority
 from penstock.proto import inference_pb2 as pb
+from penstock.router.chat import ChatTemplate
 from penstock.router.refusal import Refused
+from penstock.router.tokenizer import Tokenizer
 from penstock.router.wire import read_request
 
 PROMPT = pb.TokenIds(ids=[1, 2, 3])
@@ -263,3 +266,17 @@ def test_any_request_is_a_value_or_refused(request_, more):
         read(request_)
     except Refused as refused:
         assert refused.message
+
+
+@pytest.mark.parametrize(
+    "prompt", [{"text": "hello"}, {"chat": pb.Chat(messages=[pb.Message(role="user", content="hello")])}]
+)
+def test_a_text_that_needs_a_token_beyond_the_vocabulary_is_refused(prompt):
+    """No instance could embed it."""
+    tokenizer = Tokenizer(EngineConfig().folder / "tokenizer.json")
+    tokenizer.chat = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", {})
+    request = pb.GenerateRequest(**prompt)
+    ids = read(request, replace(MODEL, vocabulary=4096), tokenizer).prompt
+    with pytest.raises(Refused, match=f"Token id {max(ids)} is not below") as refused:
+        read(request, replace(MODEL, vocabulary=max(ids)), tokenizer)
+    assert (refused.value.code.name, refused.value.field) == ("INVALID_ARGUMENT", *prompt)
