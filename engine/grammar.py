@@ -13,6 +13,8 @@ from ..handover.values import GRAMMAR_LIMITS
 
 KEPT = 32
 """Compiled grammars that are kept at most."""
+PARSER_GAVE_UP = "parser error: "
+"""How llguidance begins to tell of what follows from the tokens alone, in lower case."""
 
 
 class Constraint:
@@ -28,15 +30,19 @@ class Constraint:
         self._tokens = list(emitted)
         self._matcher = grammars.matcher(grammar, self._tokens)
 
+    @property
+    def lost(self) -> bool:
+        """What is allowed cannot be told within the limits of a new matcher, be it even to end."""
+        return self._matcher.is_error()
+
     def allowed(self) -> bytes:
         """The tokens that may come next, a bit each, lowest first.
 
-        These are the end tokens alone where the grammar allows nothing more, and where finding out exceeds the limits
-        of a new matcher.
+        These are the end tokens alone where the grammar allows nothing more, and where it is `lost`.
         """
         allowed = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            self._matcher = self._grammars.new_matcher(self._grammar, self._tokens)
+            self._renew()
             allowed = self._matcher.compute_bitmask()
         return allowed
 
@@ -44,6 +50,11 @@ class Constraint:
         """Go on after this token."""
         self._tokens.append(token)
         if not self._matcher.consume_token(token):
+            self._renew()
+
+    def _renew(self) -> None:
+        """Compile anew and go through the tokens again, unless the parser gave up: that is nobody else's doing."""
+        if not self._matcher.get_error().lower().startswith(PARSER_GAVE_UP):
             self._matcher = self._grammars.new_matcher(self._grammar, self._tokens)
 
 

@@ -258,6 +258,8 @@ class Sequence:
             self.tally.add(token)
         end = End.LENGTH if len(self.tokens) >= self.most else None
         end = End.STOP if token in self.ends else end
+        if self.constraint is not None and self.constraint.lost:
+            end = End.ASTRAY
         self.ended = end is not None
         if self.constraint is not None and end is None:
             self.constraint.take(token)

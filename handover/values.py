@@ -15,6 +15,7 @@ GRAMMAR_LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
     "max_lexer_states": 10_000,
+    "step_max_items": 4_000,
 }
 """What compiling a grammar and finding its next tokens may take, in llguidance's units; the same at every party."""
 
@@ -48,6 +49,8 @@ class End(IntEnum):
 
     STOP = 1
     LENGTH = 2
+    ASTRAY = 3
+    """Its grammar could not be followed further within `GRAMMAR_LIMITS`: its last token counts for nothing."""
 
 
 class MoveMode(IntEnum):

@@ -13,6 +13,7 @@ class End(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     END_UNSPECIFIED: _ClassVar[End]
     END_STOP: _ClassVar[End]
     END_LENGTH: _ClassVar[End]
+    END_ASTRAY: _ClassVar[End]
 
 class MoveMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -22,6 +23,7 @@ class MoveMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 END_UNSPECIFIED: End
 END_STOP: End
 END_LENGTH: End
+END_ASTRAY: End
 MOVE_MODE_UNSPECIFIED: MoveMode
 MOVE_MODE_LIVE: MoveMode
 MOVE_MODE_BLOCKING: MoveMode

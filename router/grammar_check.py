@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import resource
 import signal
 import sys
@@ -21,8 +22,12 @@ from ..handover.values import GRAMMAR_LIMITS
 MEMORY_BYTES = 4 << 30
 CHECK_CPU_S = 1.0
 """CPU time of one check, at most."""
-STEPS = 8
-"""Tokens that are tried."""
+WALKS = 2
+"""Outputs that are tried."""
+STEPS = 128
+"""Tokens of each, at most."""
+WALKS_CPU_S = 0.4
+"""CPU time of all of them, at most: these are a few milliseconds a token."""
 SLOWEST_STEP_S = 0.1
 """CPU time of one of them, at most."""
 LONGEST_ERROR = 300
@@ -66,29 +71,49 @@ def convert(asked: dict[str, Any]) -> str:
 
 
 def fault(grammar: str, tokenizer: LLTokenizer) -> str:
-    """What is wrong with it, in a sentence; empty where its first tokens can be found quickly."""
+    """What is wrong with it, in a sentence; empty where the tokens of some outputs can be found quickly."""
     limits = LLParserLimits(verbose_errors=False, **GRAMMAR_LIMITS)
-    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
-    if matcher.is_error():
-        return _sentence(matcher)
-    ends = set(tokenizer.eos_tokens)
-    for step in range(STEPS):
-        began = time.process_time()
-        tokens = [token for token in _tokens(matcher.compute_bitmask()) if token not in ends]
-        if matcher.is_error():
-            return _sentence(matcher)
-        if time.process_time() - began > SLOWEST_STEP_S:
-            return "it is too complex: a single token takes too long"
-        if not tokens:
-            return "nothing matches it" if step == 0 and not matcher.is_accepting() else ""
-        matcher.consume_token(tokens[0])
-        if matcher.is_stopped():
-            return _sentence(matcher) if matcher.is_error() else ""
+    until = time.process_time() + WALKS_CPU_S
+    for walk in range(WALKS):
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+        wrong = _sentence(matcher) if matcher.is_error() else _walk(matcher, tokenizer, walk, until)
+        if wrong:
+            return wrong
     return ""
 
 
-def _tokens(mask: bytes) -> list[int]:
-    return [8 * at + bit for at, byte in enumerate(mask) if byte for bit in range(8) if byte >> bit & 1]
+def _walk(matcher: LLMatcher, tokenizer: LLTokenizer, seed: int, until: float) -> str:
+    """What goes wrong on the way of an output drawn by this seed; empty where nothing does."""
+    draw = random.Random(seed)
+    for step in range(STEPS):
+        began = time.process_time()
+        mask = bytearray(matcher.compute_bitmask())
+        took = time.process_time() - began
+        if matcher.is_error():
+            return _sentence(matcher)
+        if took > SLOWEST_STEP_S or began > until:
+            return "it is too complex: a token takes too long"
+        for end in tokenizer.eos_tokens:
+            mask[end >> 3] &= ~(1 << (end & 7)) & 255
+        token = _next(mask, draw.randrange(len(mask)))
+        if token is None:
+            return "nothing matches it" if step == 0 and not matcher.is_accepting() else ""
+        matcher.consume_token(token)
+        if matcher.is_error():
+            return _sentence(matcher)
+        if matcher.is_stopped():
+            return ""
+    return ""
+
+
+def _next(mask: bytearray, start: int) -> int | None:
+    """A token whose bit is set, from this byte on and round."""
+    turned = mask[start:] + mask[:start]
+    skipped = len(turned) - len(turned.lstrip(b"\0"))
+    if skipped == len(mask):
+        return None
+    byte = turned[skipped]
+    return 8 * ((start + skipped) % len(mask)) + (byte & -byte).bit_length() - 1
 
 
 def _sentence(matcher: LLMatcher) -> str:

@@ -46,7 +46,7 @@ from ..policy.dispatch import Assignment, NoInstance
 from ..policy.state import InstanceView, RequestShape
 from .config import RouterConfig
 from .fleet import Delta, Fleet, Mode, MoveResult, MoveWanted
-from .refusal import Refused, unserved
+from .refusal import Refused, invalid, unserved
 from .wire import Call
 
 UNBEGUN = "it had not begun, and its instance drains"
@@ -283,19 +283,24 @@ class LiveSession:
         return len(self.call.prompt) + len(self.emitted)
 
     def _deliver(self, deliver: Deliver) -> None:
-        ids = tuple(record.id for record in deliver.records)
+        records, end = deliver.records, deliver.records[-1].end
+        if end is End.ASTRAY:
+            records, end = records[:-1], None
+            self.error = _too_complex(len(self.emitted) + len(records))
+        ids = tuple(record.id for record in records)
         assert deliver.first_index == len(self.emitted)
         self.emitted.extend(ids)
         self._destination_since, self._losses = None, 0
         self._note_delivery(deliver.maker.instance, deliver.first_index)
         self._landed(deliver.maker)
-        end = deliver.records[-1].end
+        if not records:
+            return
         if len(self._pending) >= self._cfg.session_queue and end is None:
             message = f"The client left {len(self._pending)} messages unread."
             self.cancel(Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message))
             return
-        logprobs = tuple(record.logprobs for record in deliver.records if record.logprobs is not None)
-        prompt = deliver.records[0].prompt
+        logprobs = tuple(record.logprobs for record in records if record.logprobs is not None)
+        prompt = records[0].prompt
         made = Delta(deliver.first_index, ids, deliver.maker.instance, end, logprobs, prompt)
         self._pending.append(made)
         self._news.set()
@@ -322,11 +327,11 @@ class LiveSession:
         self._move_over(self._move is not None and self._move.landed, "the request ended")
         self._move, self._next = self._next, None
         self._move_over(False, "the request ended")
-        if end is not None:
+        if end is not None and self.error is None:
             self._fleet.completed(self.call, self.emitted, self.machine.owner, self._tpot_s)
         why = {"error": self.error.message} if self.error else {}
         self._note(
-            "ended" if end else "cancelled",
+            "ended" if end and self.error is None else "cancelled",
             tokens=len(self.emitted),
             seconds=self._fleet.now() - self._began_at,
             handovers=self.handovers,
@@ -502,3 +507,8 @@ class LiveSession:
 
 def _address(view: InstanceView) -> Address:
     return Address(Incarnation(view.name, view.life), view.address)
+
+
+def _too_complex(tokens: int) -> Refused:
+    what = f"after {tokens} tokens of output, finding those that it allows exceeds the limits"
+    return invalid("sampling.structured", f"`sampling.structured` is too complex: {what}.")

@@ -189,3 +189,24 @@ def test_a_reservation_keeps_its_grammar_however_many_others_come_before_it_is_a
     moving.carry_out("s", Adopt(lease, Commit(seen, records, 3)))
     (adopted,) = engine._scheduler
     assert adopted.tokens == [5, *ids[:3]] and adopted.constraint.allowed() == expected
+
+
+ASTRAY = {
+    "lexer": LLMatcher.grammar_from_regex("p{40}(.{1,500}){1,500}z"),
+    "parser": LLMatcher.grammar_from_lark(
+        'start: "pqpq" e\ne: e e e e | e e e | e e | "a" | "b" | "ab" | ""'
+    ),
+}
+
+
+@pytest.mark.parametrize("grammar", ASTRAY.values(), ids=ASTRAY)
+def test_an_output_whose_grammar_cannot_be_followed_never_ends_as_if_it_matched(grammars, grammar):
+    """However it is resumed."""
+    bias = ((0, -100.0),)
+    whole = begin(grammars, grammar, logit_bias=bias)
+    whole.most = 1000
+    assert generate(whole, 0) is End.ASTRAY
+    for cut in (0, whole.made // 2, whole.made - 1):
+        resumed = begin(grammars, grammar, whole.tokens[1 : 1 + cut], logit_bias=bias)
+        resumed.most = 1000
+        assert generate(resumed, 0) is End.ASTRAY and resumed.made == whole.made

@@ -23,6 +23,7 @@ EMBEDDED = replace(MODEL, vocabulary=4096, tokenizer=TOKENIZER, end_tokens=(0,))
 EXPLODING = "start: A\nA: " + " & ".join(
     f"/(.*{letter}.{{{i}}})*/" for i, letter in enumerate("abcdefghijklmnopqr", 7)
 )
+AMBIGUOUS = 'start: "pqpqpqpqpqpqpq" e\ne: e e e e | e e e | e e | "a" | "b" | "ab" | ""'
 NESTED = "(" * 4 + "a" + "){100}" * 4
 
 
@@ -58,6 +59,8 @@ BAD = [
     ("regex", "(?=a)b"),
     ("regex", r"[^\s\S]"),
     ("regex", NESTED),
+    ("regex", "(.{1,500}){1,500}z"),
+    ("grammar", AMBIGUOUS),
     ("regex", "(" * 20_000 + "a" + ")" * 20_000),
     ("grammar", "start: nothing"),
     ("grammar", "nonsense"),

@@ -450,3 +450,24 @@ def test_a_request_that_goes_on_between_losses_is_not_to_blame():
         live.lost(B)
         live.lost(A)
     assert not live.closed and live.recoveries == 2 * MOST_LOSSES
+
+
+@pytest.mark.parametrize("made", [(), (7, 8)])
+def test_an_output_that_went_astray_of_its_grammar_ends_in_an_error(made):
+    desk, live = started()
+    live.heard(A, news(1, 0, 5, 6))
+    live.heard(A, news(1, 2, *made, 9, end=End.ASTRAY))
+    got = []
+
+    async def follow():
+        async for delta in live.deltas():
+            got.extend(delta.token_ids)
+
+    with pytest.raises(Refused, match="too complex: after [24] tokens") as refused:
+        asyncio.run(follow())
+    assert got == [5, 6, *made]
+    assert (refused.value.code, refused.value.field) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "sampling.structured",
+    )
+    assert live.closed and not any(name == "tpot_s" for name, _ in desk.served)
