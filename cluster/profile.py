@@ -19,6 +19,7 @@ from ..policy.cost import CostModel
 from . import units
 from .config import build, read_yaml, yaml_fault
 
+DTYPES = ("float32", "bfloat16", "float16")
 SHIPPED = Path(__file__).with_name("profiles")
 
 
@@ -89,6 +90,8 @@ class Profile:
         for name, least in (("tensor_parallel", 1), ("gpus", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
 
 def shipped() -> list[str]:

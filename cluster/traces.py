@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -235,8 +235,8 @@ def _own(name: str, value: Any, where: str) -> Any:
 
 
 def _whole_numbers(value: object, what: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise ValueError(f"{what} must be a list of whole numbers, got {value!r}")
+    if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+        raise ValueError(f"{what} must be a list of whole numbers of at least 0, got {value!r}")
     return tuple(value)
 
 
@@ -260,11 +260,12 @@ def _number(value: object, what: str) -> float:
 
 
 def _time_stamp(text: str, where: str) -> float:
-    """Seconds since an epoch of a date and time, with the fraction's seven digits."""
+    """Seconds since an epoch of a date and time, with the fraction's seven digits; without a zone it is UTC."""
     try:
-        return datetime.fromisoformat(text.strip()).timestamp()
+        stamp = datetime.fromisoformat(text.strip())
     except ValueError as error:
         raise ValueError(f"{where}: TIMESTAMP must be a date and a time, got {text!r}") from error
+    return (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)).timestamp()
 
 
 def _spread(ticks: Sequence[float], draw: random.Random) -> list[float]:

@@ -59,8 +59,8 @@ def read_rope(config: Mapping[str, Any], max_positions: int) -> Rope:
     missing = [key for key in _REQUIRED[kind] if given.get(key) is None]
     if missing:
         raise ValueError(f"config.json: rope type {kind!r} needs {', '.join(missing)}")
-    theta = _number(given, "rope_theta", _number(config, "rope_theta", _DEFAULT_THETA))
-    factor = _number(given, "factor", 1.0)
+    theta = _positive(given, "rope_theta", _positive(config, "rope_theta", _DEFAULT_THETA))
+    factor = _positive(given, "factor", 1.0)
     return Rope(
         kind=kind,
         theta=theta,
@@ -106,3 +106,10 @@ def _number(mapping: Mapping[str, Any], key: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"config.json: {key} must be a number, got {value!r}")
     return float(value)
+
+
+def _positive(mapping: Mapping[str, Any], key: str, default: float) -> float:
+    number = _number(mapping, key, default)
+    if not 0 < number < math.inf:
+        raise ValueError(f"config.json: {key} must be above 0, got {number:g}")
+    return number

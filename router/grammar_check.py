@@ -31,6 +31,8 @@ WALKS_CPU_S = 0.4
 SLOWEST_STEP_S = 0.1
 """CPU time of one of them, at most."""
 LONGEST_ERROR = 300
+UNMATCHABLE = "NoExtensionBias"
+"""All that llguidance says of an expression that no text matches."""
 
 
 def main() -> None:
@@ -117,7 +119,8 @@ def _next(mask: bytearray, start: int) -> int | None:
 
 
 def _sentence(matcher: LLMatcher) -> str:
-    return " ".join(matcher.get_error().replace("<non-verbose/>", "").split())[:LONGEST_ERROR]
+    said = " ".join(matcher.get_error().replace("<non-verbose/>", "").split())
+    return "nothing matches a part of it" if said == UNMATCHABLE else said[:LONGEST_ERROR]
 
 
 if __name__ == "__main__":

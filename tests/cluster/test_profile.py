@@ -115,6 +115,7 @@ def _set(tree: dict, where: str, value: object) -> None:
         ("error.step_p50", -0.1),
         ("tensor_parallel", 0),
         ("model", 7),
+        ("dtype", "banana"),
     ],
 )
 def test_a_wrong_value_is_named_by_file_and_field(where, value, tmp_path):

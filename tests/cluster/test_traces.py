@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,18 @@ def test_azure_rows_become_requests_from_the_first_arrival_on(tmp_path):
     first, second = read(file(tmp_path, text)).requests
     assert (first.arrival_s, first.prompt_tokens, first.output_tokens) == (0.0, 374, 44)
     assert second.arrival_s == pytest.approx(4.3)
+
+
+def test_azure_times_without_a_zone_are_those_of_utc(tmp_path, monkeypatch):
+    """Elsewhere an hour is left out in this night."""
+    path = file(tmp_path, AZURE + "2024-03-31 01:59:59,374,44\n2024-03-31 03:00:01,396,109\n")
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        assert read(path).requests[1].arrival_s == 3602
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_mooncake_ids_are_kept_and_ticks_are_spread(tmp_path):
@@ -123,6 +136,7 @@ OWN = '{"arrival_s": 0, "prompt_tokens": 5, "output_tokens": 6}\n'
         (moon() + moon(hash_ids="none"), 2, "hash_ids"),
         (moon() + moon(hash_ids=[1.5]), 2, "hash_ids"),
         (moon() + moon(hash_ids=[True]), 2, "hash_ids"),
+        (moon() + moon(hash_ids=[0, -1]), 2, "hash_ids"),
         (moon() + moon(hash_ids=[1, 2, 3]), 2, "hash_ids"),
         (moon() + moon(input_length=None), 2, "input_length"),
         (moon() + moon(output_length=-1), 2, "output_length"),

@@ -184,6 +184,11 @@ BAD_CONFIGS = {
         },
         "layer_types of mistral are not supported unless all are sliding_attention",
     ),
+    "rope_theta": ({"rope_parameters": {"rope_theta": 0}}, "rope_theta must be above 0, got 0"),
+    "rope_factor": (
+        {"rope_parameters": {"rope_type": "linear", "factor": -2}},
+        "factor must be above 0, got -2",
+    ),
     "rope_nested": (
         {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
         "rope parameters of their own for full_attention are not supported",

@@ -102,6 +102,15 @@ def test_what_cannot_be_held_to_is_refused_by_name_and_in_time(monkeypatch):
     asyncio.run(run())
 
 
+def test_a_refusal_is_a_sentence_where_nothing_matches():
+    async def run():
+        async with constraints() as made:
+            with pytest.raises(Refused, match="nothing matches a part of it"):
+                await made.grammar(structured("grammar", 'start: "abc" X\nX: /a/ & /b/'))
+
+    asyncio.run(run())
+
+
 def test_a_check_that_is_given_up_is_not_the_next_ones_answer():
     async def run():
         async with constraints() as made:
