@@ -18,7 +18,7 @@ TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 def test_an_example_of_the_page_about_clients_runs(example, tmp_path, monkeypatch, capsys):
     byte_level(tmp_path / "tokenizer.json")
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
-    model = replace(MODEL, tokenizer=tmp_path / "tokenizer.json", vocabulary=250)
+    model = replace(MODEL, tokenizer=tmp_path / "tokenizer.json")
     with ThreadedFleet(model=model) as running:
         monkeypatch.setenv("PENSTOCK_ADDRESS", running.fleet.address)
         exec(compile(example, "docs/client.md", "exec"), {})

@@ -79,7 +79,7 @@ def test_reflection_names_the_services():
 
 def test_text_goes_in_and_comes_out(tmp_path):
     tokenizer = byte_level(tmp_path / "tokenizer.json")
-    model = replace(MODEL, tokenizer=tmp_path / "tokenizer.json", vocabulary=250)
+    model = replace(MODEL, tokenizer=tmp_path / "tokenizer.json")
 
     async def run():
         async with fleet(ONE_AND_TWO, model=model) as here:
@@ -96,7 +96,7 @@ def test_text_goes_in_and_comes_out(tmp_path):
 
 def test_a_text_that_no_context_holds_is_refused_before_it_is_encoded(tmp_path, monkeypatch):
     tokenizer = byte_level(tmp_path / "tokenizer.json")
-    model = replace(MODEL, vocabulary=250, tokenizer=tmp_path / "tokenizer.json")
+    model = replace(MODEL, tokenizer=tmp_path / "tokenizer.json")
     most = model.context_tokens * tokenizer.longest_token
     for text in ("a" * (most + 1), "a" * most):
         with monkeypatch.context() as patched, pytest.raises(Refused) as refused:

@@ -43,7 +43,8 @@ class Fleet:
         self.server.set_instances([one.view for one in self.instances.values()])
 
     async def add(self, name: str, **role) -> ToyInstance:
-        one = self.instances[name] = ToyInstance(name, cfg=self.deadlines, **role)
+        told = {"cfg": self.deadlines, "vocabulary": self.server.model.vocabulary}
+        one = self.instances[name] = ToyInstance(name, **told, **role)
         await one.start()
         self.told()
         return one

@@ -94,6 +94,8 @@ class ToyInstance(worker_pb2_grpc.WorkerServiceServicer):
     life: int = 1
     step_s: float = 0.002
     cfg: HandoverConfig = FAST
+    vocabulary: int = VOCABULARY
+    """What it says of its model."""
     full: bool = False
     frozen: bool = False
     seats: dict[str, Seat] = field(default_factory=dict)
@@ -303,7 +305,7 @@ class ToyInstance(worker_pb2_grpc.WorkerServiceServicer):
             return
         self.heard_at[first.router] = time.monotonic()
         queue = self.routers[first.router] = asyncio.Queue()
-        self.to_router(first.router, Welcome(self.me, "toy", 4096, VOCABULARY, 1))
+        self.to_router(first.router, Welcome(self.me, "toy", 4096, self.vocabulary, 1))
         self.to_router(first.router, Step((), self.load()))
         for session, seat in list(self.seats.items()):
             if seat.holding is not None and seat.holding.router == first.router:
