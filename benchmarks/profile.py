@@ -35,7 +35,7 @@ from ..engine.config import EMBEDDED, EngineConfig
 from ..engine.layout import CacheLayout
 from ..engine.runner import Runner
 from ..policy.cost import CostModel, LinkCost, StepCost, StepShape
-from . import transfer
+from . import surroundings, transfer
 from .figures import Report, machine, progress, revision
 from .scatter import Point, Scatter
 from .step_plans import StepPlan, draw_plans, items
@@ -92,7 +92,8 @@ def measure(config: EngineConfig, seconds: float = 120.0, seed: int = 0) -> Meas
     for layer in (layer for part in runner.cache.parts for layer in part.layers):
         layer.normal_()  # a page that was never written is one page of zeros for all
     try:
-        steps = _steps(runner, seconds, seed)
+        around = surroundings.measure(config, runner)
+        steps = _steps(runner, seconds, seed, around)
         links = _copies(runner, seed)
     finally:
         runner.close()
@@ -125,7 +126,9 @@ def _provenance(steps: Sequence[StepTurns], load: float) -> Provenance:
     note = (
         f"{len(steps)} shapes of steps, {min(len(step.turns) for step in steps)} turns or more each; one shape in "
         f"{HELD_OUT} held out. Waiting for a core, {waited:.0%} of the time, is left out. Load average at the start: "
-        f"{load:.1f}. Steps are the runner's, without the scheduling around them."
+        f"{load:.1f}. Steps are the runner's; what a round of the engine spends around them was timed "
+        f"apart, over decodes in batches of {', '.join(map(str, surroundings.BATCHES))}, and is added by the number "
+        f"of sequences."
     )
     return Provenance(source="penstock profile", date=date.today(), revision=revision(), note=note)
 
@@ -160,12 +163,15 @@ class StepTurns:
 
     shape: StepShape
     turns: Sequence[Turn]
+    around_s: float = 0.0
+    """What a round spends around such a step."""
 
     def sample(self) -> StepSample:
-        return StepSample(self.shape, statistics.median(turn.seconds - turn.waited_s for turn in self.turns))
+        step_s = statistics.median(turn.seconds - turn.waited_s for turn in self.turns)
+        return StepSample(self.shape, step_s + self.around_s)
 
 
-def _steps(runner: Runner, seconds: float, seed: int) -> list[StepTurns]:
+def _steps(runner: Runner, seconds: float, seed: int, around: surroundings.Surroundings) -> list[StepTurns]:
     """The shapes that could be measured, in turns until the time is over or each had enough."""
     plans = draw_plans(SHAPES, seed, runner.spec.max_positions, runner.layout)
     random.Random(seed).shuffle(plans)
@@ -181,7 +187,10 @@ def _steps(runner: Runner, seconds: float, seed: int) -> list[StepTurns]:
                 if time.monotonic() < ends or count < FEWEST_TURNS:
                     turns[place].append(_turn(runner, plan, place))
                     advance(1)
-    return [StepTurns(plan.shape, those) for plan, those in zip(plans, turns, strict=False)]
+    return [
+        StepTurns(plan.shape, those, around.predict(len(plan.sequences())))
+        for plan, those in zip(plans, turns, strict=False)
+    ]
 
 
 def _turn(runner: Runner, plan: StepPlan, seed: int) -> Turn:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.benchmarks import profile as bench
+from penstock.benchmarks import surroundings
 from penstock.benchmarks.profile import StepTurns, Turn
 from penstock.benchmarks.scatter import Point, Scatter
 from penstock.benchmarks.step_plans import StepPlan, draw_plans, items
@@ -64,6 +65,13 @@ def test_a_shape_takes_the_median_of_its_turns_without_the_waiting():
     assert StepTurns(StepShape.of([(5, 0)]), turns).sample().seconds == pytest.approx(1.1)
 
 
+def test_planted_surroundings_are_found_again_in_the_samples():
+    found = surroundings.fit([(count, 3e-4 + 2e-5 * count) for count in surroundings.BATCHES])
+    assert (found.base_s, found.per_sequence_s) == pytest.approx((3e-4, 2e-5))
+    turns = StepTurns(StepShape.of([(5, 0)]), [Turn(1.0, 0.0)], found.predict(10))
+    assert turns.sample().seconds == pytest.approx(1.0 + 5e-4)
+
+
 POINTS = st.lists(
     st.builds(Point, st.floats(1e-6, 100), st.just(0.0) | st.floats(1e-8, 100), st.integers(0, 1)),
     min_size=1,
@@ -97,6 +105,7 @@ def test_a_run_writes_a_profile_with_its_picture_and_figures(tmp_path, monkeypat
     figures = json.loads(run.stdout.splitlines()[-1])["figures"]
     assert list(figures) == ["step_error_p50", "step_error_p90", "copy_error_p50"]
     profile = load(path)
+    assert "around them" in profile.provenance.note
     assert profile.error.step_p50 == pytest.approx(figures["step_error_p50"], rel=1e-4)
     assert profile.cost.links.keys() == {"host", "local", "gloo"}
     assert (
