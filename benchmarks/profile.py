@@ -2,7 +2,8 @@
 
 One runner in this process, made as an instance makes it, runs steps of a designed sample of shapes, in turns, so that
 whatever else the machine does meets all shapes alike. A turn's time is that of the clock less what the thread waited
-for a core, where that can be told; a shape's is the median of its turns. A quarter of the shapes is held out of the
+for a core, where that can be told; a shape's is the median of its turns. What a round
+of the engine spends around its step is timed apart and added. A quarter of the shapes is held out of the
 fit, and the errors told are theirs. Copies go between two processes over the shipped transports, and within one to
 host memory; how long two processes waited for cores cannot be told, so a size's time is that of the tenth of its
 copies that were fastest.

@@ -6,12 +6,13 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..engine.config import EngineConfig
+from ..engine.flight import Flight
 from ..engine.runner import Runner
+from ..engine.step import StepItem
 from ..policy.batching import Budget
 from .alone import Alone, Job
 
@@ -41,9 +42,9 @@ def measure(config: EngineConfig, runner: Runner) -> Surroundings:
     alone = Alone(config, Budget(max(BATCHES) * PROMPT, max(BATCHES)), runner)
     launch, spent = runner.launch, [0.0]
 
-    def timed(*arguments: Any) -> Any:
+    def timed(items: Sequence[StepItem], after: Flight | None = None) -> Flight:
         began = time.thread_time()
-        flight = launch(*arguments)
+        flight = launch(items, after)
         flight.result()
         spent[0] += time.thread_time() - began
         return flight
@@ -57,8 +58,8 @@ def measure(config: EngineConfig, runner: Runner) -> Surroundings:
 
 def _around(alone: Alone, batch: int, spent: list[float]) -> float:
     sessions = alone.begin([Job(tuple(range(1, PROMPT + 1)), 3 * ROUNDS)] * batch)
-    while not all(alone.outputs(session) for session in sessions):
-        alone.round()
+    while not all(alone.outputs(session) for session in sessions) and alone.round():
+        pass
     times = []
     for _ in range(ROUNDS):
         spent[0], began = 0.0, time.thread_time()

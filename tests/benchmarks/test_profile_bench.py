@@ -15,6 +15,7 @@ from penstock.benchmarks.scatter import Point, Scatter
 from penstock.benchmarks.step_plans import StepPlan, draw_plans, items
 from penstock.cli.errors import exit_code
 from penstock.cli.profile import command
+from penstock.cluster.fit import fit_steps
 from penstock.cluster.profile import load
 from penstock.engine.layout import CacheLayout
 from penstock.policy.cost import StepShape
@@ -70,6 +71,20 @@ def test_planted_surroundings_are_found_again_in_the_samples():
     assert (found.base_s, found.per_sequence_s) == pytest.approx((3e-4, 2e-5))
     turns = StepTurns(StepShape.of([(5, 0)]), [Turn(1.0, 0.0)], found.predict(10))
     assert turns.sample().seconds == pytest.approx(1.0 + 5e-4)
+
+
+def test_planted_surroundings_are_found_again_in_the_law():
+    around, plans = surroundings.Surroundings(3e-4, 2e-5), draw_plans(60, 1, 16384, cache(4096))
+    steps = [
+        StepTurns(
+            plan.shape, [Turn(1e-3 + 1e-4 * plan.shape.tokens, 0.0)], around.predict(plan.shape.decodes)
+        )
+        for plan in plans
+        if not plan.shape.chunk_tokens or not plan.shape.decodes
+    ]
+    cost = fit_steps([step.sample() for step in steps])
+    assert cost.decode.above.base_s == pytest.approx(1.3e-3, rel=1e-3)
+    assert cost.decode.above.per_token_s == pytest.approx(1.2e-4, rel=1e-3)
 
 
 POINTS = st.lists(
