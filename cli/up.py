@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from ..client import Instance, PenstockError
 from ..cluster import processes
 from ..cluster.config import Config, default, load
 from .calls import told
+from .signals import interrupt_once
 
 if TYPE_CHECKING:
     from ..cluster.launcher import Cluster
@@ -51,7 +51,7 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
     from ..cluster.launcher import Cluster  # Ray takes a second to import, and no typo should wait for it
 
     console = Console(stderr=True, highlight=False)
-    _interrupt_once()
+    interrupt_once()
     if not is_loopback(settled.router.host):
         host = settled.router.host
         console.print(
@@ -99,22 +99,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _interrupt_once() -> None:
-    """SIGTERM, and SIGHUP of a closed terminal, end the command as Ctrl-C does.
-
-    Further signals are ignored, since stopping has its own deadlines.
-    """
-    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def interrupt(number: int, frame: object) -> None:
-        for each in ends:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number in ends:
-        signal.signal(number, interrupt)
 
 
 def _tell_changes(cluster: Cluster, console: Console) -> NoReturn:
