@@ -76,6 +76,8 @@ class Instance:
     restarts: int
     rss_bytes: int
     work: Work
+    reason: str
+    """Why its last life ended; empty once the next one serves."""
 
 
 @dataclass(frozen=True, slots=True)

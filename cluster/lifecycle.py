@@ -18,7 +18,7 @@ import grpc
 from ..handover.config import HandoverConfig
 from .config import POOLS, ClusterConfig
 from .refusal import Refused, refuse
-from .registry import Record, Spec, State, least_size, new_name, spec, why_busy, why_needed
+from .registry import RESTARTED, Record, Spec, State, least_size, new_name, spec, why_busy, why_needed
 from .supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ class Lifecycle:
         before = self._record(operation).incarnation
         left = await self._emptied(operation)
         operation.says(Phase.STARTING, recovered=left)
-        self._supervisor.condemn(before, "it is restarted")
+        self._supervisor.condemn(before, RESTARTED)
         await self._started(operation.instance, before.life)
         operation.says(Phase.SERVING, recovered=left)
 

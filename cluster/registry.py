@@ -12,6 +12,9 @@ from ..handover.values import Incarnation
 from ..policy.state import LoadView
 from .config import DECODE, MIXED, PREFILL, ClusterConfig
 
+RESTARTED = "it is restarted"
+"""Why a life ends that an operator replaces by its next one."""
+
 
 class State(Enum):
     STARTING = "starting"
