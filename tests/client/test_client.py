@@ -144,7 +144,16 @@ def test_a_wrong_argument_is_refused_with_code_and_field(cluster, arguments, cod
         ({}, "`prompt` or `messages`"),
         ({"prompt": PROMPT, "messages": [{"role": "user", "content": "hi"}]}, "`prompt` or `messages`"),
         ({"messages": [{"role": "user", "contents": "hi"}]}, "messages"),
-        ({"messages": ["hi"]}, "messages"),
+        ({"messages": ["hi"]}, "messages must be a sequence of mappings with `role` and `content`"),
+        ({"messages": "hi"}, "messages must be a sequence of mappings"),
+        ({"messages": {"role": "user", "content": "hi"}}, "messages must be a sequence of mappings"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages must be .* each a str"),
+        ({"prompt": 5}, "prompt must be a str or a sequence of token ids"),
+        ({"prompt": b"hi"}, "prompt must be a str or a sequence of token ids"),
+        ({"prompt": PROMPT, "choices": "yes"}, "choices must be a sequence of str"),
+        ({"prompt": PROMPT, "choices": [1]}, "choices must be a sequence of str"),
+        ({"prompt": PROMPT, "json_schema": ["a"]}, "json_schema must be a str or a mapping"),
+        ({"prompt": PROMPT, "json_schema": {"enum": {1}}}, "json_schema: it is no JSON: .*set"),
     ],
 )
 def test_what_no_request_can_hold_is_a_value_error_before_any_call(arguments, says):
