@@ -131,7 +131,7 @@ def build(
 
 
 def _message(message: Message) -> pb.Message:
-    if not isinstance(message, Mapping) or not message.keys() <= pb.Message.DESCRIPTOR.fields_by_name.keys():
+    if not isinstance(message, Mapping) or not set(message) <= set(pb.Message.DESCRIPTOR.fields_by_name):
         raise TypeError
     return pb.Message(**message)
 
