@@ -184,7 +184,7 @@ def from_moves(said: pb.MigrateRequestResponse) -> tuple[Move, ...]:
 
 def from_explanation(said: pb.ExplainRequestResponse) -> Explanation:
     decisions = (
-        _value(Decision, one, figures={name: one.figures[name] for name in one.figures})
+        _value(Decision, one, figures={name: one.figures[name] for name in sorted(one.figures)})
         for one in said.decisions
     )
     return Explanation(tuple(decisions), tuple(said.silent))

@@ -26,12 +26,13 @@ from penstock.client import (
     Started,
 )
 from penstock.client import address as addresses
+from penstock.client.cluster import from_explanation
 from penstock.client.errors import DETAILS_KEY, from_rpc
 from penstock.client.events import Logprobs, Segment, Usage, from_response
 from penstock.client.request import MOST_RETRIES, Attempts, Message, build
 from penstock.cluster import processes, state
 from penstock.policy.state import Priority
-from penstock.proto import inference_pb2
+from penstock.proto import control_pb2, inference_pb2
 from penstock.router.config import RouterConfig
 from penstock.router.refusal import overloaded
 from penstock.router.server import RouterServer
@@ -175,6 +176,14 @@ def test_a_deadline_is_an_error_with_its_code(cluster):
             client.complete(PROMPT, max_tokens=2000, timeout_s=0.3, **GREEDY)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     cluster.run(cluster.fleet.settled())
+
+
+def test_the_figures_of_a_decision_are_in_the_order_of_their_names():
+    said = control_pb2.ExplainRequestResponse()
+    names = [f"{letter}_s" for letter in "qwertyuiopasdfghjklzxcvbnm"]
+    said.decisions.add(what="dispatched").figures.update(dict.fromkeys(names, 1.0))
+    (decision,) = from_explanation(said).decisions
+    assert list(decision.figures) == sorted(names)
 
 
 def test_migrate_refuses_a_mode_that_is_none(cluster):
