@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..client.events import completions
 from .calls import SECONDS, connected
 
 TIMEOUT_S = 600.0
+CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 
 
 @click.command("generate")
@@ -89,6 +90,8 @@ def command(
         asked[name] = _text_or_file(asked[name])
     asked["stop_token_ids"] = _ids(asked["stop_token_ids"] or "", "--stop-token-ids")
     several = (asked["n"] or 1) > 1
+    if asked["prompt_logprobs"] is not None and not as_json:
+        click.echo("--prompt-logprobs is shown with --json only", err=True)
     with connected(address) as client:
         given = _chat(prompt, token_ids) if chat else {"prompt": _prompt(prompt, token_ids)}
         events = _within(timeout_s, client.generate(**given, timeout_s=timeout_s, **asked))
@@ -96,11 +99,21 @@ def command(
     if as_json:
         told_of = [report(whole) for whole in wholes]
         click.echo(json.dumps({"choices": told_of} if several else told_of[0]))
-        return
+    else:
+        for whole in wholes:
+            if several:
+                click.echo(f"--- choice {whole.choice}\n{whole.text}", nl=False)
+            _tell(whole)
     for whole in wholes:
-        if several:
-            click.echo(f"--- choice {whole.choice}\n{whole.text}", nl=False)
-        _tell(whole)
+        if _is_cut_short(whole, asked):
+            which = f"choice {whole.choice} is " if several else ""
+            click.echo(f"{which}cut short, not complete: ended by length, not by its constraint", err=True)
+
+
+def _is_cut_short(whole: Completion, asked: Mapping[str, Any]) -> bool:
+    """It was held to a constraint, and ended before that was met."""
+    held = any(asked[name] is not None for name in CONSTRAINTS)
+    return held and whole.reason == "length" and whole.text not in (asked["choices"] or ())
 
 
 def _prompt(prompt: str | None, token_ids: str | None) -> str | list[int]:
@@ -200,5 +213,6 @@ def _tell(whole: Completion) -> None:
     parts = ", ".join(f"{segment.instance} {segment.tokens}" for segment in whole.segments)
     Console(stderr=True, highlight=False).print(
         f"[dim]{usage.prompt_tokens} tokens in, {usage.completion_tokens} out ({parts}); ended by {whole.reason}; "
-        f"request {whole.request_id}, seed {whole.seed}[/dim]"
+        f"request {whole.request_id}, seed {whole.seed}[/dim]",
+        soft_wrap=True,
     )

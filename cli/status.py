@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
 import click
@@ -15,10 +15,12 @@ from rich.text import Text
 
 from ..client import Cluster, Instance
 from .calls import connected
+from .signals import interrupt_once
 
 MIB = 1 << 20
 WIDE = 120
 """Columns where the output goes to no terminal."""
+ENDLESS = 1 << 16
 
 
 @click.command("status")
@@ -38,29 +40,38 @@ def command(watch: bool, address: str | None, as_json: bool) -> None:
     preempted        how often a sequence had to give its memory back
     beat s           seconds since the instance was last heard
     MiB, restarts    its resident memory, and how often it was started anew
+
+    A terminal that is too narrow for all of them leaves out the last ones.
     """
     with connected(address) as client:
         if not watch:
             _show(client.cluster(sessions=True), as_json)
-        elif as_json:
-            for cluster in client.watch(sessions=True):
-                click.echo(json.dumps(asdict(cluster)))
-        else:
-            _redraw(client.watch(sessions=True))
+            return
+        interrupt_once()
+        try:
+            _follow(client.watch(sessions=True), as_json)
+        except KeyboardInterrupt:
+            return
 
 
-def _redraw(changes: Iterable[Cluster]) -> None:
+def _follow(changes: Iterable[Cluster], as_json: bool) -> None:
+    """Each change in the place of the last on a terminal; elsewhere one after the other, each at once."""
     console = _console()
-    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+    if as_json or not console.is_terminal:
         for cluster in changes:
-            live.update(_picture(cluster), refresh=True)
+            _show(cluster, as_json)
+        return
+    with Live(console=console, auto_refresh=False, screen=True) as live:
+        for cluster in changes:
+            live.update(_picture(cluster, console), refresh=True)
 
 
 def _show(cluster: Cluster, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(cluster)))
     else:
-        _console().print(_picture(cluster))
+        console = _console()
+        console.print(_picture(cluster, console))
 
 
 def _console() -> Console:
@@ -70,50 +81,59 @@ def _console() -> Console:
     return console
 
 
-def _picture(cluster: Cluster) -> Group:
+def _picture(cluster: Cluster, console: Console) -> Group:
     routers = ", ".join(router.address for router in cluster.routers)
     title = Text(f"{cluster.cluster}: {cluster.model} at {routers or 'no router'}")
-    return Group(title, _instances(cluster), *([_sessions(cluster)] if cluster.sessions else []))
+    instances = _instances(cluster, console)
+    return Group(title, instances, *([_sessions(cluster)] if cluster.sessions else []))
 
 
-def _instances(cluster: Cluster) -> Table:
-    table = Table("instance", "pool", "state", box=SIMPLE, padding=0)
-    for name in (
-        "run",
-        "wait",
-        "free/all blocks",
-        "held",
-        "leased",
-        "hit %",
-        "preempted",
-        "beat s",
-        "MiB",
-        "restarts",
-    ):
+def _instances(cluster: Cluster, console: Console) -> Table:
+    """As many figures as there is room for: a name is never shortened for one."""
+    options = console.options.update(width=ENDLESS)
+    for count in range(len(FIGURES), 0, -1):
+        table = _table(cluster, count)
+        if console.measure(table, options=options).maximum <= console.width:
+            return table
+    return _table(cluster, 0)
+
+
+def _table(cluster: Cluster, figures: int) -> Table:
+    shown = list(FIGURES.items())[:figures]
+    table = Table(box=SIMPLE, padding=0)
+    for name in ("instance", "pool", "state"):
+        table.add_column(name, overflow="fold")
+    for name, _ in shown:
         table.add_column(name, justify="right", no_wrap=True)
-    for instance in cluster.instances:
-        table.add_row(instance.name, instance.pool, instance.state, *map(str, _figures(instance)))
+    for one in cluster.instances:
+        table.add_row(one.name, one.pool, one.state, *(str(figure(one)) for _, figure in shown))
     return table
 
 
-def _figures(instance: Instance) -> tuple[object, ...]:
-    blocks, work = instance.blocks, instance.work
-    return (
-        instance.running,
-        instance.waiting,
-        f"{blocks.free + blocks.cached}/{blocks.total}",
-        blocks.held,
-        blocks.leased + blocks.quarantined,
-        f"{100 * work.hit_tokens / work.asked_tokens:.0f}" if work.asked_tokens else "-",
-        work.preemptions,
-        f"{instance.heartbeat_age_s:.2f}",
-        instance.rss_bytes // MIB,
-        instance.restarts,
-    )
+def _hit_rate(instance: Instance) -> str:
+    work = instance.work
+    return f"{100 * work.hit_tokens / work.asked_tokens:.0f}" if work.asked_tokens else "-"
+
+
+FIGURES: dict[str, Callable[[Instance], object]] = {
+    "run": lambda one: one.running,
+    "wait": lambda one: one.waiting,
+    "free/all blocks": lambda one: f"{one.blocks.free + one.blocks.cached}/{one.blocks.total}",
+    "held": lambda one: one.blocks.held,
+    "leased": lambda one: one.blocks.leased + one.blocks.quarantined,
+    "hit %": _hit_rate,
+    "preempted": lambda one: one.work.preemptions,
+    "beat s": lambda one: f"{one.heartbeat_age_s:.2f}",
+    "MiB": lambda one: one.rss_bytes // MIB,
+    "restarts": lambda one: one.restarts,
+}
+"""Columns by their names, the most telling first."""
 
 
 def _sessions(cluster: Cluster) -> Table:
-    table = Table("request", "choice", "on", box=SIMPLE, padding=0)
+    table = Table(box=SIMPLE, padding=0)
+    for name in ("request", "choice", "on"):
+        table.add_column(name, overflow="fold")
     for name in ("prompt tokens", "output tokens"):
         table.add_column(name, justify="right")
     for session in cluster.sessions:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -18,7 +17,9 @@ from rich.console import Console
 from ..client import Instance, PenstockError
 from ..cluster import processes
 from ..cluster.config import Config, default, load
+from ..cluster.registry import RESTARTED
 from .calls import told
+from .signals import interrupt_once
 
 if TYPE_CHECKING:
     from ..cluster.launcher import Cluster
@@ -51,7 +52,7 @@ def command(config: str | None, as_json: bool, **options: Any) -> None:
     from ..cluster.launcher import Cluster  # Ray takes a second to import, and no typo should wait for it
 
     console = Console(stderr=True, highlight=False)
-    _interrupt_once()
+    interrupt_once()
     if not is_loopback(settled.router.host):
         host = settled.router.host
         console.print(
@@ -101,24 +102,8 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _interrupt_once() -> None:
-    """SIGTERM, and SIGHUP of a closed terminal, end the command as Ctrl-C does.
-
-    Further signals are ignored, since stopping has its own deadlines.
-    """
-    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def interrupt(number: int, frame: object) -> None:
-        for each in ends:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number in ends:
-        signal.signal(number, interrupt)
-
-
 def _tell_changes(cluster: Cluster, console: Console) -> NoReturn:
-    """Until a signal: a line for each instance that is lost, started anew, drained or gone."""
+    """Until a signal: a line for each change of an instance."""
     before = cluster.instances()
     while True:
         time.sleep(LOOK_S)
@@ -130,15 +115,32 @@ def _tell_changes(cluster: Cluster, console: Console) -> NoReturn:
 
 
 def changes(before: Sequence[Instance], now: Sequence[Instance]) -> Iterator[str]:
-    """What became of the instances, a line for each whose state or life is another."""
-    were = {instance.name: (instance.state, instance.life) for instance in before}
+    """What became of the instances, a line for each whose state, life or pool is another."""
+    were = {instance.name: instance for instance in before}
     for instance in now:
-        if were.get(instance.name) != (instance.state, instance.life):
-            life = f" (life {instance.life})" if instance.life > 1 else ""
-            verb = {"serving": "serves", "starting": "starts"}.get(instance.state, f"is {instance.state}")
-            yield f"{instance.name} {verb}{life}"
+        was = were.get(instance.name)
+        if was and was.life == instance.life and was.pool != instance.pool:
+            yield f"{instance.name} is in the {instance.pool} pool now"
+        elif was is None or (was.state, was.life) != (instance.state, instance.life):
+            yield f"{instance.name} {_became(was, instance)}"
     for name in were.keys() - {instance.name for instance in now}:
-        yield f"{name} is gone"
+        yield f"{name} has ended"
+
+
+def _became(was: Instance | None, instance: Instance) -> str:
+    anew = instance.restarts > 0
+    match instance.state:
+        case "serving":
+            return "serves again" if anew else "serves"
+        case "starting":
+            return "starts anew" if anew else "starts"
+        case "draining":
+            return "drains"
+    if instance.reason == RESTARTED:
+        return "ends, to start anew"
+    if was and was.life == instance.life and was.state == "draining":
+        return "has ended"
+    return f"is lost: {instance.reason}" if instance.reason else "is lost"
 
 
 def _announce(cluster: Cluster, as_json: bool) -> None:

@@ -76,6 +76,8 @@ class Instance:
     restarts: int
     rss_bytes: int
     work: Work
+    reason: str
+    """Why its last life ended; empty once the next one serves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ def from_moves(said: pb.MigrateRequestResponse) -> tuple[Move, ...]:
 
 def from_explanation(said: pb.ExplainRequestResponse) -> Explanation:
     decisions = (
-        _value(Decision, one, figures={name: one.figures[name] for name in one.figures})
+        _value(Decision, one, figures={name: one.figures[name] for name in sorted(one.figures)})
         for one in said.decisions
     )
     return Explanation(tuple(decisions), tuple(said.silent))

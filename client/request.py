@@ -20,6 +20,18 @@ LAST_RETRY_S = 2.0
 
 
 PRIORITIES = {"normal": pb.PRIORITY_NORMAL, "high": pb.PRIORITY_HIGH}
+KINDS = {
+    "prompt": "a str or a sequence of token ids",
+    "messages": "a sequence of mappings with `role` and `content`, each a str",
+    "logit_bias": "a mapping from token ids to numbers",
+    "stop": "a str or a sequence of str",
+    "stop_token_ids": "a sequence of token ids",
+    "json_schema": "a str or a mapping",
+    "choices": "a sequence of str",
+    "regex": "a str",
+    "grammar": "a str",
+}
+"""What an argument must be; all others are plain values."""
 
 
 class Sampling(TypedDict, total=False):
@@ -105,17 +117,30 @@ def build(
     _set("request_id", lambda: setattr(request, "request_id", request_id or secrets.token_hex(8)))
     _set("model", lambda: setattr(request, "model", model or ""))
     if messages is not None:
-        _set("messages", lambda: request.chat.messages.extend(pb.Message(**message) for message in messages))
+        _set("messages", lambda: request.chat.messages.extend(map(_message, messages)))
         request.chat.SetInParent()
     elif isinstance(prompt, str):
         _set("prompt", lambda: setattr(request, "text", prompt))
     else:
-        _set("prompt", lambda: request.token_ids.ids.extend(prompt))
+        _set("prompt", lambda: request.token_ids.ids.extend(_sequence(prompt)))
         request.token_ids.SetInParent()
     for name, value in options.items():
         if value is not None:
             _set(name, lambda name=name, value=value: _set_option(request, name, value))
     return request
+
+
+def _message(message: Message) -> pb.Message:
+    if not isinstance(message, Mapping) or not set(message) <= set(pb.Message.DESCRIPTOR.fields_by_name):
+        raise TypeError
+    return pb.Message(**message)
+
+
+def _sequence(value: Any) -> Any:
+    """Not a text, whose letters nobody means."""
+    if isinstance(value, (str, bytes)):
+        raise TypeError
+    return value
 
 
 def _set_option(request: pb.GenerateRequest, name: str, value: Any) -> None:
@@ -146,10 +171,17 @@ def _set_structured(request: pb.GenerateRequest, name: str, value: Any) -> None:
     if other := structured.WhichOneof("constraint"):
         raise ValueError(f"the output is held to `{other}` already")
     if name == "choices":
-        structured.choices.values.extend(value)
+        structured.choices.values.extend(_sequence(value))
         structured.choices.SetInParent()
     else:
-        setattr(structured, name, json.dumps(value) if isinstance(value, Mapping) else value)
+        setattr(structured, name, _json(value) if isinstance(value, Mapping) else value)
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(schema)
+    except TypeError as error:
+        raise ValueError(f"it is no JSON: {error}") from None
 
 
 def _set(name: str, action: Callable[[], None]) -> None:
@@ -157,7 +189,9 @@ def _set(name: str, action: Callable[[], None]) -> None:
         action()
     except UnicodeError:
         raise ValueError(f"{name} is no text: it holds bytes that are not UTF-8.") from None
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
+        raise ValueError(f"{name} must be {KINDS[name]}." if name in KINDS else f"{name}: {error}") from None
+    except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 

@@ -18,7 +18,7 @@ import grpc
 from ..handover.config import HandoverConfig
 from .config import POOLS, ClusterConfig
 from .refusal import Refused, refuse
-from .registry import Record, Spec, State, new_name, spec, why_busy, why_needed
+from .registry import RESTARTED, Record, Spec, State, least_size, new_name, spec, why_busy, why_needed
 from .supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -100,12 +100,15 @@ class Lifecycle:
             yield progress
 
     async def restart(self, names: Sequence[str]) -> AsyncIterator[Progress]:
-        """Replace instances by their next lives, one by one; all of them where none is named."""
-        for name in names:
-            self._known(name)
-        for name in names or list(self._supervisor.registry.records):
-            self._serving(name)
-            self._check(name, why_busy)
+        """Replace instances by their next lives, one by one; all of them where none is named.
+
+        None is touched where one of them cannot be; each is looked at once more when its turn comes.
+        """
+        chosen = names or list(self._supervisor.registry.records)
+        for name in chosen:
+            self._check_restart(name)
+        for name in chosen:
+            self._check_restart(name)
             async for progress in self._followed(self._begin(name, "restarted", self._restarted)):
                 yield progress
 
@@ -116,6 +119,7 @@ class Lifecycle:
             refuse(
                 grpc.StatusCode.INVALID_ARGUMENT, f"a pool has at most {LARGEST_POOL} instances, not {count}"
             )
+        self._check_least(pool, count)
         more = count - len(self._pool(pool))
         for operation in [self._grow(pool) for _ in range(more)]:
             async for progress in self._followed(operation):
@@ -196,7 +200,7 @@ class Lifecycle:
         before = self._record(operation).incarnation
         left = await self._emptied(operation)
         operation.says(Phase.STARTING, recovered=left)
-        self._supervisor.condemn(before, "it is restarted")
+        self._supervisor.condemn(before, RESTARTED)
         await self._started(operation.instance, before.life)
         operation.says(Phase.SERVING, recovered=left)
 
@@ -293,6 +297,16 @@ class Lifecycle:
     def _check_pool(self, pool: str) -> None:
         if pool not in POOLS:
             refuse(grpc.StatusCode.INVALID_ARGUMENT, f"no pool {pool}; there are {', '.join(POOLS)}")
+
+    def _check_restart(self, name: str) -> None:
+        self._serving(name)
+        self._check(name, why_busy)
+
+    def _check_least(self, pool: str, count: int) -> None:
+        least = least_size(self._supervisor.registry, pool)
+        if count < least:
+            text = f"the {pool} pool has to keep {least} at least, not {count}: no other does its work"
+            refuse(grpc.StatusCode.FAILED_PRECONDITION, text)
 
     def _pool(self, pool: str) -> list[Record]:
         return [record for record in self._supervisor.registry.records.values() if record.spec.pool == pool]

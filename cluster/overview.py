@@ -64,6 +64,7 @@ class Overview:
             running=load.running,
             heartbeat_age_s=self._supervisor.silent_s(name),
             restarts=record.restarts,
+            reason=record.reason,
             work=_work(load),
         )
         if record.running is not None:

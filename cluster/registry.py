@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
@@ -11,6 +11,9 @@ from types import MappingProxyType
 from ..handover.values import Incarnation
 from ..policy.state import LoadView
 from .config import DECODE, MIXED, PREFILL, ClusterConfig
+
+RESTARTED = "it is restarted"
+"""Why a life ends that an operator replaces by its next one."""
 
 
 class State(Enum):
@@ -196,8 +199,22 @@ def why_busy(registry: Registry, name: str) -> str:
         ("prefills", any(one.prefills for one in serving)),
     ):
         if not able:
-            return f"{name} has to stay: no other instance that serves {does}"
+            return f"{name} has to stay: no other instance that serves {does}{_remedy(registry, others)}"
     return ""
+
+
+def _remedy(registry: Registry, others: Collection[Record]) -> str:
+    """How to get one that decodes where there is none besides: those that do not serve just now will again."""
+    if any(record.spec.decodes for record in others):
+        return ""
+    size = sum(record.spec.pool == DECODE for record in registry.records.values())
+    return f"; `penstock scale {DECODE} {size + 1}` first"
+
+
+def least_size(registry: Registry, pool: str) -> int:
+    """How many instances a pool has to keep: one, unless the others prefill and decode without it."""
+    others = {record.spec.pool for record in registry.records.values()} - {pool}
+    return int(any(not others & {needed, MIXED} for needed in (PREFILL, DECODE)))
 
 
 def why_needed(registry: Registry, name: str, then: str = "") -> str:

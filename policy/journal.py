@@ -40,8 +40,9 @@ class Journal:
         self._lock = threading.Lock()
 
     def note(self, session: str, what: str, **figures: float | str) -> Decision:
-        """Keep a decision, and return it for the log."""
-        decision = Decision(self._clock(), self._where, session, what, figures)
+        """Keep a decision, and return it for the log. A figure that is an empty text tells nothing, and is left out."""
+        told = {name: value for name, value in figures.items() if value != ""}
+        decision = Decision(self._clock(), self._where, session, what, told)
         with self._lock:
             first, latest = self._kept.pop(session, None) or ([], deque(maxlen=self._half))
             (first if len(first) < self._half else latest).append(decision)

@@ -66,7 +66,7 @@ class GetClusterResponse(_message.Message):
     def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[Router, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ...) -> None: ...
 
 class Instance(_message.Message):
-    __slots__ = ("name", "life", "pool", "state", "address", "pid", "role", "blocks", "waiting", "running", "heartbeat_age_s", "restarts", "rss_bytes", "work")
+    __slots__ = ("name", "life", "pool", "state", "address", "pid", "role", "blocks", "waiting", "running", "heartbeat_age_s", "restarts", "rss_bytes", "work", "reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LIFE_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +81,7 @@ class Instance(_message.Message):
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
     RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     WORK_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     life: int
     pool: str
@@ -95,7 +96,8 @@ class Instance(_message.Message):
     restarts: int
     rss_bytes: int
     work: Work
-    def __init__(self, name: _Optional[str] = ..., life: _Optional[int] = ..., pool: _Optional[str] = ..., state: _Optional[_Union[InstanceState, str]] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., role: _Optional[_Union[Role, _Mapping]] = ..., blocks: _Optional[_Union[Blocks, _Mapping]] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., heartbeat_age_s: _Optional[float] = ..., restarts: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., work: _Optional[_Union[Work, _Mapping]] = ...) -> None: ...
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., life: _Optional[int] = ..., pool: _Optional[str] = ..., state: _Optional[_Union[InstanceState, str]] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., role: _Optional[_Union[Role, _Mapping]] = ..., blocks: _Optional[_Union[Blocks, _Mapping]] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., heartbeat_age_s: _Optional[float] = ..., restarts: _Optional[int] = ..., rss_bytes: _Optional[int] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Work(_message.Message):
     __slots__ = ("steps", "asked_tokens", "hit_tokens", "preemptions", "written_blocks", "sent_blocks", "swapped_blocks")

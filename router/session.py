@@ -103,6 +103,8 @@ class LiveSession:
         self._next: _Move | None = None
         """Asked for while another was under way, as when somebody wants what is being balanced elsewhere."""
         self._began_at = self._first_at = self._token_at = fleet.now()
+        self._waits_since = self._began_at
+        """Since when it has had no instance."""
         self._sent_at = self._expected_s = 0.0
         """When it was sent to an instance, and how long its first token should take from there."""
         self._maker = ""
@@ -353,6 +355,7 @@ class LiveSession:
 
     def _recover(self, reason: str) -> None:
         self.recoveries += reason != UNBEGUN
+        self._waits_since = self._fleet.now()
         self._note("recovering", tokens=self._tokens, reason=reason)
         self._destination_due = self._destination_since = None
         if self.recoveries > self._cfg.max_recoveries:
@@ -384,7 +387,7 @@ class LiveSession:
             "dispatched",
             prefill=found.prefill.name,
             decode=there.name,
-            waited_s=now - self._began_at,
+            waited_s=now - self._waits_since,
             queued_tokens=found.prefill.load.queued_tokens,
             prefill_free_blocks=found.prefill.load.free_blocks + found.prefill.load.cached_blocks,
             decode_free_blocks=there.load.free_blocks + there.load.cached_blocks,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from penstock.cli.up import changes, is_loopback
 from penstock.client.cluster import Instance, from_cluster
 from penstock.cluster import processes, state
+from penstock.cluster.registry import RESTARTED
 from penstock.proto import control_pb2
 
 COMMAND = [sys.executable, "-m", "penstock.cli.main"]
@@ -159,12 +161,13 @@ class Up:
             time.sleep(0.05)
 
 
-def instances(**told: tuple[str, int]) -> tuple[Instance, ...]:
-    """Of each name its state and life."""
-    said = [
-        control_pb2.Instance(name=name, life=life, state=f"INSTANCE_STATE_{status.upper()}")  # pyright: ignore[reportArgumentType]
-        for name, (status, life) in told.items()
-    ]
+def instances(**told: tuple[str, int] | tuple[str, int, str]) -> tuple[Instance, ...]:
+    """Of each name its state and life, and the reason of its last one's end."""
+    said = []
+    for name, (status, life, *reason) in told.items():
+        one = control_pb2.Instance(name=name, life=life, restarts=life - 1, reason="".join(reason))
+        one.state = control_pb2.InstanceState.Value(f"INSTANCE_STATE_{status.upper()}")
+        said.append(one)
     return from_cluster(control_pb2.GetClusterResponse(instances=said)).instances
 
 
@@ -172,10 +175,31 @@ def test_each_change_of_an_instance_is_told_in_one_line():
     before = instances(
         a=("serving", 1), b=("serving", 1), c=("starting", 2), d=("serving", 1), e=("serving", 1)
     )
-    now = instances(a=("serving", 1), b=("lost", 1), c=("serving", 2), d=("draining", 1), f=("starting", 1))
-    lines = ["b is lost", "c serves (life 2)", "d is draining", "f starts", "e is gone"]
+    now = instances(
+        a=("serving", 1),
+        b=("lost", 1, "it is silent"),
+        c=("serving", 2),
+        d=("draining", 1),
+        f=("starting", 1),
+    )
+    lines = ["b is lost: it is silent", "c serves again", "d drains", "f starts", "e has ended"]
     assert list(changes(before, now)) == lines
     assert list(changes(now, now)) == []
+
+
+def test_what_is_restarted_or_drained_on_purpose_is_not_called_lost():
+    for before in ("serving", "draining"):
+        restarted = instances(a=("lost", 1, RESTARTED))
+        assert list(changes(instances(a=(before, 1)), restarted)) == ["a ends, to start anew"]
+    assert list(changes(restarted, instances(a=("starting", 2)))) == ["a starts anew"]
+    drained = instances(a=("lost", 1, "its process ended"))
+    assert list(changes(instances(a=("draining", 1)), drained)) == ["a has ended"]
+
+
+def test_an_instance_that_changes_its_pool_is_told_with_the_new_one():
+    (before,) = instances(a=("serving", 1))
+    after = replace(before, pool="prefill")
+    assert list(changes([before], [after])) == ["a is in the prefill pool now"]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from toy_fleet import MODEL, ThreadedFleet, until
 from toy_instance import FAST, output
 
-from penstock.cli.generate import _streamed, _tell, command
+from penstock.cli.generate import CONSTRAINTS, _is_cut_short, _streamed, _tell, command
 from penstock.client import (
     AsyncClient,
     Client,
@@ -26,12 +26,13 @@ from penstock.client import (
     Started,
 )
 from penstock.client import address as addresses
+from penstock.client.cluster import from_explanation
 from penstock.client.errors import DETAILS_KEY, from_rpc
-from penstock.client.events import Logprobs, Usage, from_response
-from penstock.client.request import MOST_RETRIES, Attempts, build
+from penstock.client.events import Logprobs, Segment, Usage, from_response
+from penstock.client.request import MOST_RETRIES, Attempts, Message, build
 from penstock.cluster import processes, state
 from penstock.policy.state import Priority
-from penstock.proto import inference_pb2
+from penstock.proto import control_pb2, inference_pb2
 from penstock.router.config import RouterConfig
 from penstock.router.refusal import overloaded
 from penstock.router.server import RouterServer
@@ -144,7 +145,16 @@ def test_a_wrong_argument_is_refused_with_code_and_field(cluster, arguments, cod
         ({}, "`prompt` or `messages`"),
         ({"prompt": PROMPT, "messages": [{"role": "user", "content": "hi"}]}, "`prompt` or `messages`"),
         ({"messages": [{"role": "user", "contents": "hi"}]}, "messages"),
-        ({"messages": ["hi"]}, "messages"),
+        ({"messages": ["hi"]}, "messages must be a sequence of mappings with `role` and `content`"),
+        ({"messages": "hi"}, "messages must be a sequence of mappings"),
+        ({"messages": {"role": "user", "content": "hi"}}, "messages must be a sequence of mappings"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages must be .* each a str"),
+        ({"prompt": 5}, "prompt must be a str or a sequence of token ids"),
+        ({"prompt": b"hi"}, "prompt must be a str or a sequence of token ids"),
+        ({"prompt": PROMPT, "choices": "yes"}, "choices must be a sequence of str"),
+        ({"prompt": PROMPT, "choices": [1]}, "choices must be a sequence of str"),
+        ({"prompt": PROMPT, "json_schema": ["a"]}, "json_schema must be a str or a mapping"),
+        ({"prompt": PROMPT, "json_schema": {"enum": {1}}}, "json_schema: it is no JSON: .*set"),
     ],
 )
 def test_what_no_request_can_hold_is_a_value_error_before_any_call(arguments, says):
@@ -154,12 +164,26 @@ def test_what_no_request_can_hold_is_a_value_error_before_any_call(arguments, sa
         assert not isinstance(caught.value, PenstockError)
 
 
+def test_a_chat_holds_its_messages_in_order():
+    messages: list[Message] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    built = build(None, messages, "r", None, {})
+    assert [(one.role, one.content) for one in built.chat.messages] == [("user", "hi"), ("assistant", "ho")]
+
+
 def test_a_deadline_is_an_error_with_its_code(cluster):
     with Client(cluster.fleet.address) as client:
         with pytest.raises(PenstockError) as caught:
             client.complete(PROMPT, max_tokens=2000, timeout_s=0.3, **GREEDY)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     cluster.run(cluster.fleet.settled())
+
+
+def test_the_figures_of_a_decision_are_in_the_order_of_their_names():
+    said = control_pb2.ExplainRequestResponse()
+    names = [f"{letter}_s" for letter in "qwertyuiopasdfghjklzxcvbnm"]
+    said.decisions.add(what="dispatched").figures.update(dict.fromkeys(names, 1.0))
+    (decision,) = from_explanation(said).decisions
+    assert list(decision.figures) == sorted(names)
 
 
 def test_migrate_refuses_a_mode_that_is_none(cluster):
@@ -484,6 +508,34 @@ def test_log_probabilities_are_told_a_line_for_each_token(capsys):
     _tell(Completion("r", "m", 1, (7, 8), "ab", "length", usage, (), logprobs=logprobs))
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split() for line in lines] == [["7", "-0.500", "7:-0.500", "9:-1.250"], ["8", "-2.000"]]
+
+
+def test_what_it_took_is_one_line_however_long(capsys):
+    segments = tuple(Segment(f"decode-{index}", index, 1) for index in range(40))
+    _tell(Completion("r", "m", 1, (7,), "ab", "length", Usage(1, 40, 0, 0), segments))
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "asked, reason, text, cut",
+    [
+        ({"regex": "a+b"}, "length", "aa", True),
+        ({"regex": "a+b"}, "stop", "aab", False),
+        ({"choices": ("yes", "no")}, "length", "ye", True),
+        ({"choices": ("yes", "no")}, "length", "yes", False),
+        ({}, "length", "aa", False),
+    ],
+)
+def test_an_output_that_ends_before_its_constraint_is_met_is_cut_short(asked, reason, text, cut):
+    whole = Completion("r", "m", 1, (7,), text, reason, Usage(1, 1, 0, 0), ())
+    assert _is_cut_short(whole, dict.fromkeys(CONSTRAINTS) | asked) == cut
+
+
+def test_log_probabilities_of_the_prompt_are_said_to_need_json(cluster):
+    asked = ["--token-ids", "1,2,3", "--max-tokens", 2, "--prompt-logprobs", 1]
+    says = "--prompt-logprobs is shown with --json only"
+    assert says in generate(*asked, "--address", cluster.fleet.address).stderr
+    assert says not in generate(*asked, "--json", "--address", cluster.fleet.address).stderr
 
 
 def test_a_refusal_says_when_to_ask_again():

@@ -193,7 +193,8 @@ def test_an_instance_that_cannot_be_added_is_given_up():
         (lambda cluster: cluster.drain("prefill-0"), "FAILED_PRECONDITION", "the last of the prefill pool"),
         (lambda cluster: cluster.restart(["decode-0", "x"]), "NOT_FOUND", "no instance x"),
         (lambda cluster: cluster.scale("x", 2), "INVALID_ARGUMENT", "no pool x"),
-        (lambda cluster: cluster.scale("prefill", 0), "FAILED_PRECONDITION", "the last of the prefill pool"),
+        (lambda cluster: cluster.scale("prefill", 0), "FAILED_PRECONDITION", "prefill pool has to keep 1 at"),
+        (lambda cluster: cluster.scale("decode", 0), "FAILED_PRECONDITION", "decode pool has to keep 1 at"),
         (lambda cluster: cluster.scale("decode", 1 << 30), "INVALID_ARGUMENT", "at most 256"),
     ],
 )
@@ -219,6 +220,28 @@ def test_where_nobody_else_decodes_nothing_is_emptied():
             with pytest.raises(Refused, match="decode-0 has to stay"):
                 await steps(ask("decode-0"))
         await steps(lifecycle.restart(["prefill-0"]))  # those that decode prefill meanwhile
+
+    played(scenario)
+
+
+def test_a_rolling_restart_that_cannot_replace_all_replaces_none():
+    async def scenario(host: FakeHost, supervisor: Supervisor, lifecycle: Lifecycle) -> None:
+        await steps(lifecycle.drain("decode-1"))
+        before, killed = supervisor.registry, list(host.killed)
+        with pytest.raises(Refused, match="decode-0 has to stay.*`penstock scale decode 2` first"):
+            await steps(lifecycle.restart([]))
+        assert supervisor.registry is before and host.killed == killed
+
+    played(scenario)
+
+
+def test_a_pool_may_be_emptied_where_a_mixed_one_does_its_work():
+    async def scenario(host: FakeHost, supervisor: Supervisor, lifecycle: Lifecycle) -> None:
+        await steps(lifecycle.scale("mixed", 1))
+        await steps(lifecycle.scale("decode", 0))
+        assert list(supervisor.registry.records) == ["prefill-0", "mixed-0"]
+        with pytest.raises(Refused, match="mixed pool has to keep 1 at least"):
+            await steps(lifecycle.scale("mixed", 0))
 
     played(scenario)
 

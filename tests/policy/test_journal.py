@@ -34,6 +34,12 @@ def test_a_request_is_not_told_what_befell_another_of_a_longer_name():
     assert [decision.figures for decision in journal.of("r#")] == [{"blocks": 3}]
 
 
+def test_a_figure_that_is_an_empty_text_is_left_out():
+    journal = Journal("router-0", lambda: 1.0)
+    journal.note("r#0", "moved", source="decode-0", seconds=0.0, reason="")
+    assert [decision.figures for decision in journal.of("r#")] == [{"source": "decode-0", "seconds": 0.0}]
+
+
 def test_a_decision_reads_as_one_line_with_its_figures():
     decision = Journal("router-0", lambda: 1.0).note(
         "r#0", "dispatched", prefill="prefill-0", queue_s=0.123456

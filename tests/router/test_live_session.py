@@ -353,6 +353,17 @@ def test_a_recompute_is_done_with_the_first_token_from_where_it_was_wanted():
     assert [(result.ask, result.done) for result in desk.results] == [(6, True)]
 
 
+def test_the_time_that_it_ran_is_no_part_of_what_a_dispatch_waited():
+    desk, live, wanted = recomputing()
+    desk.assignment = NoInstance("none for now")
+    desk.time += 10.0
+    live.want_move(wanted)
+    desk.assignment = Assignment(VIEWS["c"], None)
+    desk.time += 0.5
+    live.tick()
+    assert [figures["waited_s"] for what, figures in desk.noted if what == "dispatched"] == [0.0, 0.5]
+
+
 def test_a_recompute_that_is_dispatched_elsewhere_is_answered_at_once():
     desk, live, wanted = recomputing()
     desk.assignment = Assignment(VIEWS["a"], VIEWS["b"])
