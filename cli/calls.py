@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,10 +39,15 @@ def told() -> Iterator[None]:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[Client]:
-    """A client of the cluster at `address`, else of the one that is found; where there are several, say which."""
+def connected(address: str | None, changes: bool = False) -> Iterator[Client]:
+    """A client of the cluster at `address`, else of the one that is found; where there are several, say which.
+
+    A command that `changes` a cluster takes none of several: it must be told.
+    """
+    here = [] if address or os.environ.get(VARIABLE) else serving()
+    if changes:
+        demand_one([one.address for one in here])
     with told(), Client(address) as client:
-        here = [] if address or os.environ.get(VARIABLE) else serving()
         if len(here) > 1:
             others = ", ".join(one.address for one in here[:-1])
             click.echo(
@@ -50,3 +55,11 @@ def connected(address: str | None) -> Iterator[Client]:
                 err=True,
             )
         yield client
+
+
+def demand_one(addresses: Sequence[str]) -> None:
+    """`UsageError` where nobody said which of several clusters is meant."""
+    if len(addresses) > 1:
+        raise click.UsageError(
+            f"{len(addresses)} clusters run here; give --address, one of: {', '.join(addresses)}."
+        )

@@ -12,19 +12,20 @@ from rich.console import Console
 
 from ..client.address import VARIABLE
 from ..cluster import processes, state
+from .calls import demand_one
 
 STOP_S = 30.0
 """How long a running `up` may take to stop before its processes are killed."""
 
 
 @click.command("down")
-@click.option("--address", metavar="HOST:PORT", help="Which cluster, where several run. Default: the latest.")
+@click.option("--address", metavar="HOST:PORT", help="Which cluster; needed where several run.")
 @click.option(
     "--all", "every", is_flag=True, help="Every cluster that a `penstock up` of this machine serves."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(address: str | None, every: bool, as_json: bool) -> None:
-    """Stop the cluster that other commands would speak to, or all, and reap what killed ones left."""
+    """Stop the cluster that runs here, the one that is named, or all, and reap what killed ones left."""
     if address and every:
         raise click.UsageError("Give --address or --all, not both.")
     console = Console(stderr=True, highlight=False)
@@ -45,9 +46,13 @@ def command(address: str | None, every: bool, as_json: bool) -> None:
 
 
 def _chosen(address: str | None) -> list[state.ClusterRecord]:
-    """The cluster at `address`, else the latest; none where none runs. `ClickException` for an address of no `up`."""
+    """The cluster at `address`, else the one that serves or starts; none where none runs.
+
+    `UsageError` where several serve, `ClickException` for an address of no `up`.
+    """
     running = state.running()
     if not address:
+        demand_one([record.address for record in running if record.address])
         return running[-1:]
     chosen = [record for record in running if address in (record.address, *record.address.split(","))]
     if not chosen:

@@ -10,7 +10,7 @@ from .changes import followed
 
 @click.command("drain")
 @click.argument("instance")
-@click.option("--address", metavar="HOST:PORT", help="The cluster's router.")
+@click.option("--address", metavar="HOST:PORT", help="The cluster's router; needed where several run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def command(instance: str, address: str | None, as_json: bool) -> None:
     """Move every request away from INSTANCE with its KV, then end it for good.
@@ -23,5 +23,5 @@ def command(instance: str, address: str | None, as_json: bool) -> None:
     penstock status                 names the instances
     penstock drain decode-1
     """
-    with connected(address) as client:
+    with connected(address, changes=True) as client:
         followed(client.drain(instance), as_json, instance=instance)

@@ -13,7 +13,7 @@ POOLS = ("prefill", "decode", "mixed")
 @click.command("flip")
 @click.argument("instance")
 @click.option("--to", "pool", required=True, type=click.Choice(POOLS), help="The pool that it is to be in.")
-@click.option("--address", metavar="HOST:PORT", help="The cluster's router.")
+@click.option("--address", metavar="HOST:PORT", help="The cluster's router; needed where several run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def command(instance: str, pool: str, address: str | None, as_json: bool) -> None:
     """Give INSTANCE the role of another pool while it is busy; its weights stay loaded.
@@ -25,5 +25,5 @@ def command(instance: str, pool: str, address: str | None, as_json: bool) -> Non
     \b
     penstock flip decode-1 --to prefill
     """
-    with connected(address) as client:
+    with connected(address, changes=True) as client:
         followed(client.flip(instance, pool), as_json, instance=instance, to=pool)

@@ -25,7 +25,7 @@ from .errors import CheckFailed
 )
 @click.option("--choice", type=int, metavar="N", help="Move one choice only. Default: all of them.")
 @click.option("--timeout", "timeout_s", type=SECONDS, default=60.0, show_default=True, help="In seconds.")
-@click.option("--address", metavar="HOST:PORT", help="The cluster's router.")
+@click.option("--address", metavar="HOST:PORT", help="The cluster's router; needed where several run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     request_id: str,
@@ -40,7 +40,7 @@ def command(
     """Move a running request to INSTANCE, or to the freest other one. Exit code 1 where a move was not done."""
     if instance and to:
         raise click.UsageError("Give INSTANCE or --to, not both.")
-    with connected(address) as client:
+    with connected(address, changes=True) as client:
         moves = client.migrate(request_id, instance or to, choice, mode, timeout_s)
     if as_json:
         click.echo(json.dumps({"request_id": request_id, "moves": [asdict(move) for move in moves]}))

@@ -12,7 +12,7 @@ from .flip import POOLS
 @click.command("scale")
 @click.argument("pool", type=click.Choice(POOLS))
 @click.argument("instances", type=click.IntRange(min=0), metavar="N")
-@click.option("--address", metavar="HOST:PORT", help="The cluster's router.")
+@click.option("--address", metavar="HOST:PORT", help="The cluster's router; needed where several run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def command(pool: str, instances: int, address: str | None, as_json: bool) -> None:
     """Bring POOL (prefill, decode or mixed) to N instances.
@@ -23,5 +23,5 @@ def command(pool: str, instances: int, address: str | None, as_json: bool) -> No
     \b
     penstock scale decode 4
     """
-    with connected(address) as client:
+    with connected(address, changes=True) as client:
         followed(client.scale(pool, instances), as_json, pool=pool, size=instances)

@@ -114,14 +114,14 @@ def sleeping_up(cluster_id: str, address: str) -> subprocess.Popen:
 @pytest.mark.parametrize(
     "arguments, stopped",
     [
-        ([], {"h:2"}),
+        (["--address", "h:2"], {"h:2"}),
         (["--address", "h:1"], {"h:1"}),
         (["--all"], {"h:1", "h:2", ""}),
         (["--address", "h:9"], None),
         (["--address", "h:1", "--all"], None),
     ],
 )
-def test_down_stops_the_cluster_that_commands_find_or_the_one_named_or_all(arguments, stopped):
+def test_down_stops_the_cluster_that_is_named_or_all(arguments, stopped):
     ups = {address: sleeping_up(f"c{n}", address) for n, address in enumerate(("h:1", "h:2", ""))}
     try:
         for up in ups.values():  # `down` waits until the process has gone, and a zombie has
@@ -133,6 +133,20 @@ def test_down_stops_the_cluster_that_commands_find_or_the_one_named_or_all(argum
             return
         assert {said["address"] for said in json.loads(run.stdout)["stopped"]} == stopped
         assert {address for address, up in ups.items() if up.poll() is not None} == stopped
+    finally:
+        for up in ups.values():
+            up.kill()
+            up.wait()
+
+
+@pytest.mark.parametrize("serving, stopped", [(["h:1"], "h:1"), (["h:1", ""], "h:1"), (["h:1", "h:2"], None)])
+def test_down_takes_the_only_cluster_that_serves_and_none_of_several(serving, stopped):
+    ups = {address: sleeping_up(f"c{n}", address) for n, address in enumerate(serving)}
+    try:
+        run = penstock("down", "--json")
+        if stopped is None:
+            assert "2 clusters run here; give --address, one of: h:1, h:2." in refused(run)
+        assert {address for address, up in ups.items() if up.poll() is not None} == {stopped} - {None}
     finally:
         for up in ups.values():
             up.kill()

@@ -15,6 +15,7 @@ from toy_fleet import MODEL, ThreadedFleet, until
 from toy_instance import FAST, output
 
 from penstock.cli.generate import CONSTRAINTS, _is_cut_short, _streamed, _tell, command
+from penstock.cli.main import penstock
 from penstock.client import (
     AsyncClient,
     Client,
@@ -436,6 +437,27 @@ def test_of_several_clusters_a_command_says_which(no_cluster, cluster):
         f"2 clusters run here: this is the latest, {cluster.fleet.address}; --address: 127.0.0.1:7"
         in said.stderr
     )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["drain", "decode-0"],
+        ["flip", "decode-0", "--to", "prefill"],
+        ["scale", "decode", "2"],
+        ["restart", "--rolling"],
+        ["migrate", "r"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_of_several_clusters_none_is_changed_that_is_not_named(no_cluster, arguments):
+    serve("127.0.0.1:7", cluster_id="7")
+    serve("127.0.0.1:8", cluster_id="8")
+    said = CliRunner().invoke(penstock, arguments)
+    assert said.exit_code == 2
+    assert "2 clusters run here; give --address, one of: 127.0.0.1:7, 127.0.0.1:8." in said.stderr
+    named = CliRunner().invoke(penstock, [*arguments, "--address", "127.0.0.1:1"])
+    assert "clusters run here" not in named.stderr
 
 
 @pytest.mark.parametrize("wrong", ["nonsense", "host:", ":5", "host:99999", "host:http"])
