@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 from rich.console import Console
 
@@ -11,6 +16,7 @@ from penstock.cli import status
 from penstock.client import Cluster
 from penstock.client.cluster import from_cluster
 from penstock.proto import control_pb2
+from penstock.proto.control_pb2_grpc import ControlServiceServicer, add_ControlServiceServicer_to_server
 
 NAMES = ("prefill-10", "decode-10", "mixed-10")
 
@@ -55,3 +61,37 @@ def test_a_pipe_gets_each_change_at_once_as_plain_text(capsys):
             assert name in out and "\x1b" not in out
 
     status._follow(changes(), as_json=False)
+
+
+class Watched(ControlServiceServicer):
+    """A cluster that never changes."""
+
+    def WatchCluster(self, request, context):
+        yield control_pb2.WatchClusterResponse(cluster=control_pb2.GetClusterResponse(cluster="penstock"))
+        while context.is_active():
+            time.sleep(0.05)
+
+
+def test_a_watch_in_a_pipe_ends_on_sigterm_without_a_word():
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_ControlServiceServicer_to_server(Watched(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    command = [
+        sys.executable,
+        "-m",
+        "penstock.cli.main",
+        "status",
+        "--watch",
+        "--address",
+        f"127.0.0.1:{port}",
+    ]
+    watch = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert watch.stdout is not None and watch.stdout.readline().startswith("penstock:")
+        watch.terminate()
+        _, err = watch.communicate(timeout=60)
+        assert (watch.returncode, err) == (0, "")
+    finally:
+        watch.kill()
+        server.stop(None)
