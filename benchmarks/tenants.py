@@ -1,4 +1,4 @@
-"""Whether a tenant's prompt finds KV that another's left."""
+"""Whether a tenant's prompt finds KV that another's left: one more tenant asks than there are instances to go to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOLD_S = 30.0
 
 
 async def crossed_tokens(address: str, vocabulary: int, seed: int, spoken_s: float) -> int:
-    """Tokens that a tenant's prompt found cached, though only another had sent them to this cluster.
+    """Tokens that a tenant's prompt found cached, though only others had sent them to this cluster.
 
     Nothing else may run there. Instances tell of what they did every `spoken_s`, and are waited for.
     """
@@ -21,14 +21,15 @@ async def crossed_tokens(address: str, vocabulary: int, seed: int, spoken_s: flo
     prompt = [draw.randrange(vocabulary) for _ in range(PROMPT_TOKENS)]
     async with AsyncClient(address) as client:
         asked, before = await _work(client)
-        for tenant in ("first", "second"):
-            async for _ in client.generate(prompt, tenant=tenant, max_tokens=1, timeout_s=STREAM_S):
+        tenants = len((await client.cluster()).instances) + 1
+        for tenant in range(tenants):
+            async for _ in client.generate(prompt, tenant=str(tenant), max_tokens=1, timeout_s=STREAM_S):
                 pass
         async with asyncio.timeout(TOLD_S):
             while True:
                 await asyncio.sleep(spoken_s)
                 told, hits = await _work(client)
-                if told >= asked + 2 * PROMPT_TOKENS:
+                if told >= asked + tenants * PROMPT_TOKENS:
                     return hits - before
 
 

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 ROUTER = "penstock.router.server:RouterServer"
 CALL_S = 10.0
 """Limit of a call to an actor that has nothing long to do."""
+RAY_TRIES = 2
+"""Starts of a Ray of our own: now and then one of its processes hangs while it starts, and the next start is well."""
 GONE_S = 3.0
 """How long the processes of a stopped cluster may take to end by themselves."""
 POLL_S = 0.05
@@ -304,21 +306,27 @@ def _start_ray(config: Config, record: state.ClusterRecord) -> None:
         _join(record.ray_address, runtime_env={"env_vars": mark}, **common)
         return
     _hush_ray()
+    own: dict[str, Any] = {
+        "address": "local",
+        # Ray starts a worker process ahead for each: the instances, the controller and the router.
+        "num_cpus": config.cluster.instances + 1 + config.cluster.routers,
+        "num_gpus": 0 if config.engine.device == "cpu" else None,
+        "include_dashboard": False,
+        "object_store_memory": config.cluster.object_store_bytes,
+        "_temp_dir": record.temp_dir,
+        "_node_ip_address": LOOPBACK,
+    }
     with environment(mark | LOCAL_RAY), signals_held():
-        try:
-            ray.init(
-                address="local",
-                # Ray starts a worker process ahead for each: the instances, the controller and the router.
-                num_cpus=config.cluster.instances + 1 + config.cluster.routers,
-                num_gpus=0 if config.engine.device == "cpu" else None,
-                include_dashboard=False,
-                object_store_memory=config.cluster.object_store_bytes,
-                _temp_dir=record.temp_dir,
-                _node_ip_address=LOOPBACK,
-                **common,
-            )
-        except Exception as error:  # noqa: BLE001  a Ray that does not come up in time raises plain Exception
-            raise ConnectionError(f"Ray does not start: {error}") from error
+        for tries_left in reversed(range(RAY_TRIES)):
+            try:
+                ray.init(**own, **common)
+                return
+            except Exception as error:  # noqa: BLE001  a Ray that does not come up in time raises plain Exception
+                ray.shutdown()
+                processes.reap(record.cluster_id)
+                if not tries_left:
+                    raise ConnectionError(f"Ray does not start: {error}") from error
+                logger.warning("Ray does not start, and is tried again: %s", error)
 
 
 def _hush_ray() -> None:

@@ -1,15 +1,19 @@
 """A start that cannot succeed ends soon, says why in one sentence, and leaves nothing."""
 
 import asyncio
+import os
+import signal
 import socket
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from penstock.cluster import config as cluster_config
-from penstock.cluster import processes, state
+from penstock.cluster import launcher, processes, state
 from penstock.cluster.launcher import Cluster, tried_again
+from penstock.cluster.preparation import new_record
 from penstock.router.config import ModelInfo, RouterConfig
 from penstock.router.server import RouterServer
 
@@ -79,3 +83,31 @@ def test_a_ray_cluster_that_does_not_answer_is_one_sentence(address, why):
     with pytest.raises(ValueError, match=f"no Ray cluster can be joined at {address}: .*{why}"):
         Cluster.start(config(ray_address=address))
     assert state.records() == []
+
+
+@pytest.mark.parametrize("failures", [1, launcher.RAY_TRIES])
+def test_a_ray_that_does_not_come_up_is_tried_again_and_then_told_of(monkeypatch, failures):
+    tried = []
+
+    def init(**options):
+        tried.append(subprocess.Popen(["sleep", "600"], env=os.environ))
+        if len(tried) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(launcher.ray, "init", init)
+    asked = config()
+    record = new_record(asked, False)
+    try:
+        if failures < launcher.RAY_TRIES:
+            launcher._start_ray(asked, record)
+            assert tried[-1].poll() is None
+        else:
+            with pytest.raises(ConnectionError, match="Ray does not start: The current node timed out"):
+                launcher._start_ray(asked, record)
+        assert len(tried) == min(failures + 1, launcher.RAY_TRIES)
+        assert all(process.wait(10) == -signal.SIGKILL for process in tried[:failures])
+    finally:
+        state.reap(record)
+        for process in tried:
+            process.kill()
+            process.wait()
