@@ -43,12 +43,12 @@ class KeepingPool(BlockPool):
 
 
 class EchoingServicer(InferenceServicer):
-    """A router that sends a delta twice."""
+    """A router that sends a delta of each request twice, from `AFTER` on."""
 
     calls = itertools.count(1)
 
     async def Generate(self, request, context):
-        await super().Generate(request, _Echo(context, next(self.calls) == AFTER))
+        await super().Generate(request, _Echo(context, next(self.calls) >= AFTER))
 
 
 class LingeringServicer(InferenceServicer):
@@ -88,7 +88,7 @@ class _Echo:
 
     async def write(self, response):
         await self._context.write(response)
-        if self._due and response.HasField("delta"):
+        if self._due and response.HasField("delta") and response.delta.token_ids:
             self._due = False
             await self._context.write(response)
 
