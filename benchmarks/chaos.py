@@ -122,6 +122,9 @@ def chaos(asked: Chaos, say: Say = logger.info) -> Verdict:
             )
         say("waiting until all is given back")
         instances = asyncio.run(_settled(cluster.controller_address, asked.served))
+        for one in instances:
+            if one.state != "serving" or _kept(one):
+                say(f"{one.name} is {one.state} with {_kept(one)} blocks kept: {one.reason}")
         leaked = Counter(
             leaked_blocks=sum(map(_kept, instances)),
             leaked_processes=_surplus(cluster.record.cluster_id, len(instances)),

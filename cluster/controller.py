@@ -17,7 +17,13 @@ import grpc
 import grpc.aio
 import ray
 from ray._private import worker as ray_worker
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.experimental import internal_kv as kv
 from ray.util.placement_group import (
     PlacementGroup,
@@ -52,6 +58,8 @@ KEPT = "instances"
 """Under which name Ray keeps what a next controller is to know; in the namespace of the cluster."""
 DEAD_S = 30.0
 """Within it Ray ends an actor on another node, though it be stopped."""
+PLACED_S = 30.0
+"""Within it Ray has made an actor whose place is ready, wherever it may load its code from."""
 CALL_S = 5.0
 """Limit of a call to Ray that waits for nothing but Ray."""
 FIND_S = 10.0
@@ -198,6 +206,7 @@ class RayHost:
                 group = await _bounded(asyncio.to_thread(self._group, spec), self._config.cluster.start_s)
                 self._making[who] = asyncio.create_task(asyncio.to_thread(self._create, spec, life, group))
                 await self._made(who, self._config.cluster.start_s)
+                await self._placed(who, spec)
             started = self._lives[who].handle.start.remote()
             running = await asyncio.wait_for(started, self._config.cluster.start_s)
         self._open(who, running)
@@ -208,6 +217,17 @@ class RayHost:
         if who in self._making:
             await _bounded(asyncio.wait([self._making[who]]), limit_s)
             self._lives[who] = _Life(self._making.pop(who).result())
+
+    async def _placed(self, who: Incarnation, spec: Spec) -> None:
+        """Wait until its actor is there; else give its place back, so that the next life has another.
+
+        A head that dies between asking a node for a worker and noting the answer leaves the place taken, by nobody.
+        """
+        try:
+            await described(self._lives[who].handle, PLACED_S, self._config.handover.heartbeat_s)
+        except TimeoutError:
+            await self.leave(spec)
+            raise TimeoutError(f"Ray did not make its actor within {PLACED_S:g} s; it gets another place") from None
 
     def _create(self, spec: Spec, life: int, group: PlacementGroup) -> Any:
         """Its actor. Blocks while Ray's head is away."""
@@ -467,7 +487,7 @@ async def _dead(handle: Any) -> None:
             await handle.wait.remote()
         except ActorUnavailableError:
             await asyncio.sleep(0.1)
-        except RayActorError:
+        except (RayActorError, ActorUnschedulableError):  # the latter: its place was given back
             return
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -62,5 +63,20 @@ def test_a_cluster_outlives_rays_head_and_an_instance_that_dies_meanwhile_is_rep
         wait_until(lambda: heads(cluster) not in ([], [old]))
         wait_until(lambda: all(one.state == "serving" for one in cluster.instances()))
         assert tokens(client) == undisturbed
+    after = {one.name: one.life for one in cluster.instances()}
+    assert [name for name in after if after[name] != before[name]] == ["decode-0"]
+
+
+@pytest.mark.slow
+@pytest.mark.needs("redis-server", "setpriv")
+@pytest.mark.parametrize("later_s", [0.15, 0.3, 0.45])
+def test_an_instance_whose_place_the_dying_head_gave_away_gets_another(cluster, later_s):
+    """Between its node's word that a worker is there and its own note of it, the head dies."""
+    (old,) = heads(cluster)
+    before = {one.name: one.life for one in cluster.instances()}
+    os.kill(next(one.pid for one in cluster.instances() if one.name == "decode-0"), signal.SIGKILL)
+    time.sleep(later_s)
+    asyncio.run(head.replace(old, AWAY_S))
+    wait_until(lambda: all(one.state == "serving" for one in cluster.instances()))
     after = {one.name: one.life for one in cluster.instances()}
     assert [name for name in after if after[name] != before[name]] == ["decode-0"]
