@@ -27,6 +27,10 @@ def context_tokens(runner: Runner) -> int:
     return runner.spec.longest(runner.layout.blocks, runner.layout.block_size)
 
 
+STEPS_NICE = 10
+"""Steps on the CPU give way to routers and heartbeats: else a refusal waits for the steps of those that were taken."""
+
+
 def build_engine(
     me: Incarnation,
     runner: Runner,
@@ -61,4 +65,5 @@ def build_engine(
     layout = Layout(shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.block_size)
     house = House(me, spec.fingerprint, layout, handover)
     limits = Limits(context_tokens(runner), spec.eos, shape.block_size, spec.vocab, grammars)
-    return Engine(runner, scheduler, house, limits, outside, window, journal, runner.overlaps)
+    nice = STEPS_NICE if runner.device.type == "cpu" and not runner.ranked else 0
+    return Engine(runner, scheduler, house, limits, outside, window, journal, runner.overlaps, nice)

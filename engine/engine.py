@@ -7,6 +7,7 @@ one step, and then says what came of the one before.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -118,6 +119,7 @@ class Engine:
         window: Window | None,
         journal: Journal | None = None,
         overlap: bool = False,
+        nice: int = 0,
     ):
         """`journal` keeps what was done with each sequence, and when; None is one that nobody reads.
 
@@ -125,7 +127,10 @@ class Engine:
         found to have ended has run one step too many, whose token nobody sees and before whose end nothing is freed.
         Not where a sliding window passes over blocks: they are given away with the launch of the step that passes them,
         and the one before it may still read them.
+
+        `nice` is the thread's place among the threads of its machine: a higher one gives way to lower ones.
         """
+        self._nice = nice
         self._overlap = overlap and scheduler.pool.span is None
         self._model = model
         self._scheduler = scheduler
@@ -217,6 +222,8 @@ class Engine:
     # ---- a round
 
     def _run(self) -> None:
+        if self._nice:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
         try:
             while not self._stopping:
                 self.round()

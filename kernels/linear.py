@@ -17,8 +17,19 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if x.is_cpu and x.dtype == torch.bfloat16 and len(x) > 1 and not _multiplies_bfloat16():
         return linear(x.float(), weight.float(), None if bias is None else bias.float()).bfloat16()
     if x.is_cpu and x.dtype == torch.float32 and len(x) >= ONEDNN_ROWS and _has_onednn():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        more = padded(len(x)) - len(x)
+        rows = F.pad(x, (0, 0, 0, more)) if more else x
+        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")[: len(x)]
     return F.linear(x, weight, bias)
+
+
+def padded(rows: int) -> int:
+    """Rows that are multiplied where there are so many: eight numbers between powers of two, so a few percent more.
+
+    oneDNN makes code for each number of rows and keeps it: hundreds of MiB, if steps may have any.
+    """
+    unit = 1 << max(0, (rows - 1).bit_length() - 4)
+    return -(-rows // unit) * unit
 
 
 def _multiplies_bfloat16() -> bool:

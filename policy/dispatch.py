@@ -15,6 +15,8 @@ from .prediction import Prediction
 from .rules import RULES, Asked, Pair, by_room, by_rule, least, room
 from .state import InstanceView, Key, RequestShape
 
+TPOT_SHARE = 0.6
+"""Of what was promised for a token: steps vary, and a sequence stays for many of them."""
 SETTLE_S = 0.1
 SETTLE_STEPS = 3
 """Time from an assignment to the view that shows it: delivery, the step that runs and the next, and the way back."""
@@ -34,13 +36,17 @@ class DispatchConfig:
     itl_target_s: float = 0.0
     """A prompt harms no decode beside it whose step is within this; 0 where nobody says, and then it harms all."""
 
+    tpot_s: float = 0.0
+    """What the request was promised: an instance whose steps would be longer with it is given no more; 0 promises
+    nothing."""
+
     lag: float = 1.0
     """How many times as long as is expected first tokens take; see `forecast.lag`."""
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)}, got {self.rule!r}")
-        for name in ("ahead_s", "itl_target_s"):
+        for name in ("ahead_s", "itl_target_s", "tpot_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or above, got {getattr(self, name)}")
 
@@ -196,6 +202,14 @@ def _pick(
         view.key: cfg.lag * forecast.queue_s_of(view.load, asked.given(view), cost) for view in prefills
     }
     ready = [view for view in prefills if not 0 < cfg.ahead_s < queues_s[view.key]]
+    if cfg.tpot_s:
+        fast = [view for view in decodes if _token_s(asked, view, cost) <= TPOT_SHARE * cfg.tpot_s]
+        if not fast:
+            token_s = min(_token_s(asked, view, cost) for view in decodes)
+            return NoInstance(
+                f"a token would take {token_s:.3f} s, and is promised within {cfg.tpot_s:g} s", busy=True
+            )
+        decodes = fast
     alone = any(not view.may_decode for view in prefills)
     if cfg.rule == "predicted" and cost:
         predicted = Prediction(asked, cost, cfg.itl_target_s).pick(ready, decodes, alone)
@@ -208,6 +222,14 @@ def _pick(
     if cfg.rule == "predicted":
         return by_room(asked, ready, decodes)
     return by_rule(cfg.rule, asked, ready, decodes)
+
+
+def _token_s(asked: Asked, view: InstanceView, cost: CostModel | None) -> float:
+    """Seconds a token where it decodes: nothing where it would be alone, since nobody else does better."""
+    given = asked.given(view)
+    if not view.load.decoding + given.sequences:
+        return 0.0
+    return forecast.next_token_s(view.load, given, asked.request.prompt_tokens, cost)
 
 
 def _claims(asked: Asked, assignment: Assignment, now: float) -> tuple[Claim, ...]:

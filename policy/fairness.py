@@ -16,7 +16,7 @@ OUTPUT_WEIGHT = 2.0
 """What a token of output costs, in prompt tokens."""
 TENANTS = 4096
 """Tenants whose counters are kept at most; of others the smallest are forgotten."""
-MEASURED_S = 1.0
+MEASURED_S = 0.3
 """A queue that has moved for so long tells its rate."""
 REMEMBERED_S = 10.0
 """The rate is of about the last such time."""
@@ -161,19 +161,27 @@ def wait_s(one: Waiting, waiting: Iterable[Waiting], ledger: Ledger, pace: Pace,
 
 
 def refusal(
-    waits: int, more: int, most: int, begins_s: float, prefill_s: float, usual_s: float, slo: Slo
+    waits: int,
+    more: int,
+    most: int,
+    begins_s: float,
+    prefill_s: float,
+    usual_s: float,
+    slo: Slo,
+    late: float = 1.0,
 ) -> Refusal | None:
     """Why a request is not taken whose prompt would be begun after `begins_s` and computed in `prefill_s`.
 
     It brings so many `more` to those that wait, of which there are `waits` and may be `most`. To begin within `usual_s`
-    is what any request gets, and no cause: else a prompt that alone takes longer than the SLO were never taken.
+    is what any request gets, and no cause: else a prompt that alone takes longer than the SLO were never taken. What
+    is foreseen takes up to `late` times as long.
     """
     if waits + more > most:
         return Refusal(f"{waits} requests wait already, and {most} may", max(begins_s, usual_s))
-    late_s = begins_s + prefill_s - slo.ttft_s
-    if slo.ttft_s and late_s > 0 and begins_s > usual_s:
+    first_s = late * (begins_s + prefill_s)
+    if slo.ttft_s and first_s > slo.ttft_s and late * begins_s > usual_s:
         return Refusal(
-            f"the first token is expected after {begins_s + prefill_s:.2f} s, and promised after {slo.ttft_s:g} s",
-            min(late_s, begins_s),
+            f"the first token is expected after {first_s:.2f} s, and promised after {slo.ttft_s:g} s",
+            min(first_s - slo.ttft_s, late * begins_s),
         )
     return None

@@ -26,8 +26,10 @@ NOTHING = Given()
 
 SHORTEST_S = 0.005
 LAG_SHARE = 0.9
+LATE_SHARE = 0.98
+"""Of the first tokens that are foreseen when a request comes: it is taken or refused by that."""
 LAG_STEP = 0.1
-MOST_LAG = 5.0
+MOST_LAG = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +108,31 @@ def first_s(load: LoadView, given: Given, tokens: int, prefix: int, cost: CostMo
     return prefill_s(load, ahead, tokens, prefix, load.prefill_tokens, cost)
 
 
-def lag(before: float, expected_s: float, took_s: float) -> float:
-    """How many times as long as is expected nine first tokens of ten take at most; machines have other work too.
+def lag(before: float, expected_s: float, took_s: float, share: float = LAG_SHARE) -> float:
+    """How many times as long as is expected that `share` of first tokens take at most; machines have other work too.
 
-    It rises where one took longer, and falls a ninth as far where one did not. What is expected within `SHORTEST_S`
-    tells nothing.
+    It rises by `share` of a step where one took longer, and falls by the rest where one did not. What is expected
+    within `SHORTEST_S` tells nothing.
     """
     if expected_s < SHORTEST_S:
         return before
-    step = LAG_SHARE if took_s > before * expected_s else LAG_SHARE - 1
+    step = share if took_s > before * expected_s else share - 1
     return min(max(before * math.exp(LAG_STEP * step), 1 / MOST_LAG), MOST_LAG)
+
+
+def steps_lag(load: LoadView, cost: CostModel) -> float:
+    """How many times as long as is expected the steps of an instance lately took; at least once."""
+    if not load.decoding:
+        return 1.0
+    running = StepShape(decodes=load.decoding, context_tokens=load.decode_tokens)
+    return max(1.0, load.step_s / cost.step.predict(running))
+
+
+def next_token_s(load: LoadView, given: Given, tokens: int, cost: CostModel | None) -> float:
+    """Seconds of a step that decodes one more sequence of `tokens`, on a machine that is as slow as it lately was."""
+    if cost is None:
+        return load.step_s if load.decoding else 0.0
+    return steps_lag(load, cost) * decode_s(load, given, tokens, cost)
 
 
 def decode_s(load: LoadView, given: Given, tokens: int, cost: CostModel) -> float:

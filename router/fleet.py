@@ -90,8 +90,8 @@ class Fleet(Protocol):
 
     def moved(self, result: MoveResult) -> None: ...
 
-    def first_token(self, call: Call, ttft_s: float) -> None:
-        """The first token of a request has come."""
+    def first_token(self, call: Call, ttft_s: float, foreseen_s: float) -> None:
+        """The first token of a request has come; so long it should have taken."""
         ...
 
     def prefilled(self, expected_s: float, took_s: float) -> None:

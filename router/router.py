@@ -29,7 +29,7 @@ from .known import Known
 from .links import Links
 from .refusal import Refused, overloaded, unserved
 from .session import LiveSession
-from .turns import Turns, slo_of
+from .turns import Foreseen, Turns, slo_of
 from .vital import vital
 from .wire import Call
 
@@ -82,6 +82,8 @@ class Router:
         self._held_back: NoInstance | None = None
         """Why the first that waits could not be placed when last tried."""
         self.attainment = Attainment()
+        self._late = 1.0
+        """How many times as long as is foreseen when they come first tokens take."""
         self._ended: dict[str, tuple[int, float]] = {}
         """Request id to its last attempt and when that ended, oldest first."""
         self._ticker = vital(self._tick(), "router ticks")
@@ -94,7 +96,7 @@ class Router:
         try:
             self._check_attempt(calls[0], replaced)
             self._check_room(len(self.sessions) - len(replaced), len(calls))
-            self._check_turn(calls[0], len(calls), {session.key for session in replaced})
+            foreseen = self._check_turn(calls[0], len(calls), {session.key for session in replaced})
         except Refused as refused:
             self.note(calls[0].session, "refused", code=refused.code.name, reason=refused.message)
             raise
@@ -106,6 +108,7 @@ class Router:
         self.sessions |= {session.key: session for session in sessions}
         self._idle.clear()
         for session in sessions:
+            session.foreseen_s = foreseen.first_s
             self._turns.enter(session.call, self.now())
             self._guarded(session, session.start)
         self._have_turns()
@@ -134,16 +137,19 @@ class Router:
             message = f"{others} sessions are open, and no {more} more are taken."
             raise overloaded(message, self.config.ahead_s)
 
-    def _check_turn(self, call: Call, choices: int, replaced: Collection[str]) -> None:
+    def _check_turn(self, call: Call, choices: int, replaced: Collection[str]) -> Foreseen:
         views = self.links.views()
         none = policy.unservable(self.shape(call, call.received), views)
         if none is not None:
             message = f"The request cannot be served: {none.reason}."
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+        self._memory = policy.unseen(self._memory, views, self.now())
         pace = forecast.pace(views, self._memory.given(), self.model.cost, self._dispatch.lag)
-        refusal = self._turns.refusal(call, choices, replaced, pace, self.now())
+        foreseen = self._turns.foresee(call, replaced, pace, self.now())
+        refusal = self._turns.refusal(call, choices, replaced, foreseen, self._late)
         if refusal is not None:
             raise overloaded(f"The cluster is busy: {refusal.reason}.", refusal.retry_s)
+        return foreseen
 
     def _check_attempt(self, call: Call, held: Sequence[LiveSession]) -> None:
         """A later attempt takes over from an earlier one; the same or an earlier one is refused."""
@@ -253,7 +259,9 @@ class Router:
         return self._known.shape(call, emitted, self.links.block_size)
 
     def dispatch(self, request: RequestShape, wanted: str, in_turn: bool) -> Assignment | NoInstance:
-        cfg = self._dispatch if in_turn else replace(self._dispatch, ahead_s=0.0)
+        promised = slo_of(self.config, request.priority)
+        limits = {"tpot_s": promised.tpot_s} if in_turn else {"ahead_s": 0.0}
+        cfg = replace(self._dispatch, **limits)
         seed, cost = secrets.randbits(32), self.model.cost
         found, self._memory = policy.dispatch(
             request, self.links.views(), cfg, self.now(), cost, seed, self._memory, wanted
@@ -280,7 +288,8 @@ class Router:
         """Output that it is expected to make yet."""
         return self._known.remaining(session.call, len(session.emitted))
 
-    def first_token(self, call: Call, ttft_s: float) -> None:
+    def first_token(self, call: Call, ttft_s: float, foreseen_s: float) -> None:
+        self._late = forecast.lag(self._late, foreseen_s, ttft_s, forecast.LATE_SHARE)
         self.attainment = self.attainment.first_token(ttft_s, slo_of(self.config, call.priority))
 
     def prefilled(self, expected_s: float, took_s: float) -> None:

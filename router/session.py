@@ -105,6 +105,8 @@ class LiveSession:
         self._began_at = self._first_at = self._token_at = fleet.now()
         self._waits_since = self._began_at
         """Since when it has had no instance."""
+        self.foreseen_s = 0.0
+        """How long its first token should take, as it seemed when it came."""
         self._sent_at = self._expected_s = 0.0
         """When it was sent to an instance, and how long its first token should take from there."""
         self._maker = ""
@@ -316,7 +318,7 @@ class LiveSession:
                 "first_token", instance=maker, ttft_s=now - self._began_at, expected_s=self._expected_s
             )
             if not self.call.received:
-                self._fleet.first_token(self.call, now - self._began_at)
+                self._fleet.first_token(self.call, now - self._began_at, self.foreseen_s)
             if not self.recoveries:
                 self._fleet.prefilled(self._expected_s, now - self._sent_at)
         elif maker != self._maker:

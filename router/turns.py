@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from ..policy import fairness
 from ..policy.fairness import OUTPUT_WEIGHT, Ledger, Refusal, Slo, Waiting
@@ -11,6 +12,18 @@ from ..policy.forecast import Pace
 from ..policy.state import Priority
 from .config import RouterConfig
 from .wire import Call
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """Seconds until a prompt is begun, and that it takes."""
+
+    begins_s: float
+    prefill_s: float
+
+    @property
+    def first_s(self) -> float:
+        return self.begins_s + self.prefill_s
 
 
 class Turns:
@@ -30,21 +43,28 @@ class Turns:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def foresee(self, call: Call, replaced: Collection[str], pace: Pace, now: float) -> Foreseen:
+        """What a request has before it, whose sessions take the place of those `replaced`."""
+        one = _waiting(call, now)
+        begins_s = fairness.wait_s(one, self._others(replaced), self._ledger, pace, now)
+        return Foreseen(begins_s, pace.prefill_s(one.tokens))
+
     def refusal(
-        self, call: Call, choices: int, replaced: Collection[str], pace: Pace, now: float
+        self, call: Call, choices: int, replaced: Collection[str], foreseen: Foreseen, late: float
     ) -> Refusal | None:
         """Why the request is not taken, whose sessions take the place of those `replaced`: too many wait, or it would
-        miss its SLO.
+        miss its SLO, for all that is foreseen takes up to `late` times as long.
 
         Who is resumed was taken once, be it by another router: it has a queue apart, and no SLO.
         """
-        waiting = [one for one in self._waiting.values() if one.session not in replaced]
-        one, resumed = _waiting(call, now), call.attempt > 1
-        begins_s = fairness.wait_s(one, waiting, self._ledger, pace, now)
-        config, prefill_s = self._config, pace.prefill_s(one.tokens)
+        config, resumed = self._config, call.attempt > 1
         slo = Slo() if resumed else slo_of(config, call.priority)
-        waits = sum((other.session in self._resumed) == resumed for other in waiting)
-        return fairness.refusal(waits, choices, config.queue, begins_s, prefill_s, config.ahead_s, slo)
+        waits = sum((other.session in self._resumed) == resumed for other in self._others(replaced))
+        times = foreseen.begins_s, foreseen.prefill_s
+        return fairness.refusal(waits, choices, config.queue, *times, config.ahead_s, slo, late)
+
+    def _others(self, replaced: Collection[str]) -> list[Waiting]:
+        return [one for one in self._waiting.values() if one.session not in replaced]
 
     def enter(self, call: Call, now: float) -> None:
         self._ledger = fairness.arrived(self._ledger, call.tenant, self._active)

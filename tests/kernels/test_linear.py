@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from penstock.kernels.linear import ONEDNN_ROWS, linear
+from penstock.kernels.linear import ONEDNN_ROWS, linear, padded
 
 
 def exact(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -31,6 +31,12 @@ def test_slices_of_other_tensors_are_multiplied_as_they_stand(rows: int) -> None
     x, weight = wide[::2, :48], experts[1, :, 48:]
     expected = exact(x, weight, None)
     assert (linear(x, weight).double() - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+def test_few_numbers_of_rows_are_multiplied_and_few_rows_more() -> None:
+    numbers = {padded(rows) for rows in range(ONEDNN_ROWS, 2049)}
+    assert len(numbers) <= 8 * 7 + 1
+    assert all(rows <= padded(rows) <= rows * 9 / 8 for rows in range(1, 2049))
 
 
 def test_no_rows_give_no_rows() -> None:

@@ -51,6 +51,25 @@ def view(name, prefill=0, decode=0, queued=0, free=100, running=0, waiting=0, **
     return InstanceView(name=name, life=1, load=load, **more)
 
 
+def test_none_is_given_more_whose_steps_would_be_longer_than_promised():
+    promised = DispatchConfig(tpot_s=0.02)
+    slow, quick = (
+        with_load(instance(name), decoding=4, running=4, decode_tokens=400, step_s=step_s)
+        for name, step_s in (("slow", 0.05), ("quick", 0.006))
+    )
+    request = RequestShape(prompt_tokens=50, max_new_tokens=20)
+    for price in (None, cost()):
+        found, _ = dispatch(request, [slow, quick], 0.0, 0, Memory(), cfg=promised, price=price)
+        assert picked(found)[1] == "quick"
+        found, _ = dispatch(request, [slow], 0.0, 0, Memory(), cfg=promised, price=price)
+        assert isinstance(found, NoInstance) and found.busy and found.ever and "promised" in found.reason
+        found, _ = dispatch(request, [slow], 0.0, 0, Memory(), price=price)
+        assert isinstance(found, Assignment), "nothing is promised"
+        alone = with_load(slow, decoding=0, running=0, decode_tokens=0)
+        found, _ = dispatch(request, [alone], 0.0, 0, Memory(), cfg=promised, price=price)
+        assert isinstance(found, Assignment), "nobody does better than one that decodes nothing"
+
+
 VIEWS = st.lists(
     st.builds(
         view,

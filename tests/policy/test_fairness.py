@@ -167,8 +167,8 @@ def test_the_wait_is_for_those_before_it_and_for_what_instances_have():
 # ---- who is refused
 
 
-def refused(begins_s=0.0, prefill_s=0.1, waits=0, more=1, most=10, slo=None, usual_s=0.5):
-    return refusal(waits, more, most, begins_s, prefill_s, usual_s, slo or Slo(ttft_s=2.0))
+def refused(begins_s=0.0, prefill_s=0.1, waits=0, more=1, most=10, slo=None, usual_s=0.5, late=1.0):
+    return refusal(waits, more, most, begins_s, prefill_s, usual_s, slo or Slo(ttft_s=2.0), late)
 
 
 def test_what_would_miss_its_slo_is_refused_and_told_when_to_come_back():
@@ -182,6 +182,14 @@ def test_a_prompt_that_alone_takes_longer_than_the_slo_is_taken_while_nobody_wai
     assert refused(prefill_s=9.0) is None
     assert refused(prefill_s=9.0, begins_s=0.4) is None
     assert refused(prefill_s=9.0, begins_s=1.0)
+
+
+def test_what_is_foreseen_may_take_longer():
+    assert refused(begins_s=0.8) is None
+    assert refused(begins_s=0.8, late=3.0)
+    assert refused(begins_s=0.0, prefill_s=1.0, late=3.0) is None, (
+        "it is never refused for what it costs alone"
+    )
 
 
 def test_a_full_queue_takes_nobody():

@@ -1,5 +1,6 @@
 """Laws of forecasts: they agree with the cost model on the very steps, and what harms is told from what does not."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from worlds import cost, instance, with_load
@@ -12,6 +13,7 @@ from penstock.policy.forecast import (
     decode_s,
     harmless_chunk,
     lag,
+    next_token_s,
     pace,
     prefill_s,
     queue_s_of,
@@ -48,6 +50,19 @@ def test_what_was_given_counts_as_decoding():
     assert decode_s(load, Given(3, 0, 12), 50, COST) == COST.step.predict(
         StepShape(decodes=5, context_tokens=100 + 12 * 16 + 50)
     )
+
+
+def test_the_next_token_comes_as_late_as_steps_lately_came():
+    running = StepShape(decodes=4, context_tokens=400)
+    expected = decode_s(LoadView(decoding=4, decode_tokens=400), NOTHING, 50, COST)
+    for times in (0.5, 1.0, 3.0):
+        step_s = times * COST.step.predict(running)
+        load = LoadView(decoding=4, decode_tokens=400, step_s=step_s)
+        assert next_token_s(load, NOTHING, 50, COST) == pytest.approx(max(1.0, times) * expected)
+        assert next_token_s(load, NOTHING, 50, None) == step_s
+    idle = LoadView(step_s=9.0)
+    assert next_token_s(idle, NOTHING, 50, COST) == decode_s(idle, NOTHING, 50, COST)
+    assert next_token_s(idle, NOTHING, 50, None) == 0.0
 
 
 def test_a_chunk_is_harmless_if_the_step_with_it_meets_the_target():

@@ -70,7 +70,7 @@ class Desk:
     def silence_s(self, owner):
         return FAST.silence_s
 
-    def first_token(self, call, ttft_s):
+    def first_token(self, call, ttft_s, foreseen_s):
         self.served.append(("ttft_s", ttft_s))
 
     def prefilled(self, expected_s, took_s):

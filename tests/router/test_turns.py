@@ -226,6 +226,49 @@ def test_what_would_miss_its_slo_is_refused_and_what_would_not_is_taken():
     scenario(work)
 
 
+def test_a_router_that_refuses_all_takes_again_as_soon_as_its_instances_are_idle():
+    """What it gave them counts until a view can show it, though nothing is dispatched any more."""
+
+    async def work():
+        async with router(normal=Slo(ttft_s=1.0)) as now:
+            for name in ("first", "second"):
+                now.open([call(name, prompt=2000)])
+            code, *_ = refusal(lambda: now.open([call("more", prompt=50)]))
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            now.links.load(**FREE)
+            now.open([call("later", prompt=50)])
+            assert now.links.started == ["first", "second", "later"]
+
+    scenario(work)
+
+
+def test_tokens_that_would_be_slower_than_promised_are_waited_with():
+    async def work():
+        async with router(normal=Slo(tpot_s=0.05)) as now:
+            now.links.load(decoding=8, step_s=0.06)
+            now.open([call("normal")])
+            now.open([call("high", priority=Priority.HIGH)])
+            assert now.links.started == ["high"], "nothing is promised to its class"
+            now.links.load(decoding=8, step_s=0.02)
+            now._have_turns()
+            assert now.links.started == ["high", "normal"]
+
+    scenario(work)
+
+
+def test_first_tokens_that_come_later_than_foreseen_make_it_refuse_more():
+    async def work():
+        async with router(normal=Slo(ttft_s=2.0), ahead_s=0.1) as now:
+            now.links.load(queued_tokens=500)
+            now.open([call("taken", prompt=50)])
+            for _ in range(20):
+                now.first_token(call("x"), 9.0, 0.5)
+            code, *_ = refusal(lambda: now.open([call("refused", prompt=50)]))
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    scenario(work)
+
+
 def test_nobody_waits_for_ever():
     async def work():
         async with router(dispatch_wait_s=0.1) as now:
@@ -338,7 +381,7 @@ def test_what_was_promised_and_kept_is_counted_by_class():
     async def work():
         async with router(high=Slo(ttft_s=1.0, tpot_s=0.1)) as now:
             for priority, seconds in ((Priority.NORMAL, 9.0), (Priority.HIGH, 0.5), (Priority.HIGH, 2.0)):
-                now.first_token(call("x", priority=priority), seconds)
+                now.first_token(call("x", priority=priority), seconds, 0.0)
                 now.completed(call("x", priority=priority), (1,), None, seconds / 10)
             counts = now.attainment
             assert (counts.first_tokens, counts.first_tokens_in_time) == (3, 2)
