@@ -12,6 +12,7 @@ import click
 
 from ..client import Client, PenstockError
 from ..client.address import VARIABLE, serving
+from .errors import Failed
 
 
 class Seconds(click.ParamType):
@@ -35,7 +36,7 @@ def told() -> Iterator[None]:
     try:
         yield
     except PenstockError as error:
-        raise click.ClickException(str(error)) from error
+        raise Failed(str(error), error.code.name, error.field) from error
 
 
 @contextmanager

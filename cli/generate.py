@@ -16,6 +16,7 @@ from rich.console import Console
 from ..client import Completion, Delta, Event, PenstockError, Started
 from ..client.events import completions
 from .calls import SECONDS, connected
+from .errors import Failed
 
 TIMEOUT_S = 600.0
 CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
@@ -174,7 +175,7 @@ def _within(timeout_s: float, events: Iterator[Event]) -> Iterator[Event]:
         if error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
             raise
         text = f"the output was not complete within {timeout_s:g} s; --timeout gives it longer"
-        raise click.ClickException(text) from error
+        raise Failed(text, error.code.name) from error
 
 
 def _streamed(events: Iterator[Event]) -> Iterator[Event]:

@@ -227,7 +227,9 @@ class RayHost:
             await described(self._lives[who].handle, PLACED_S, self._config.handover.heartbeat_s)
         except TimeoutError:
             await self.leave(spec)
-            raise TimeoutError(f"Ray did not make its actor within {PLACED_S:g} s; it gets another place") from None
+            raise TimeoutError(
+                f"Ray did not make its actor within {PLACED_S:g} s; it gets another place"
+            ) from None
 
     def _create(self, spec: Spec, life: int, group: PlacementGroup) -> Any:
         """Its actor. Blocks while Ray's head is away."""
