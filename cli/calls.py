@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+import grpc
 
 from ..client import Client, PenstockError
 from ..client.address import VARIABLE, serving
@@ -37,6 +38,18 @@ def told() -> Iterator[None]:
         yield
     except PenstockError as error:
         raise Failed(str(error), error.code.name, error.field) from error
+
+
+@contextmanager
+def within(timeout_s: float, late: str) -> Iterator[None]:
+    """Tell the user in plain words of a deadline that passes, that of --timeout; `late` is what was not done."""
+    try:
+        yield
+    except PenstockError as error:
+        if error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise
+        text = f"{late} within {timeout_s:g} s; --timeout gives it longer"
+        raise Failed(text, error.code.name) from error
 
 
 @contextmanager

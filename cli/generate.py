@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import grpc
 from rich.console import Console
 
 from ..client import Completion, Delta, Event, PenstockError, Started
 from ..client.events import completions
-from .calls import SECONDS, connected
-from .errors import Failed
+from .calls import SECONDS, connected, within
 
 TIMEOUT_S = 600.0
 CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
@@ -168,14 +166,8 @@ def _standard_input() -> str:
 
 
 def _within(timeout_s: float, events: Iterator[Event]) -> Iterator[Event]:
-    """Pass the events on; a deadline that passes is told in plain words."""
-    try:
+    with within(timeout_s, "the output was not complete"):
         yield from events
-    except PenstockError as error:
-        if error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise
-        text = f"the output was not complete within {timeout_s:g} s; --timeout gives it longer"
-        raise Failed(text, error.code.name) from error
 
 
 def _streamed(events: Iterator[Event]) -> Iterator[Event]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from contextlib import aclosing, suppress
@@ -15,7 +16,7 @@ from toy_fleet import MODEL, ThreadedFleet, until
 from toy_instance import FAST, output
 
 from penstock.cli.generate import CONSTRAINTS, _is_cut_short, _streamed, _tell, command
-from penstock.cli.main import penstock
+from penstock.cli.main import main, penstock
 from penstock.client import (
     AsyncClient,
     Client,
@@ -177,6 +178,28 @@ def test_a_deadline_is_an_error_with_its_code(cluster):
             client.complete(PROMPT, max_tokens=2000, timeout_s=0.3, **GREEDY)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     cluster.run(cluster.fleet.settled())
+
+
+def test_a_deadline_of_any_call_says_how_long_it_was_and_what_gives_it_longer():
+    async def ask(address: str, **limit: float) -> None:
+        async with AsyncClient(address) as client:
+            await client.models(**limit)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with Client(address) as client:
+            calls = (
+                lambda: client.models(timeout_s=0.1),
+                lambda: list(client.watch(timeout_s=0.1)),
+                lambda: client.complete(PROMPT, timeout_s=0.1),
+                lambda: asyncio.run(ask(address, timeout_s=0.1)),
+            )
+            for call in calls:
+                with pytest.raises(
+                    PenstockError, match="not done within 0.1 s.* larger `timeout_s`"
+                ) as caught:
+                    call()
+                assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_the_figures_of_a_decision_are_in_the_order_of_their_names():
@@ -512,6 +535,16 @@ def test_a_deadline_is_told_in_plain_words(cluster):
     asked = ["--token-ids", "1", "--max-tokens", 2000, "--ignore-eos", "--timeout", 0.2]
     result = generate(*asked, "--address", cluster.fleet.address)
     assert result.exit_code != 0 and "not complete within 0.2 s; --timeout" in result.output
+
+
+def test_with_json_a_refusal_is_one_object_with_code_and_field(cluster, monkeypatch, capsys):
+    asked = ["--token-ids", "1", "--max-tokens", "0", "--json", "--address", cluster.fleet.address]
+    monkeypatch.setattr(sys, "argv", ["penstock", "generate", *asked])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert ended.value.code == 2 and "at least 1" in told["message"]
+    assert (told["code"], told["field"]) == ("INVALID_ARGUMENT", "sampling.max_tokens")
 
 
 def test_an_error_amid_the_text_stands_on_a_line_of_its_own(capsys):
