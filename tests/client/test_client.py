@@ -328,7 +328,7 @@ def lost() -> PenstockError:
 
 def test_attempts_that_bring_nothing_are_bounded_though_each_of_them_starts():
     attempts = Attempts(build(PROMPT, None, "r", None, {"n": 2, "max_tokens": 9}))
-    started, finished = Started("r", "toy", 5, 1, 3), Finished(0, "length", Usage(3, 1, 0, 0))
+    started, finished = Started("r", "toy", 5, 1, 3, 9), Finished(0, "length", Usage(3, 1, 0, 0))
     attempts.take(started)
     attempts.take(finished)
     for again in range(MOST_RETRIES):
@@ -341,7 +341,7 @@ def test_attempts_that_bring_nothing_are_bounded_though_each_of_them_starts():
 
 def test_attempts_that_bring_tokens_are_not_counted():
     attempts = Attempts(build(PROMPT, None, "r", None, {"max_tokens": 99}))
-    attempts.take(Started("r", "toy", 5, 1, 3))
+    attempts.take(Started("r", "toy", 5, 1, 3, 9))
     for index in range(2 * MOST_RETRIES):
         attempts.take(
             from_response(inference_pb2.GenerateResponse(delta={"first_index": index, "token_ids": [7]}))
@@ -545,6 +545,18 @@ def test_with_json_a_refusal_is_one_object_with_code_and_field(cluster, monkeypa
     told = json.loads(capsys.readouterr().out)["error"]
     assert ended.value.code == 2 and "at least 1" in told["message"]
     assert (told["code"], told["field"]) == ("INVALID_ARGUMENT", "sampling.max_tokens")
+
+
+def test_more_tokens_than_the_context_leaves_are_said_not_to_come(cluster):
+    most = MODEL.context_tokens - len(PROMPT)
+    asked = ["--token-ids", "1,2,3", "--temperature", 0, "--json", "--address", cluster.fleet.address]
+    clipped = generate(*asked, "--max-tokens", most + 1)
+    assert json.loads(clipped.stdout)["usage"]["completion_tokens"] <= most
+    assert (
+        clipped.stderr
+        == f"--max-tokens is {most + 1}, and the context has room for {most}: no more will come\n"
+    )
+    assert generate(*asked, "--max-tokens", most).stderr == ""
 
 
 def test_an_error_amid_the_text_stands_on_a_line_of_its_own(capsys):
