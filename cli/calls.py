@@ -14,6 +14,7 @@ import grpc
 from ..client import Client, PenstockError
 from ..client.address import VARIABLE, serving
 from .errors import Failed
+from .lazy import did_you_mean
 
 
 class Seconds(click.ParamType):
@@ -28,7 +29,21 @@ class Seconds(click.ParamType):
         return seconds
 
 
+class Pool(click.Choice):
+    """The name of a pool; a mistyped one is told with the nearest."""
+
+    def __init__(self) -> None:
+        super().__init__(("prefill", "decode", "mixed"))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in self.choices:
+            return value
+        hint = did_you_mean(value, self.choices)
+        self.fail(f"There is no pool {value!r}; there are {', '.join(self.choices)}.{hint}", param, ctx)
+
+
 SECONDS = Seconds()
+POOL = Pool()
 
 
 @contextmanager

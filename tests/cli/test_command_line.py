@@ -80,6 +80,12 @@ def test_every_listed_command_exists(name):
         (["bench", "prefix", "--capacity", "5"], "No such option"),
         (["bench", "kernels", "5"], "unexpected extra argument"),
         (["verify", "--requests", "0"], "not in the range"),
+        (
+            ["scale", "decod", "3"],
+            "no pool 'decod'; there are prefill, decode, mixed. Did you mean `decode`?",
+        ),
+        (["scale", "xyzzy", "3"], "no pool 'xyzzy'; there are prefill, decode, mixed. Try"),
+        (["flip", "decode-1", "--to", "prefil"], "Did you mean `prefill`?"),
         (["verify", "--transport", "nccl"], "is not one of"),
         (["verify", "--model", "x", "--checkpoint", "random"], "not both"),
     ],
