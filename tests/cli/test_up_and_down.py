@@ -195,8 +195,16 @@ def test_each_change_of_an_instance_is_told_in_one_line():
         c=("serving", 2),
         d=("draining", 1),
         f=("starting", 1),
+        g=("refused", 1, "its weights"),
     )
-    lines = ["b is lost: it is silent", "c serves again", "d drains", "f starts", "e has ended"]
+    lines = [
+        "b is lost: it is silent",
+        "c serves again",
+        "d drains",
+        "f starts",
+        "g is refused: its weights",
+        "e has ended",
+    ]
     assert list(changes(before, now)) == lines
     assert list(changes(now, now)) == []
 

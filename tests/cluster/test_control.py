@@ -145,6 +145,29 @@ def test_the_cluster_is_told_whole():
     play(scenario)
 
 
+def test_an_instance_that_a_router_refuses_does_not_serve_and_the_reason_is_told():
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        (router,) = party.routers.attached
+        refused = [
+            pb.RefusedInstance(name="decode-0", life=1, reason="its weights"),
+            pb.RefusedInstance(name="decode-1", life=7),
+        ]
+        party.routers._take(router, pb.AttachRequest(refused=pb.RefusedInstances(instances=refused)))
+        said = {one.name: one for one in (await stub.GetCluster(control.GetClusterRequest())).instances}
+        assert said["decode-0"].state == control.INSTANCE_STATE_REFUSED
+        assert said["decode-0"].reason == f"{router.hello.name} does not use it: its weights"
+        assert said["decode-1"].state == control.INSTANCE_STATE_SERVING, "it was another life"
+        party.routers._take(router, pb.AttachRequest(refused=pb.RefusedInstances()))
+        (said,) = (
+            one
+            for one in (await stub.GetCluster(control.GetClusterRequest())).instances
+            if one.name == "decode-0"
+        )
+        assert (said.state, said.reason) == (control.INSTANCE_STATE_SERVING, "")
+
+    play(scenario)
+
+
 def test_a_move_without_a_destination_goes_to_the_other_instance_that_decodes():
     async def scenario(party: Party, stub: ControlServiceStub) -> None:
         (move,) = (await stub.MigrateRequest(asked())).moves
