@@ -51,7 +51,8 @@ DISTRIBUTION = {
     "grpc_status": "grpcio-status",
     "yaml": "pyyaml",
 }
-MAY_IMPORT = {"ray": {"cluster/launcher.py", "cluster/controller.py"}}
+RAYS = ("controller", "instance_actor", "launcher", "ray_calls", "ray_host", "ray_runtime")
+MAY_IMPORT = {"ray": {f"cluster/{name}.py" for name in RAYS}}
 
 # Modules that must come without torch, ray and transformers, however far down their imports go.
 TORCH_FREE = (
