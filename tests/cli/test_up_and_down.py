@@ -33,9 +33,13 @@ def penstock(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def refused(run: subprocess.CompletedProcess[str]) -> str:
-    """The one line that the user sees."""
-    assert (run.returncode, run.stdout) == (2, ""), run.stderr
+    """The one line that the user sees, and a program that asked for JSON too."""
+    assert run.returncode == 2, run.stderr
     (line,) = run.stderr.splitlines()
+    if "--json" in run.args:
+        assert json.loads(run.stdout)["error"]["message"] == line.removeprefix("penstock: ")
+    else:
+        assert run.stdout == ""
     return line
 
 
