@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,8 +13,6 @@ from pathlib import Path
 from statistics import quantiles
 from tempfile import TemporaryDirectory
 
-from ..client import AsyncClient, PenstockError
-from ..client.cluster import Instance
 from ..cluster import processes
 from ..cluster.config import Config, default
 from ..cluster.launcher import Cluster
@@ -26,6 +23,7 @@ from . import flaky, head
 from .compare import compare_shaped
 from .faults import KINDS, OF_INSTANCES, draw_kinds, possible
 from .figures import Report, progress
+from .leaks import leaked_blocks, settled
 from .plain import Asked
 from .reference import Reference
 from .storm import Run, Struck, storm, undisturbed
@@ -49,6 +47,8 @@ INSTANCE = "penstock.benchmarks.flaky:FlakyInstance"
 ACTORS = ("ray::InstanceActor", "ray::RouterActor", "ray::Controller")
 MUST_BE_0 = ("mismatched", "duplicated", "missing", "hung", "leaked_blocks", "leaked_processes")
 MOST_TIES = 1e-4
+STARTS_S = 60.0
+"""For instances that were struck last to start anew."""
 
 Say = Callable[[str], None]
 
@@ -121,12 +121,12 @@ def chaos(asked: Chaos, say: Say = logger.info) -> Verdict:
                 )
             )
         say("waiting until all is given back")
-        instances = asyncio.run(_settled(cluster.controller_address, asked.served))
+        instances = asyncio.run(settled(cluster.controller_address, asked.served.handover, STARTS_S))
         for one in instances:
-            if one.state != "serving" or _kept(one):
-                say(f"{one.name} is {one.state} with {_kept(one)} blocks kept: {one.reason}")
+            if one.state != "serving" or leaked_blocks(one):
+                say(f"{one.name} is {one.state} with {leaked_blocks(one)} blocks kept: {one.reason}")
         leaked = Counter(
-            leaked_blocks=sum(map(_kept, instances)),
+            leaked_blocks=sum(map(leaked_blocks, instances)),
             leaked_processes=_surplus(cluster.record.cluster_id, len(instances)),
         )
         folder = asked.served.engine.folder
@@ -188,28 +188,6 @@ def _trials(cluster: Cluster, seed: int) -> list[Trial]:
         )
         for trial in drawn
     ]
-
-
-async def _settled(controller: str, config: Config) -> tuple[Instance, ...]:
-    """The instances as soon as all serve and hold no block; at the latest once they could have started anew."""
-    instances: tuple[Instance, ...] = ()
-    deadline = time.monotonic() + config.handover.lease_s + config.handover.grace_s + 60.0
-    async with AsyncClient(controller) as client:
-        while time.monotonic() < deadline:
-            await asyncio.sleep(3 * config.handover.heartbeat_s)
-            try:
-                instances = (await client.cluster(timeout_s=2.0)).instances
-            except PenstockError:
-                continue
-            if all(one.state == "serving" and not _kept(one) for one in instances):
-                break
-    return instances
-
-
-def _kept(instance: Instance) -> int:
-    """Blocks that are neither free nor cached; one at least of an instance that does not say."""
-    blocks = instance.blocks
-    return blocks.total - blocks.free - blocks.cached if blocks.total else 1
 
 
 def _surplus(cluster_id: str, instances: int) -> int:

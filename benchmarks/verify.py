@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..client import AsyncClient
 from ..client.cluster import Instance
 from ..cluster.config import Config
 from ..cluster.launcher import Cluster
 from .exercise import Stream, exercise
 from .figures import Report, progress
 from .findings import UNITS, Say, arrivals, beside_reference, failures
+from .leaks import leaked_blocks, settled
 from .tenants import crossed_tokens
 from .trials import draw_trials
 from .trips import Trip, Verification, draw_trips, folders
@@ -81,7 +81,9 @@ def _travel(asked: Verification, trip: Trip, say: Say) -> tuple[list[Stream], Co
         crossed = asyncio.run(crossed_tokens(address, model.vocabulary, trip.seed, _spoken_s(config)))
         with progress("requests", len(trials)) as advance:
             ran = asyncio.run(exercise(address, trials, decoders, AT_ONCE, lambda: advance(1)))
-        return ran, _told(trip, asyncio.run(_settled(address, config))) + Counter(crossed_tokens=crossed)
+        return ran, _told(trip, asyncio.run(settled(address, config.handover))) + Counter(
+            crossed_tokens=crossed
+        )
 
 
 def _spoken_s(config: Config) -> float:
@@ -89,38 +91,17 @@ def _spoken_s(config: Config) -> float:
     return 3 * config.handover.heartbeat_s
 
 
-async def _settled(address: str, config: Config) -> tuple[Instance, ...]:
-    """The instances as soon as they hold no block, at the latest once every lease and grace time has passed."""
-    handover = config.handover
-    async with AsyncClient(address) as client:
-        try:
-            async with asyncio.timeout(handover.lease_s + handover.grace_s):
-                while True:
-                    await asyncio.sleep(_spoken_s(config))
-                    instances = (await client.cluster()).instances
-                    if not any(map(_kept, instances)):
-                        return instances
-        except TimeoutError:
-            return (await client.cluster()).instances
-
-
 def _told(trip: Trip, instances: Sequence[Instance]) -> Counter[str]:
     """In a tiny cache a sequence finds what it left itself, so hits are counted where memory is ample."""
     works = [instance.work for instance in instances]
     return Counter(
-        leaked_blocks=sum(map(_kept, instances)),
+        leaked_blocks=sum(map(leaked_blocks, instances)),
         restarts=sum(instance.restarts for instance in instances),
         astray_blocks=_astray(trip, instances),
         hit_tokens=0 if trip.tiny else sum(work.hit_tokens for work in works),
         preemptions=sum(work.preemptions for work in works),
         swaps=sum(work.swapped_blocks for work in works),
     )
-
-
-def _kept(instance: Instance) -> int:
-    """Blocks that are neither free nor cached; one at least of an instance that does not say."""
-    blocks = instance.blocks
-    return blocks.total - blocks.free - blocks.cached if blocks.total else 1
 
 
 def _astray(trip: Trip, instances: Sequence[Instance]) -> int:

@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+import grpc
 
 from ..client import Client, PenstockError
 from ..client.address import VARIABLE, serving
+from .errors import Failed
+from .lazy import did_you_mean
 
 
 class Seconds(click.ParamType):
@@ -26,7 +29,21 @@ class Seconds(click.ParamType):
         return seconds
 
 
+class Pool(click.Choice):
+    """The name of a pool; a mistyped one is told with the nearest."""
+
+    def __init__(self) -> None:
+        super().__init__(("prefill", "decode", "mixed"))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in self.choices:
+            return value
+        hint = did_you_mean(value, self.choices)
+        self.fail(f"There is no pool {value!r}; there are {', '.join(self.choices)}.{hint}", param, ctx)
+
+
 SECONDS = Seconds()
+POOL = Pool()
 
 
 @contextmanager
@@ -35,7 +52,19 @@ def told() -> Iterator[None]:
     try:
         yield
     except PenstockError as error:
-        raise click.ClickException(str(error)) from error
+        raise Failed(str(error), error.code.name, error.field) from error
+
+
+@contextmanager
+def within(timeout_s: float, late: str) -> Iterator[None]:
+    """Tell the user in plain words of a deadline that passes, that of --timeout; `late` is what was not done."""
+    try:
+        yield
+    except PenstockError as error:
+        if error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise
+        text = f"{late} within {timeout_s:g} s; --timeout gives it longer"
+        raise Failed(text, error.code.name) from error
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""How commands fail: one clear line on stderr and an exit code."""
+"""How commands fail: one clear line on stderr and an exit code; with `--json` one object on stdout too."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -17,14 +18,31 @@ USER_ERROR = 2
 INTERRUPTED = 130
 
 
+INVALID, UNMET, DEFECT = "INVALID_ARGUMENT", "FAILED_PRECONDITION", "INTERNAL"
+"""Codes of what the cluster was not asked for; all are names of gRPC's codes."""
+
+
 class CheckFailed(Exception):
-    """A command ran to its end and found what it checks to be wrong (exit code 1); its text says what."""
+    """A command ran to its end and found what it checks to be wrong (exit code 1); its text says what.
+
+    With `--json` the command has printed its object, which has it all, and no other follows.
+    """
 
 
-def exit_code(command: Callable[[], object]) -> int:
+class Failed(click.ClickException):
+    """The cluster refused or failed a call: with the name of the gRPC code, and the field at fault, if one is."""
+
+    def __init__(self, message: str, code: str, field: str = ""):
+        super().__init__(message)
+        self.code = code
+        self.field = field
+
+
+def exit_code(command: Callable[[], object], as_json: bool = False) -> int:
     """Run `command` and give its exit code: its own if it returns an int, else 0, or that of its error.
 
     The user's error is written as one line on stderr; what is not the user's propagates with its traceback.
+    With `as_json` either is an object on stdout too: {"error": {"code", "message", "field"}}.
     """
     try:
         result = command()
@@ -40,6 +58,10 @@ def exit_code(command: Callable[[], object]) -> int:
         return FAILED_CHECK
     except Exception as error:  # noqa: BLE001  the task ends here
         line = describe(error)
+        if as_json and not isinstance(error, CheckFailed):
+            code, field = _kind(error) if line else (DEFECT, "")
+            told = {"code": code, "message": line or repr(error), "field": field}
+            click.echo(json.dumps({"error": told}))
         if line is None:
             raise
         logger.debug("the command failed", exc_info=True)
@@ -62,6 +84,20 @@ def describe(error: Exception) -> str | None:
     else:
         text = _describe_rpc_error(error)
     return text and " ".join(text.split())
+
+
+def _kind(error: Exception) -> tuple[str, str]:
+    """For programs: the code of an error that `describe` knows, and the field at fault; empty where none is."""
+    if isinstance(error, Failed):
+        return error.code, error.field
+    if isinstance(error, click.BadParameter):
+        return INVALID, (error.param and error.param.name) or ""
+    if isinstance(error, (click.UsageError, ValueError)):
+        return INVALID, ""
+    if isinstance(error, (click.ClickException, OSError, ModuleNotFoundError)):
+        return UNMET, ""
+    call: Any = error
+    return call.code().name, ""
 
 
 def _describe_os_error(error: OSError) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..client import Decision, Explanation
-from .calls import SECONDS, connected
+from .calls import SECONDS, connected, within
 
 WIDE = 140
 """Columns where the output goes to no terminal."""
@@ -29,7 +29,7 @@ def command(request_id: str, timeout_s: float, address: str | None, as_json: boo
     chunks, what was cached of it, its transfers and steps. Times are in ms since it was first heard of, by the clock
     of whoever tells. A figure's name ends in its unit.
     """
-    with connected(address) as client:
+    with connected(address) as client, within(timeout_s, "the request was not explained"):
         told = client.explain(request_id, timeout_s)
     if as_json:
         click.echo(json.dumps({"request_id": request_id, **asdict(told)}))

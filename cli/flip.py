@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import click
 
-from .calls import connected
+from .calls import POOL, connected
 from .changes import followed
-
-POOLS = ("prefill", "decode", "mixed")
 
 
 @click.command("flip")
 @click.argument("instance")
-@click.option("--to", "pool", required=True, type=click.Choice(POOLS), help="The pool that it is to be in.")
+@click.option("--to", "pool", required=True, type=POOL, help="The pool that it is to be in.")
 @click.option("--address", metavar="HOST:PORT", help="The cluster's router; needed where several run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def command(instance: str, pool: str, address: str | None, as_json: bool) -> None:

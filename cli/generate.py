@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import grpc
 from rich.console import Console
 
 from ..client import Completion, Delta, Event, PenstockError, Started
 from ..client.events import completions
-from .calls import SECONDS, connected
+from .calls import SECONDS, connected, within
 
 TIMEOUT_S = 600.0
 CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
@@ -23,7 +22,11 @@ CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 
 @click.command("generate")
 @click.argument("prompt", required=False)
-@click.option("--max-tokens", type=int, help="Most tokens of output. Default: as many as the context allows.")
+@click.option(
+    "--max-tokens",
+    type=int,
+    help="Most tokens of output. Default, and never more: as many as the context allows.",
+)
 @click.option("--temperature", type=float, help="0 is greedy. Default 1.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Draw the same tokens again.")
 @click.option("--top-p", type=float, help="Fewest likeliest tokens that have this share of the probability.")
@@ -95,6 +98,7 @@ def command(
     with connected(address) as client:
         given = _chat(prompt, token_ids) if chat else {"prompt": _prompt(prompt, token_ids)}
         events = _within(timeout_s, client.generate(**given, timeout_s=timeout_s, **asked))
+        events = _clipped(asked["max_tokens"], events)
         wholes = completions(events if as_json or several else _streamed(events))
     if as_json:
         told_of = [report(whole) for whole in wholes]
@@ -167,14 +171,20 @@ def _standard_input() -> str:
 
 
 def _within(timeout_s: float, events: Iterator[Event]) -> Iterator[Event]:
-    """Pass the events on; a deadline that passes is told in plain words."""
-    try:
+    with within(timeout_s, "the output was not complete"):
         yield from events
-    except PenstockError as error:
-        if error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise
-        text = f"the output was not complete within {timeout_s:g} s; --timeout gives it longer"
-        raise click.ClickException(text) from error
+
+
+def _clipped(max_tokens: int | None, events: Iterator[Event]) -> Iterator[Event]:
+    """Pass the events on, and say on stderr where the context has no room for as many tokens as were asked for."""
+    for event in events:
+        if isinstance(event, Started) and max_tokens and 0 < event.max_tokens < max_tokens:
+            room = event.max_tokens
+            click.echo(
+                f"--max-tokens is {max_tokens}, and the context has room for {room}: no more will come",
+                err=True,
+            )
+        yield event
 
 
 def _streamed(events: Iterator[Event]) -> Iterator[Event]:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 
 import click
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A question to end an error with, of the nearest word that is known; empty where none is near."""
+    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5)
+    return f" Did you mean `{near[0]}`?" if near else ""
 
 
 class LazyGroup(click.Group):
@@ -31,9 +37,7 @@ class LazyGroup(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
         name = args[0]
         if name not in self.table and not name.startswith("-"):
-            near = difflib.get_close_matches(name, self.table, n=1, cutoff=0.5)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
-            ctx.fail(f"There is no command `{name}`.{hint}")
+            ctx.fail(f"There is no command `{name}`.{did_you_mean(name, self.table)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

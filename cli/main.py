@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import takewhile
 
 import click
 
@@ -38,7 +39,14 @@ Try:
   penstock migrate REQUEST_ID decode-1
 
 Commands find the cluster by --address, else PENSTOCK_ADDRESS, else the last `penstock up` on this machine.
-Each takes --json for programs; `penstock COMMAND --help` tells more."""
+Each takes --json for programs; `penstock COMMAND --help` tells more.
+
+\b
+Exit codes:
+  0    done
+  1    it ran, and what it was to do or to show failed: a check, a figure, a move
+  2    it could not be done as asked: a mistake in the command, no cluster, or one that refused it
+  130  Ctrl-C"""
 
 penstock = LazyGroup(
     "penstock",
@@ -51,7 +59,10 @@ click.version_option(__version__, prog_name="penstock")(penstock)
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a failed check, 2 the user's error, 130 after Ctrl-C."""
-    sys.exit(exit_code(lambda: penstock.main(prog_name="penstock", standalone_mode=False)))
+    options = takewhile(lambda word: word != "--", sys.argv[1:])
+    sys.exit(
+        exit_code(lambda: penstock.main(prog_name="penstock", standalone_mode=False), "--json" in options)
+    )
 
 
 if __name__ == "__main__":

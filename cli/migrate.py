@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from ..client import Move
-from .calls import SECONDS, connected
+from .calls import SECONDS, connected, within
 from .errors import CheckFailed
 
 
@@ -40,7 +40,7 @@ def command(
     """Move a running request to INSTANCE, or to the freest other one. Exit code 1 where a move was not done."""
     if instance and to:
         raise click.UsageError("Give INSTANCE or --to, not both.")
-    with connected(address, changes=True) as client:
+    with connected(address, changes=True) as client, within(timeout_s, "it was not known what became of it"):
         moves = client.migrate(request_id, instance or to, choice, mode, timeout_s)
     if as_json:
         click.echo(json.dumps({"request_id": request_id, "moves": [asdict(move) for move in moves]}))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import click
 
-from .calls import connected
+from .calls import POOL, connected
 from .changes import followed
-from .flip import POOLS
 
 
 @click.command("scale")
-@click.argument("pool", type=click.Choice(POOLS))
+@click.argument("pool", type=POOL, metavar="POOL")
 @click.argument("instances", type=click.IntRange(min=0), metavar="N")
 @click.option("--address", metavar="HOST:PORT", help="The cluster's router; needed where several run.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")

@@ -85,7 +85,10 @@ def _picture(cluster: Cluster, console: Console) -> Group:
     routers = ", ".join(router.address for router in cluster.routers)
     title = Text(f"{cluster.cluster}: {cluster.model} at {routers or 'no router'}")
     instances = _instances(cluster, console)
-    return Group(title, instances, *([_sessions(cluster)] if cluster.sessions else []))
+    refused = [
+        Text(f"{one.name} is refused: {one.reason}") for one in cluster.instances if one.state == "refused"
+    ]
+    return Group(title, instances, *refused, *([_sessions(cluster)] if cluster.sessions else []))
 
 
 def _instances(cluster: Cluster, console: Console) -> Table:

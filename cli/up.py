@@ -136,6 +136,8 @@ def _became(was: Instance | None, instance: Instance) -> str:
             return "starts anew" if anew else "starts"
         case "draining":
             return "drains"
+        case "refused":
+            return f"is refused: {instance.reason}"
     if instance.reason == RESTARTED:
         return "ends, to start anew"
     if was and was.life == instance.life and was.state == "draining":

@@ -53,7 +53,7 @@ class AsyncClient:
     ) -> AsyncGenerator[Event, None]:
         """Stream one completion. To leave early use `contextlib.aclosing`, or cancel the task: the request ends too."""
         attempts = Attempts(build(prompt, messages, request_id, model, options))
-        return self._events(attempts, time.monotonic() + timeout_s)
+        return self._events(attempts, timeout_s, time.monotonic() + timeout_s)
 
     async def complete(
         self,
@@ -141,7 +141,9 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _events(self, attempts: Attempts, deadline: float) -> AsyncGenerator[Event, None]:
+    async def _events(
+        self, attempts: Attempts, timeout_s: float, deadline: float
+    ) -> AsyncGenerator[Event, None]:
         while True:
             call: Any = self._inference.Generate(
                 attempts.request(), timeout=max(0.0, deadline - time.monotonic())
@@ -153,7 +155,7 @@ class AsyncClient:
                         yield event
                 return
             except grpc.RpcError as error:
-                pause_s = attempts.retry_after_s(from_rpc(error, self.address))
+                pause_s = attempts.retry_after_s(from_rpc(error, self.address, timeout_s))
             finally:
                 call.cancel()  # frees the request where the caller has left
             await asyncio.sleep(pause_s)
@@ -166,7 +168,7 @@ class AsyncClient:
             async for response in call:
                 yield read(response)
         except grpc.RpcError as error:
-            raise from_rpc(error, self.address) from None
+            raise from_rpc(error, self.address, timeout_s) from None
         finally:
             call.cancel()
 
@@ -174,4 +176,4 @@ class AsyncClient:
         try:
             return await method(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise from_rpc(error, self.address) from None
+            raise from_rpc(error, self.address, timeout_s) from None

@@ -13,6 +13,9 @@ DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN, FINAL = "penstock.inference.v1", "FINAL"
 """Of the `ErrorInfo` that tells a router's own verdict; see `Generate` in inference.proto."""
 
+LATE = "Deadline Exceeded"
+"""All that gRPC itself says of a deadline that has passed."""
+
 
 class PenstockError(Exception):
     """A call failed. `field` names the field of the request that is at fault, where one is.
@@ -44,15 +47,25 @@ class InvalidRequest(PenstockError, ValueError):
     """The caller's argument is wrong (INVALID_ARGUMENT)."""
 
 
-def from_rpc(error: grpc.RpcError, address: str) -> PenstockError:
-    """The error of a call to the router at `address`."""
+def from_rpc(error: grpc.RpcError, address: str, timeout_s: float | None = None) -> PenstockError:
+    """The error of a call to the router at `address`; `timeout_s` is the deadline that it was given, if any."""
     call: Any = error  # sync and aio errors share these methods, but no public type that has them
     code, message = call.code(), call.details() or "the call failed"
     if code is grpc.StatusCode.UNAVAILABLE and _nobody_answers(message):
         message = f"no cluster answers at {address} (is it up? `penstock up` starts one): {message}"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and message == LATE:
+        message = _late(timeout_s)
     kind = InvalidRequest if code is grpc.StatusCode.INVALID_ARGUMENT else PenstockError
     details = _details(call.trailing_metadata())
     return kind(code, message, _field(details), _final(details), _retry_s(details))
+
+
+def _late(timeout_s: float | None) -> str:
+    if timeout_s is None:
+        return "a part of the cluster did not answer in time: ask again"
+    return (
+        f"it was not done within {timeout_s:g} s, the call's deadline: a larger `timeout_s` gives it longer"
+    )
 
 
 def _nobody_answers(message: str) -> bool:

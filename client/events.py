@@ -23,6 +23,8 @@ class Started:
     seed: int
     attempt: int
     prompt_tokens: int
+    max_tokens: int
+    """Most tokens of output: as many as were asked for, or what the context leaves where that is less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,9 @@ def from_response(response: pb.GenerateResponse) -> Event:
     match response.WhichOneof("event"):
         case "started":
             said = response.started
-            return Started(said.request_id, said.model, said.seed, said.attempt, said.prompt_tokens)
+            return Started(
+                said.request_id, said.model, said.seed, said.attempt, said.prompt_tokens, said.max_tokens
+            )
         case "delta":
             said = response.delta
             return Delta(

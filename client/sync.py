@@ -73,7 +73,7 @@ class Client:
         itself, and no token comes twice.
         """
         attempts = Attempts(build(prompt, messages, request_id, model, options))
-        return self._events(attempts, time.monotonic() + timeout_s)
+        return self._events(attempts, timeout_s, time.monotonic() + timeout_s)
 
     def complete(
         self,
@@ -178,7 +178,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _events(self, attempts: Attempts, deadline: float) -> Generator[Event, None, None]:
+    def _events(self, attempts: Attempts, timeout_s: float, deadline: float) -> Generator[Event, None, None]:
         while True:
             call = self._inference.Generate(attempts.request(), timeout=max(0.0, deadline - time.monotonic()))
             try:
@@ -188,7 +188,7 @@ class Client:
                         yield event
                 return
             except grpc.RpcError as error:
-                pause_s = attempts.retry_after_s(from_rpc(error, self.address))
+                pause_s = attempts.retry_after_s(from_rpc(error, self.address, timeout_s))
             finally:
                 call.cancel()  # frees the request where the caller has left
             time.sleep(pause_s)
@@ -201,7 +201,7 @@ class Client:
             for response in call:
                 yield read(response)
         except grpc.RpcError as error:
-            raise from_rpc(error, self.address) from None
+            raise from_rpc(error, self.address, timeout_s) from None
         finally:
             call.cancel()
 
@@ -209,4 +209,4 @@ class Client:
         try:
             return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise from_rpc(error, self.address) from None
+            raise from_rpc(error, self.address, timeout_s) from None

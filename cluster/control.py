@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import grpc
 import grpc.aio
 
 from ..handover.config import HandoverConfig
 from ..handover.recall import sessions_of, to_wire
+from ..policy.dispatch import Memory, NoInstance, redirect
 from ..policy.journal import Journal
-from ..policy.state import LoadView
+from ..policy.state import RequestShape
 from ..proto import control_pb2 as pb
 from ..proto import router_pb2
 from ..proto.control_pb2_grpc import ControlServiceServicer
@@ -20,7 +22,7 @@ from .lifecycle import BEAT_S, Lifecycle, Phase, Progress
 from .overview import Overview, steady
 from .recall import recall
 from .refusal import Refused, refuse
-from .registry import State, freest
+from .registry import State
 from .routers import AttachedRouter, Routers
 from .supervisor import Supervisor
 
@@ -140,12 +142,12 @@ class Control(ControlServiceServicer):
         if request.destination:
             self._check_destination(request.destination)
         found = await self._find(request)
-        plan = [(router, held, self._destination(request, held)) for router, held in found]
+        destinations = self._destinations(request, [held for _, held in found])
         return list(
             await asyncio.gather(
                 *(
                     self._move(router, held, destination, request.mode, deadline)
-                    for router, held, destination in plan
+                    for (router, held), destination in zip(found, destinations, strict=True)
                 )
             )
         )
@@ -179,16 +181,25 @@ class Control(ControlServiceServicer):
         if not record.spec.decode_slots:
             refuse(grpc.StatusCode.FAILED_PRECONDITION, f"{name} does not decode")
 
-    def _destination(self, request: pb.MigrateRequestRequest, held: router_pb2.HeldSession) -> str:
+    def _destinations(
+        self, request: pb.MigrateRequestRequest, sessions: Sequence[router_pb2.HeldSession]
+    ) -> list[str]:
+        """Where each is to go: to whom the request names, else to whom the policy picks that routers ask too."""
         if request.destination:
-            if request.destination == held.owner:
-                text = f"{request.request_id} runs on {held.owner} already"
+            if any(held.owner == request.destination for held in sessions):
+                text = f"{request.request_id} runs on {request.destination} already"
                 refuse(grpc.StatusCode.FAILED_PRECONDITION, text)
-            return request.destination
-        best = freest(self._supervisor.registry.records.values(), self._loads(), but=held.owner)
-        if best is None:
-            refuse(grpc.StatusCode.FAILED_PRECONDITION, "there is no other instance that decodes")
-        return best.spec.name
+            return [request.destination for _ in sessions]
+        now, memory = time.monotonic(), Memory()
+        views, names = self._supervisor.views(now), []
+        for held in sessions:
+            shape = RequestShape(prompt_tokens=held.prompt_tokens + held.emitted_tokens)
+            here = frozenset(view.key for view in views if view.name == held.owner)
+            found, memory = redirect(shape, views, here, now, secrets.randbits(32), memory)
+            if isinstance(found, NoInstance):
+                refuse(grpc.StatusCode.FAILED_PRECONDITION, found.reason)
+            names.append(found.name)
+        return names
 
     async def _move(
         self,
@@ -210,11 +221,6 @@ class Control(ControlServiceServicer):
             reason=result.reason,
             seconds=result.seconds,
         )
-
-    def _loads(self) -> dict[str, LoadView]:
-        names = self._supervisor.registry.records
-        loads = {name: self._supervisor.load(name) for name in names}
-        return {name: load for name, load in loads.items() if load is not None}
 
 
 async def _told(

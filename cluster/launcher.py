@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import logging
 import os
-import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import ray
-from ray._private import worker as ray_worker
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ..client import Client, Delta, Instance, Sampling
 from ..router.config import ModelInfo
-from . import logs, processes, state
+from . import logs, processes, ray_runtime, state
 from .config import Config
-from .controller import INSTANCE, Controller, Place, forget, named_actors, resolve
-from .preparation import LOOPBACK, environment, inherited, model_info, new_record, settled, signals_held
+from .controller import INSTANCE, Controller
+from .preparation import LOOPBACK, model_info, new_record, settled
+from .ray_calls import named_actors
+from .ray_host import Place, forget
 from .registry import State, specs
+from .router_actor import RouterActor
 from .watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -33,76 +32,13 @@ logger = logging.getLogger(__name__)
 ROUTER = "penstock.router.server:RouterServer"
 CALL_S = 10.0
 """Limit of a call to an actor that has nothing long to do."""
-RAY_TRIES = 2
-"""Starts of a Ray of our own: now and then one of its processes hangs while it starts, and the next start is well."""
 GONE_S = 3.0
 """How long the processes of a stopped cluster may take to end by themselves."""
 POLL_S = 0.05
 WARM_UP = [0] * 8
 """Prompt of the first request, whose token shows that the whole way works."""
-LOCAL_RAY = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # Ray's workers step back (15) for Ray itself, and so for everything else
-}
 
 Progress = Callable[[str], None]
-
-
-RESTART_PAUSES_S = (0.1, 0.5, 1.0, 2.0, 5.0)
-"""Before each next try of a router that does not come back; the last for all that follow."""
-
-
-class RouterServer(Protocol):
-    """What the router's actor hosts."""
-
-    async def start(self) -> str: ...
-
-    async def stop(self) -> None: ...
-
-
-class RouterActor:
-    """An actor that hosts a router; Ray starts it anew when it dies, on the same port."""
-
-    def __init__(self, where: str, config: Config, controller: str, model: ModelInfo, number: int):
-        logs.configure(config.cluster.log_level, config.cluster.log_json)
-        listens = replace(config.router, port=config.router.port + number)
-        self._server: RouterServer = resolve(where)(
-            listens, model, controller, config.handover, f"router-{number}"
-        )
-        loop = asyncio.get_running_loop()
-        self._first = loop.create_task(self._server.start())
-        self._serving = loop.create_task(tried_again(self._first, self._server))
-
-    async def address(self) -> str:
-        """Once it listens. `ValueError` where the port was taken at its first try."""
-        return await asyncio.shield(self._first)
-
-    async def stop(self) -> None:
-        if self._serving.done():
-            await self._server.stop()
-        else:
-            self._serving.cancel()
-
-
-async def tried_again(
-    first: Awaitable[str], server: RouterServer, pauses_s: Sequence[float] = RESTART_PAUSES_S
-) -> str:
-    """The address of a router, started as often as that takes after its `first` try.
-
-    Of one that Ray starts anew nobody asks for the address, so nobody would hear that it could not start (its port
-    taken meanwhile, say), and it would be a living process without a service.
-    """
-    attempt = first
-    for failures in itertools.count():
-        try:
-            return await attempt
-        except Exception as error:  # noqa: BLE001  whatever it is, it is told, and may pass
-            pause_s = pauses_s[min(failures, len(pauses_s) - 1)]
-            logger.error("the router does not start: %s Tried again in %g s.", error, pause_s)
-            await asyncio.sleep(pause_s)
-            attempt = server.start()
-    raise AssertionError("there is always a next try")
 
 
 @dataclass(frozen=True)
@@ -199,7 +135,7 @@ class Cluster:
 
     @property
     def _namespace(self) -> str:
-        return _namespace(self.config.cluster.name)
+        return ray_runtime.namespace_of(self.config.cluster.name)
 
     def _start(self, began: float, instance: str, router: str) -> None:
         deadline = time.monotonic() + self.config.cluster.start_s
@@ -207,7 +143,7 @@ class Cluster:
         self._progress(
             "starting Ray" if not self.record.ray_address else f"joining Ray at {self.record.ray_address}"
         )
-        _start_ray(self.config, self.record)
+        ray_runtime.start(self.config, self.record)
         self._start_actors(instance, router)
         self._await_instances(deadline)
         self.address = ",".join(_get(router.address.remote(), _left(deadline)) for router in self._routers)
@@ -294,57 +230,6 @@ def reap_abandoned(progress: Progress = logger.info) -> int:
     return count
 
 
-def _start_ray(config: Config, record: state.ClusterRecord) -> None:
-    """`address` none: a Ray of our own, apart from any other on the machine. Processes inherit the mark either way."""
-    mark = inherited(config, record.cluster_id)
-    common: dict[str, Any] = {
-        "namespace": _namespace(config.cluster.name),
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-    }
-    if record.ray_address:
-        _join(record.ray_address, runtime_env={"env_vars": mark}, **common)
-        return
-    _hush_ray()
-    own: dict[str, Any] = {
-        "address": "local",
-        # Ray starts a worker process ahead for each: the instances, the controller and the router.
-        "num_cpus": config.cluster.instances + 1 + config.cluster.routers,
-        "num_gpus": 0 if config.engine.device == "cpu" else None,
-        "include_dashboard": False,
-        "object_store_memory": config.cluster.object_store_bytes,
-        "_temp_dir": record.temp_dir,
-        "_node_ip_address": LOOPBACK,
-    }
-    with environment(mark | LOCAL_RAY), signals_held():
-        for tries_left in reversed(range(RAY_TRIES)):
-            try:
-                ray.init(**own, **common)
-                return
-            except Exception as error:  # noqa: BLE001  a Ray that does not come up in time raises plain Exception
-                ray.shutdown()
-                processes.reap(record.cluster_id)
-                if not tries_left:
-                    raise ConnectionError(f"Ray does not start: {error}") from error
-                logger.warning("Ray does not start, and is tried again: %s", error)
-
-
-def _hush_ray() -> None:
-    """Ray's driver prints on standard output about every worker that dies, which the controller reports already."""
-    ray_worker.print_to_stdstream = lambda data, ignore_prefix: logger.debug("Ray: %s", data["lines"])
-
-
-def _join(address: str, **options: Any) -> None:
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError(f"no Ray cluster can be joined at {address}: an address is HOST:PORT")
-    try:
-        socket.create_connection((host, int(port)), timeout=CALL_S).close()
-        ray.init(address=address, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"no Ray cluster can be joined at {address}: {error}") from error
-
-
 def _place(config: Config) -> Place:
     """What this Ray cluster offers to instances."""
     offered = ray.cluster_resources()
@@ -355,15 +240,11 @@ def _place(config: Config) -> Place:
             raise ValueError(f"engine.device is cuda, and Ray finds {gpus} GPUs for {instances} instances")
         gpus = 0
     return Place(
-        namespace=_namespace(config.cluster.name),
+        namespace=ray_runtime.namespace_of(config.cluster.name),
         pool_resources=all(f"penstock_{spec.pool}" in offered for spec in specs(config.cluster)),
         gpu_share=1 if gpus else 0,
         host="" if config.cluster.ray_address else LOOPBACK,
     )
-
-
-def _namespace(name: str) -> str:
-    return f"penstock-{name}"
 
 
 def _clear(namespace: str) -> None:
@@ -380,9 +261,11 @@ def _clear(namespace: str) -> None:
 def _clear_joined(record: state.ClusterRecord) -> None:
     """What a killed process left on a Ray cluster that it had joined; if that is gone too, nothing is left."""
     assert record.ray_address
-    namespace = _namespace(record.name)
+    namespace = ray_runtime.namespace_of(record.name)
     try:
-        _join(record.ray_address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
+        ray_runtime.join(
+            record.ray_address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR
+        )
     except ValueError as error:
         logger.info("%s", error)
         return

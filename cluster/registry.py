@@ -9,7 +9,6 @@ from enum import Enum
 from types import MappingProxyType
 
 from ..handover.values import Incarnation
-from ..policy.state import LoadView
 from .config import DECODE, MIXED, PREFILL, ClusterConfig
 
 RESTARTED = "it is restarted"
@@ -230,18 +229,3 @@ def why_needed(registry: Registry, name: str, then: str = "") -> str:
 def next_life(before: int, now_ns: int) -> int:
     """A life above `before`, and above those that an earlier controller gave out and nobody remembers."""
     return max(before + 1, now_ns // 1_000_000)
-
-
-def freest(records: Iterable[Record], loads: Mapping[str, LoadView], but: str) -> Record | None:
-    """Of those that serve and decode, `but` left out: free decode slots first, then the most KV blocks to be had."""
-    able = [
-        record
-        for record in records
-        if record.state == State.SERVING and record.spec.decode_slots and record.spec.name != but
-    ]
-
-    def room(record: Record) -> tuple[bool, int, str]:
-        load = loads.get(record.spec.name, LoadView())
-        return load.free_slots <= 0, -(load.free_blocks + load.cached_blocks), record.spec.name
-
-    return min(able, key=room, default=None)

@@ -50,6 +50,8 @@ class AttachedRouter:
     """To be sent next; a newer one replaces it."""
     attainment: pb.Attainment = field(default_factory=pb.Attainment)
     """How its requests fared since it began."""
+    refused: dict[Incarnation, str] = field(default_factory=dict)
+    """Instances that it does not use though they answer, and why."""
     asks: list[pb.AskMove] = field(default_factory=list)
     recalls: list[pb.Recall] = field(default_factory=list)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -109,6 +111,15 @@ class Routers(RouterServiceServicer):
         for router in self._attached.values():
             router.instances = self._instances
             router.wake.set()
+
+    def refusal(self, instance: Incarnation) -> str:
+        """Which routers do not use an instance, and why; empty where all do."""
+        said = (
+            f"{router.hello.name} does not use it: {router.refused[instance]}"
+            for router in self._attached.values()
+            if instance in router.refused
+        )
+        return "; ".join(said)
 
     async def move(
         self,
@@ -239,6 +250,10 @@ class Routers(RouterServiceServicer):
                 self._on_lost(Incarnation(lost.name, lost.life), lost.condemned)
             case "attainment":
                 router.attainment = request.attainment
+            case "refused":
+                router.refused = {
+                    Incarnation(one.name, one.life): one.reason for one in request.refused.instances
+                }
 
     def _moved(self, moved: pb.Moved) -> None:
         ask = self._asks.get(moved.ask)

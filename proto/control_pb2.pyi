@@ -15,6 +15,7 @@ class InstanceState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     INSTANCE_STATE_SERVING: _ClassVar[InstanceState]
     INSTANCE_STATE_DRAINING: _ClassVar[InstanceState]
     INSTANCE_STATE_LOST: _ClassVar[InstanceState]
+    INSTANCE_STATE_REFUSED: _ClassVar[InstanceState]
 
 class MoveMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -35,6 +36,7 @@ INSTANCE_STATE_STARTING: InstanceState
 INSTANCE_STATE_SERVING: InstanceState
 INSTANCE_STATE_DRAINING: InstanceState
 INSTANCE_STATE_LOST: InstanceState
+INSTANCE_STATE_REFUSED: InstanceState
 MOVE_MODE_UNSPECIFIED: MoveMode
 MOVE_MODE_LIVE: MoveMode
 MOVE_MODE_BLOCKING: MoveMode

@@ -20,20 +20,22 @@ MOVE_MODE_BLOCKING: MoveMode
 MOVE_MODE_RECOMPUTE: MoveMode
 
 class AttachRequest(_message.Message):
-    __slots__ = ("hello", "sessions", "moved", "lost", "recalled", "attainment")
+    __slots__ = ("hello", "sessions", "moved", "lost", "recalled", "attainment", "refused")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     MOVED_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     RECALLED_FIELD_NUMBER: _ClassVar[int]
     ATTAINMENT_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     hello: RouterHello
     sessions: SessionsHeld
     moved: Moved
     lost: LostInstance
     recalled: Recalled
     attainment: Attainment
-    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., sessions: _Optional[_Union[SessionsHeld, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., lost: _Optional[_Union[LostInstance, _Mapping]] = ..., recalled: _Optional[_Union[Recalled, _Mapping]] = ..., attainment: _Optional[_Union[Attainment, _Mapping]] = ...) -> None: ...
+    refused: RefusedInstances
+    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., sessions: _Optional[_Union[SessionsHeld, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., lost: _Optional[_Union[LostInstance, _Mapping]] = ..., recalled: _Optional[_Union[Recalled, _Mapping]] = ..., attainment: _Optional[_Union[Attainment, _Mapping]] = ..., refused: _Optional[_Union[RefusedInstances, _Mapping]] = ...) -> None: ...
 
 class RouterHello(_message.Message):
     __slots__ = ("name", "address", "pid")
@@ -110,6 +112,22 @@ class LostInstance(_message.Message):
     life: int
     condemned: bool
     def __init__(self, name: _Optional[str] = ..., life: _Optional[int] = ..., condemned: _Optional[bool] = ...) -> None: ...
+
+class RefusedInstances(_message.Message):
+    __slots__ = ("instances",)
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    instances: _containers.RepeatedCompositeFieldContainer[RefusedInstance]
+    def __init__(self, instances: _Optional[_Iterable[_Union[RefusedInstance, _Mapping]]] = ...) -> None: ...
+
+class RefusedInstance(_message.Message):
+    __slots__ = ("name", "life", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LIFE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    life: int
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., life: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class AttachResponse(_message.Message):
     __slots__ = ("instances", "ask_move", "recall")

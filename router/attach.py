@@ -105,7 +105,11 @@ async def _report(router: Router, call: Any) -> None:
     """Every heartbeat, what has changed, or that the router lives."""
     told: list[pb.AttachRequest] = []
     while True:
-        now = [pb.AttachRequest(sessions=_held(router)), pb.AttachRequest(attainment=_attainment(router))]
+        now = [
+            pb.AttachRequest(sessions=_held(router)),
+            pb.AttachRequest(attainment=_attainment(router)),
+            pb.AttachRequest(refused=_refused(router)),
+        ]
         news = [request for request in now if request not in told]
         told = now
         for request in [*news, *_due(router)] or [pb.AttachRequest()]:
@@ -141,6 +145,13 @@ def _held(router: Router) -> pb.SessionsHeld:
 
 def _attainment(router: Router) -> pb.Attainment:
     return pb.Attainment(**asdict(router.attainment))
+
+
+def _refused(router: Router) -> pb.RefusedInstances:
+    refused = router.links.refused().items()
+    return pb.RefusedInstances(
+        instances=[pb.RefusedInstance(name=name, life=life, reason=why) for (name, life), why in refused]
+    )
 
 
 def _due(router: Router) -> Iterator[pb.AttachRequest]:

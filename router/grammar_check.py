@@ -30,7 +30,9 @@ WALKS_CPU_S = 0.4
 """CPU time of all of them, at most: these are a few milliseconds a token."""
 SLOWEST_STEP_S = 0.1
 """CPU time of one of them, at most."""
-LONGEST_ERROR = 300
+LONGEST_ERROR = 200
+"""Characters of what is said of a constraint, at most."""
+CUT = " ... "
 UNMATCHABLE = "NoExtensionBias"
 """All that llguidance says of an expression that no text matches."""
 
@@ -119,8 +121,17 @@ def _next(mask: bytearray, start: int) -> int | None:
 
 
 def _sentence(matcher: LLMatcher) -> str:
-    said = " ".join(matcher.get_error().replace("<non-verbose/>", "").split())
-    return "nothing matches a part of it" if said == UNMATCHABLE else said[:LONGEST_ERROR]
+    lines = matcher.get_error().replace("<non-verbose/>", "").splitlines()
+    said = " ".join(
+        line.strip() for line in lines if not line.startswith(" ")
+    )  # indented ones quote the constraint
+    return "nothing matches a part of it" if said == UNMATCHABLE else _cut(said)
+
+
+def _cut(said: str) -> str:
+    """In its middle, where constraints are quoted: what is wrong stands at either end."""
+    half = (LONGEST_ERROR - len(CUT)) // 2
+    return said if len(said) <= LONGEST_ERROR else f"{said[:half].rstrip()}{CUT}{said[-half:].lstrip()}"
 
 
 if __name__ == "__main__":

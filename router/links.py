@@ -67,8 +67,8 @@ class Link:
         self._queue = queue
         self._listener = listener
         self._unfit = unfit
-        self._refused = ""
-        """Why the instance is not used, as it was last told."""
+        self.refused = ""
+        """Why the instance is not used, by its last welcome; empty where it is, or where none came."""
         self.fingerprint = ""
         """Of the instance's model, while it is linked."""
         self._linked = False
@@ -221,13 +221,13 @@ class Link:
         if unfit:
             self._refuse(unfit)
             raise StreamBroken(unfit)
-        self._refused, self.fingerprint = "", welcome.fingerprint
+        self.refused, self.fingerprint = "", welcome.fingerprint
         self._linked, self._lost = True, False
 
     def _refuse(self, reason: str) -> None:
         """The next welcome may fit, but this is said once."""
-        if reason != self._refused:
-            self._refused, self._lost = reason, True
+        if reason != self.refused:
+            self.refused, self._lost = reason, True
             logger.error("%s is not used: %s", self.incarnation, reason)
             self._listener.lost(self.incarnation, reason)
 
@@ -326,6 +326,10 @@ class Links:
         """Tokens of a block, the same at all instances; 0 while nobody told."""
         sizes = (link.load.block_size for link in self._links.values() if link.load)
         return next(sizes, 0)
+
+    def refused(self) -> dict[Incarnation, str]:
+        """The instances that are not used though they answer, and why."""
+        return {incarnation: link.refused for incarnation, link in self._links.items() if link.refused}
 
     def drains(self, instance: Incarnation) -> bool:
         """Whether the instance itself says that it takes nothing more."""

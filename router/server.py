@@ -104,6 +104,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             seed=call.params.seed,
             attempt=call.attempt,
             prompt_tokens=len(call.prompt),
+            max_tokens=call.params.max_tokens,
         )
         return inference_pb2.GenerateResponse(started=started)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import grpc
 
@@ -47,6 +47,7 @@ from ..policy.state import InstanceView, RequestShape
 from .config import RouterConfig
 from .fleet import Delta, Fleet, Mode, MoveResult, MoveWanted
 from .refusal import Refused, invalid, unserved
+from .session_move import SessionMove, SessionMoves
 from .wire import Call
 
 UNBEGUN = "it had not begun, and its instance drains"
@@ -55,17 +56,6 @@ MOST_LOSSES = 3
 """So many instances that are lost in a row with a request that makes no token: it may be what ends them."""
 RETRY_S = 0.1
 """How soon an instance or a destination is looked for again."""
-
-
-@dataclass(slots=True)
-class _Move:
-    """A wanted move under way. `to` is known once the protocol's session was asked."""
-
-    wanted: MoveWanted
-    since: float
-    source: str = ""
-    to: Incarnation | None = None
-    landed: bool = False
 
 
 class LiveSession:
@@ -99,9 +89,7 @@ class LiveSession:
         """When to look again for a destination."""
         self._destination_since: float | None = None
         """Since when none could be found and no token came."""
-        self._move: _Move | None = None
-        self._next: _Move | None = None
-        """Asked for while another was under way, as when somebody wants what is being balanced elsewhere."""
+        self._moves = SessionMoves(self.key, fleet, cfg.move_wait_s)
         self._began_at = self._first_at = self._token_at = fleet.now()
         self._waits_since = self._began_at
         """Since when it has had no instance."""
@@ -186,12 +174,12 @@ class LiveSession:
     @property
     def is_moving(self) -> bool:
         """A move was asked for, and is not over."""
-        return self._move is not None
+        return self._moves.under_way
 
     @property
     def may_move(self) -> bool:
         """It has made a token, and nothing else is under way with it."""
-        idle = not (self._move or self._next or self.machine.pending) and self._settled
+        idle = not (self._moves.under_way or self._moves.waiting or self.machine.pending) and self._settled
         return idle and bool(self._maker) and not self._waits and not self.closed
 
     # ---- the cluster's side
@@ -219,11 +207,11 @@ class LiveSession:
 
     def want_move(self, wanted: MoveWanted) -> None:
         """Begin the move, or wait for what is under way; `Fleet.moved` hears the result."""
-        if self.closed or self._next is not None:
+        if self.closed or self._moves.waiting:
             reason = "the request ended" if self.closed else "another move was asked for"
             self._fleet.moved(MoveResult(wanted.ask, False, reason, 0.0, self.owner))
             return
-        self._next = _Move(wanted, self._fleet.now())
+        self._moves.ask(wanted)
         self._try_move()
 
     def tick(self) -> None:
@@ -262,7 +250,8 @@ class LiveSession:
                 self._note("not_taken", by=refused.instance, reason=reason)
                 self._find_destination(frozenset({refused}))
             case MoveEnded():
-                self._move_ended(effect)
+                self.handovers += effect.done
+                self._moves.ended(effect)
             case Closed(end):
                 self._close(end)
 
@@ -296,7 +285,7 @@ class LiveSession:
         self.emitted.extend(ids)
         self._destination_since, self._losses = None, 0
         self._note_delivery(deliver.maker.instance, deliver.first_index)
-        self._landed(deliver.maker)
+        self._moves.landed(deliver.maker)
         if not records:
             return
         if len(self._pending) >= self._cfg.session_queue and end is None:
@@ -328,9 +317,7 @@ class LiveSession:
     def _close(self, end: End | None) -> None:
         self.end = end
         self._dispatch_since = self._destination_due = None
-        self._move_over(self._move is not None and self._move.landed, "the request ended")
-        self._move, self._next = self._next, None
-        self._move_over(False, "the request ended")
+        self._moves.close("the request ended")
         if end is not None and self.error is None:
             self._fleet.completed(self.call, self.emitted, self.machine.owner, self._tpot_s)
         why = {"error": self.error.message} if self.error else {}
@@ -368,8 +355,7 @@ class LiveSession:
             message = f"{self._losses} instances in a row were lost with the request: {reason}."
             self.cancel(unserved(message))
             return
-        recomputed = self._move is not None and self._move.wanted.mode is Mode.RECOMPUTE and self._move.to
-        self._dispatch(recomputed.instance if recomputed else "")
+        self._dispatch(self._moves.recomputed_at)
 
     def _dispatch(self, wanted: str) -> None:
         """Send it to an instance anew: it had its turn."""
@@ -396,7 +382,7 @@ class LiveSession:
             decode_running=there.load.running,
         )
         self._feed(Dispatched(_address(found.prefill), decode))
-        self._sent(decode or _address(found.prefill))
+        self._moves.sent((decode or _address(found.prefill)).incarnation)
 
     def _wait_for_instance(self, none: NoInstance, now: float) -> None:
         if not none.ever:
@@ -413,8 +399,7 @@ class LiveSession:
     def _find_destination(self, refused: frozenset[Incarnation]) -> None:
         """Another instance than the one that refused; where there is none, the same again after a while."""
         owner = self.machine.owner
-        if self._move is not None and self._move.to in refused:
-            self._move_over(False, "it did not take the request")
+        self._moves.refused_by(refused)
         avoid = refused | ({owner} if owner else set())
         found = self._fleet.redirect(self._shape(), avoid, "")
         if isinstance(found, NoInstance):
@@ -441,14 +426,10 @@ class LiveSession:
     # ---- moves that were asked for
 
     def _try_move(self) -> None:
-        if self._move is None:
-            self._move, self._next = self._next, None
-        move, machine = self._move, self.machine
-        if move is None or move.to is not None or machine.closed:
+        if self.closed:
             return
-        if self._fleet.now() - move.since > self._cfg.move_wait_s:
-            self._move_over(False, "another handover is under way")
-        elif machine.owner is not None and machine.pending is None and self._settled:
+        move, machine = self._moves.due(), self.machine
+        if move and machine.owner is not None and machine.pending is None and self._settled:
             self._begin_move(move, machine.owner)
 
     @property
@@ -456,12 +437,12 @@ class LiveSession:
         """Nothing is being looked for."""
         return self._dispatch_since is None and self._destination_due is None
 
-    def _begin_move(self, move: _Move, owner: Incarnation) -> None:
+    def _begin_move(self, move: SessionMove, owner: Incarnation) -> None:
         move.source = owner.instance
         found = self._fleet.redirect(self._shape(), frozenset({owner}), move.wanted.destination)
         if isinstance(found, NoInstance):
             there = move.wanted.destination == owner.instance
-            self._move_over(False, "it runs there already" if there else found.reason)
+            self._moves.over(False, "it runs there already" if there else found.reason)
             return
         to = _address(found)
         move.to = to.incarnation
@@ -480,34 +461,6 @@ class LiveSession:
         else:
             mode = MoveMode.BLOCKING if move.wanted.mode is Mode.BLOCKING else MoveMode.LIVE
             self._feed(MoveAsked(to, mode))
-
-    def _move_ended(self, ended: MoveEnded) -> None:
-        self.handovers += ended.done
-        if self._move is None or self._move.to != ended.destination:
-            return
-        if ended.done:
-            self._move.landed = True
-        else:
-            self._move_over(False, ended.reason)
-
-    def _sent(self, to: Address) -> None:
-        """A move that has begun fails where the session is dispatched anew, and not to where it was to go."""
-        move = self._move
-        if move is not None and move.to not in (None, to.incarnation):
-            self._move_over(False, f"it was prefilled again, for {to.incarnation.instance}")
-
-    def _landed(self, maker: Incarnation) -> None:
-        """A token has come from `maker`: a move to it is done."""
-        move = self._move
-        if move is not None and move.to == maker and (move.landed or move.wanted.mode is Mode.RECOMPUTE):
-            self._move_over(True, "")
-
-    def _move_over(self, done: bool, reason: str) -> None:
-        move, self._move = self._move, None
-        if move is not None:
-            seconds = self._fleet.now() - move.since
-            self._note("moved" if done else "not_moved", source=move.source, seconds=seconds, reason=reason)
-            self._fleet.moved(MoveResult(move.wanted.ask, done, reason, seconds, move.source))
 
 
 def _address(view: InstanceView) -> Address:

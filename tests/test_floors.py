@@ -51,7 +51,8 @@ DISTRIBUTION = {
     "grpc_status": "grpcio-status",
     "yaml": "pyyaml",
 }
-MAY_IMPORT = {"ray": {"cluster/launcher.py", "cluster/controller.py"}}
+RAYS = ("controller", "instance_actor", "launcher", "ray_calls", "ray_host", "ray_runtime")
+MAY_IMPORT = {"ray": {f"cluster/{name}.py" for name in RAYS}}
 
 # Modules that must come without torch, ray and transformers, however far down their imports go.
 TORCH_FREE = (
@@ -62,25 +63,26 @@ TORCH_FREE = (
     "cluster/config",
     "cluster/fit",
     "cluster/profile",
-    "cluster/simulator",
     "cluster/traces",
     "cluster/units",
     "cluster/workload",
     "engine/admission",
     "engine/blocks",
     "engine/checkpoint",
+    "engine/chronicle",
     "engine/config",
     "engine/draw",
     "engine/families",
     "engine/grammar",
     "engine/host_tier",
+    "engine/intake",
     "engine/layout",
-    "engine/leases",
-    "engine/ledger",
     "engine/moving",
     "engine/outbox",
+    "engine/outlook",
     "engine/outside",
-    "engine/pool",
+    "engine/pace",
+    "engine/phase",
     "engine/prefixes",
     "engine/residence",
     "engine/rope",
@@ -89,6 +91,7 @@ TORCH_FREE = (
     "engine/step",
     "engine/tally",
     "engine/timers",
+    "engine/turn",
     "handover/*",
     "policy/*",
     "proto/*",
@@ -175,7 +178,10 @@ def folders() -> set[str]:
 
 
 def modules(*patterns: str) -> list[str]:
-    paths = {path for pattern in patterns for path in ROOT.glob(f"{pattern}.py")}
+    """The names of the modules that these stand for. A pattern that stands for none is an `AssertionError`."""
+    found = {pattern: list(ROOT.glob(f"{pattern}.py")) for pattern in patterns}
+    assert all(found.values()), f"no such file: {[pattern for pattern, files in found.items() if not files]}"
+    paths = {path for files in found.values() for path in files}
     names = ("penstock." + str(path.relative_to(ROOT).with_suffix("")).replace("/", ".") for path in paths)
     return sorted(name.removesuffix(".__init__") for name in names)
 
@@ -234,6 +240,11 @@ def test_torch_free_modules_load_nothing_heavy():
     loaded = imported_alone(names)
     assert sorted(loaded) == names
     assert {name: heavy for name, heavy in loaded.items() if heavy} == {}
+
+
+def test_a_torch_free_module_that_is_not_there_is_missed():
+    with pytest.raises(AssertionError, match="engine/nothing"):
+        modules("engine/blocks", "engine/nothing")
 
 
 def test_the_fork_sees_what_is_heavy(tmp_path, monkeypatch):

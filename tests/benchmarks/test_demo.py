@@ -66,7 +66,7 @@ def test_turns_cover_a_stream_once_and_each_has_one_owner(owners):
 
 
 def outcome(arrivals: list[Arrival], token_ids: tuple[int, ...]) -> Outcome:
-    started = Started(request_id="r", model="m", seed=SEED, attempt=1, prompt_tokens=3)
+    started = Started(request_id="r", model="m", seed=SEED, attempt=1, prompt_tokens=3, max_tokens=9)
     return Outcome(started, tuple(arrivals), token_ids, MOVE)
 
 

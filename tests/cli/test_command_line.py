@@ -1,6 +1,7 @@
 """Help is fast and needs nothing, and a command that fails says why in one line."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +12,9 @@ import click
 import grpc
 import pytest
 
-from penstock.cli.errors import CheckFailed, exit_code
-from penstock.cli.main import COMMANDS
+from penstock.cli import bench
+from penstock.cli.errors import CheckFailed, Failed, exit_code
+from penstock.cli.main import COMMANDS, main
 
 HEAVY = {"torch", "ray", "transformers", "grpc"}
 
@@ -78,6 +80,12 @@ def test_every_listed_command_exists(name):
         (["bench", "prefix", "--capacity", "5"], "No such option"),
         (["bench", "kernels", "5"], "unexpected extra argument"),
         (["verify", "--requests", "0"], "not in the range"),
+        (
+            ["scale", "decod", "3"],
+            "no pool 'decod'; there are prefill, decode, mixed. Did you mean `decode`?",
+        ),
+        (["scale", "xyzzy", "3"], "no pool 'xyzzy'; there are prefill, decode, mixed. Try"),
+        (["flip", "decode-1", "--to", "prefil"], "Did you mean `prefill`?"),
         (["verify", "--transport", "nccl"], "is not one of"),
         (["verify", "--model", "x", "--checkpoint", "random"], "not both"),
     ],
@@ -123,6 +131,58 @@ def test_the_users_error_is_one_line(error, code, line, capsys):
 def test_a_defect_of_ours_keeps_its_traceback(error):
     with pytest.raises(type(error)):
         exit_code(raising(error))
+
+
+PATHS = [[name] for name in COMMANDS if name != "bench"] + [["bench", name] for name in bench.COMMANDS]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_with_json_the_error_of_every_command_is_one_object(path, monkeypatch, capsys):
+    codes = []
+    for asked in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["penstock", *path, *asked, "--nonsense"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        codes.append(ended.value.code)
+    out, err = capsys.readouterr()
+    told = json.loads(out)["error"]
+    assert codes == [2, 2] and err == f"penstock: {told['message']}\n" * 2
+    assert told["code"] == "INVALID_ARGUMENT" and "--nonsense" in told["message"]
+
+
+def test_json_after_the_end_of_options_is_a_word(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["penstock", "status", "--", "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "error, code, kind, field",
+    [
+        (ValueError("no"), 2, "INVALID_ARGUMENT", ""),
+        (click.BadParameter("no", param=click.Option(["--max-tokens"])), 2, "INVALID_ARGUMENT", "max_tokens"),
+        (Failed("no", "NOT_FOUND", "model"), 2, "NOT_FOUND", "model"),
+        (click.ClickException("no"), 2, "FAILED_PRECONDITION", ""),
+        (FileNotFoundError(2, "no", "x.yaml"), 2, "FAILED_PRECONDITION", ""),
+        (ModuleNotFoundError("no", name="ray"), 2, "FAILED_PRECONDITION", ""),
+    ],
+)
+def test_for_programs_an_error_says_its_kind_and_field(error, code, kind, field, capsys):
+    assert exit_code(raising(error), as_json=True) == code
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert (told["code"], told["field"]) == (kind, field) and told["message"]
+
+
+def test_a_failed_check_adds_nothing_to_its_figures(capsys):
+    assert exit_code(raising(CheckFailed("3 tokens differ")), as_json=True) == 1
+    assert capsys.readouterr() == ("", "penstock: 3 tokens differ\n")
+
+
+def test_a_defect_of_ours_is_an_object_and_keeps_its_traceback(capsys):
+    with pytest.raises(RuntimeError):
+        exit_code(raising(RuntimeError("x")), as_json=True)
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "INTERNAL"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])

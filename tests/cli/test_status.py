@@ -53,6 +53,16 @@ def test_the_last_figures_are_left_out_where_there_is_no_room():
     assert "restarts" not in shown(80) and "12345/12345" in shown(80)
 
 
+def test_an_instance_that_is_refused_is_told_with_its_reason():
+    told = control_pb2.GetClusterResponse()
+    reason = "router-0 does not use it: its weights are not those of the other instances"
+    told.instances.add(name="decode-0", state=control_pb2.INSTANCE_STATE_REFUSED, reason=reason)
+    console = Console(file=io.StringIO(), width=120, highlight=False)
+    console.print(status._picture(from_cluster(told), console))
+    assert isinstance(console.file, io.StringIO)
+    assert f"decode-0 is refused: {reason}\n" in console.file.getvalue()
+
+
 def test_a_pipe_gets_each_change_at_once_as_plain_text(capsys):
     def changes():
         for name in ("prefill-0", "decode-0"):

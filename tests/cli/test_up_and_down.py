@@ -33,9 +33,13 @@ def penstock(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def refused(run: subprocess.CompletedProcess[str]) -> str:
-    """The one line that the user sees."""
-    assert (run.returncode, run.stdout) == (2, ""), run.stderr
+    """The one line that the user sees, and a program that asked for JSON too."""
+    assert run.returncode == 2, run.stderr
     (line,) = run.stderr.splitlines()
+    if "--json" in run.args:
+        assert json.loads(run.stdout)["error"]["message"] == line.removeprefix("penstock: ")
+    else:
+        assert run.stdout == ""
     return line
 
 
@@ -195,8 +199,16 @@ def test_each_change_of_an_instance_is_told_in_one_line():
         c=("serving", 2),
         d=("draining", 1),
         f=("starting", 1),
+        g=("refused", 1, "its weights"),
     )
-    lines = ["b is lost: it is silent", "c serves again", "d drains", "f starts", "e has ended"]
+    lines = [
+        "b is lost: it is silent",
+        "c serves again",
+        "d drains",
+        "f starts",
+        "g is refused: its weights",
+        "e has ended",
+    ]
     assert list(changes(before, now)) == lines
     assert list(changes(now, now)) == []
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from contextlib import aclosing, suppress
@@ -15,7 +16,7 @@ from toy_fleet import MODEL, ThreadedFleet, until
 from toy_instance import FAST, output
 
 from penstock.cli.generate import CONSTRAINTS, _is_cut_short, _streamed, _tell, command
-from penstock.cli.main import penstock
+from penstock.cli.main import main, penstock
 from penstock.client import (
     AsyncClient,
     Client,
@@ -179,6 +180,28 @@ def test_a_deadline_is_an_error_with_its_code(cluster):
     cluster.run(cluster.fleet.settled())
 
 
+def test_a_deadline_of_any_call_says_how_long_it_was_and_what_gives_it_longer():
+    async def ask(address: str, **limit: float) -> None:
+        async with AsyncClient(address) as client:
+            await client.models(**limit)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with Client(address) as client:
+            calls = (
+                lambda: client.models(timeout_s=0.1),
+                lambda: list(client.watch(timeout_s=0.1)),
+                lambda: client.complete(PROMPT, timeout_s=0.1),
+                lambda: asyncio.run(ask(address, timeout_s=0.1)),
+            )
+            for call in calls:
+                with pytest.raises(
+                    PenstockError, match="not done within 0.1 s.* larger `timeout_s`"
+                ) as caught:
+                    call()
+                assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def test_the_figures_of_a_decision_are_in_the_order_of_their_names():
     said = control_pb2.ExplainRequestResponse()
     names = [f"{letter}_s" for letter in "qwertyuiopasdfghjklzxcvbnm"]
@@ -305,7 +328,7 @@ def lost() -> PenstockError:
 
 def test_attempts_that_bring_nothing_are_bounded_though_each_of_them_starts():
     attempts = Attempts(build(PROMPT, None, "r", None, {"n": 2, "max_tokens": 9}))
-    started, finished = Started("r", "toy", 5, 1, 3), Finished(0, "length", Usage(3, 1, 0, 0))
+    started, finished = Started("r", "toy", 5, 1, 3, 9), Finished(0, "length", Usage(3, 1, 0, 0))
     attempts.take(started)
     attempts.take(finished)
     for again in range(MOST_RETRIES):
@@ -318,7 +341,7 @@ def test_attempts_that_bring_nothing_are_bounded_though_each_of_them_starts():
 
 def test_attempts_that_bring_tokens_are_not_counted():
     attempts = Attempts(build(PROMPT, None, "r", None, {"max_tokens": 99}))
-    attempts.take(Started("r", "toy", 5, 1, 3))
+    attempts.take(Started("r", "toy", 5, 1, 3, 9))
     for index in range(2 * MOST_RETRIES):
         attempts.take(
             from_response(inference_pb2.GenerateResponse(delta={"first_index": index, "token_ids": [7]}))
@@ -512,6 +535,28 @@ def test_a_deadline_is_told_in_plain_words(cluster):
     asked = ["--token-ids", "1", "--max-tokens", 2000, "--ignore-eos", "--timeout", 0.2]
     result = generate(*asked, "--address", cluster.fleet.address)
     assert result.exit_code != 0 and "not complete within 0.2 s; --timeout" in result.output
+
+
+def test_with_json_a_refusal_is_one_object_with_code_and_field(cluster, monkeypatch, capsys):
+    asked = ["--token-ids", "1", "--max-tokens", "0", "--json", "--address", cluster.fleet.address]
+    monkeypatch.setattr(sys, "argv", ["penstock", "generate", *asked])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert ended.value.code == 2 and "at least 1" in told["message"]
+    assert (told["code"], told["field"]) == ("INVALID_ARGUMENT", "sampling.max_tokens")
+
+
+def test_more_tokens_than_the_context_leaves_are_said_not_to_come(cluster):
+    most = MODEL.context_tokens - len(PROMPT)
+    asked = ["--token-ids", "1,2,3", "--temperature", 0, "--json", "--address", cluster.fleet.address]
+    clipped = generate(*asked, "--max-tokens", most + 1)
+    assert json.loads(clipped.stdout)["usage"]["completion_tokens"] <= most
+    assert (
+        clipped.stderr
+        == f"--max-tokens is {most + 1}, and the context has room for {most}: no more will come\n"
+    )
+    assert generate(*asked, "--max-tokens", most).stderr == ""
 
 
 def test_an_error_amid_the_text_stands_on_a_line_of_its_own(capsys):

@@ -20,6 +20,7 @@ from penstock.cluster.routers import Routers
 from penstock.cluster.supervisor import Supervisor
 from penstock.handover.config import HandoverConfig
 from penstock.handover.values import Incarnation
+from penstock.policy.state import LoadView
 from penstock.proto import control_pb2 as control
 from penstock.proto import router_pb2 as pb
 from penstock.proto.control_pb2_grpc import ControlServiceStub, add_ControlServiceServicer_to_server
@@ -27,6 +28,10 @@ from penstock.proto.router_pb2_grpc import RouterServiceStub, add_RouterServiceS
 
 HANDOVER = HandoverConfig(heartbeat_s=0.02)
 MOVE_S = 2.0
+LOADS = {
+    "prefill": LoadView(prefill_tokens=512, block_size=16, total_blocks=64, free_blocks=64),
+    "decode": LoadView(decode_slots=8, block_size=16, total_blocks=64, free_blocks=64),
+}
 
 
 class FakeRouter:
@@ -84,6 +89,7 @@ class Party:
         )
         self.supervisor = Supervisor(None, specs(ClusterConfig()), HANDOVER, "controller:c", self.tell)  # type: ignore[arg-type]
         self.router = FakeRouter(answer)
+        self.supervisor.load = lambda name: LOADS[name.split("-")[0]]  # type: ignore[method-assign]
         for name in self.supervisor.registry.records:
             registry = self.supervisor.registry.starting(name, 1)
             self.supervisor.registry = registry.serving(
@@ -145,6 +151,29 @@ def test_the_cluster_is_told_whole():
     play(scenario)
 
 
+def test_an_instance_that_a_router_refuses_does_not_serve_and_the_reason_is_told():
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        (router,) = party.routers.attached
+        refused = [
+            pb.RefusedInstance(name="decode-0", life=1, reason="its weights"),
+            pb.RefusedInstance(name="decode-1", life=7),
+        ]
+        party.routers._take(router, pb.AttachRequest(refused=pb.RefusedInstances(instances=refused)))
+        said = {one.name: one for one in (await stub.GetCluster(control.GetClusterRequest())).instances}
+        assert said["decode-0"].state == control.INSTANCE_STATE_REFUSED
+        assert said["decode-0"].reason == f"{router.hello.name} does not use it: its weights"
+        assert said["decode-1"].state == control.INSTANCE_STATE_SERVING, "it was another life"
+        party.routers._take(router, pb.AttachRequest(refused=pb.RefusedInstances()))
+        (said,) = (
+            one
+            for one in (await stub.GetCluster(control.GetClusterRequest())).instances
+            if one.name == "decode-0"
+        )
+        assert (said.state, said.reason) == (control.INSTANCE_STATE_SERVING, "")
+
+    play(scenario)
+
+
 def test_a_move_without_a_destination_goes_to_the_other_instance_that_decodes():
     async def scenario(party: Party, stub: ControlServiceStub) -> None:
         (move,) = (await stub.MigrateRequest(asked())).moves
@@ -155,6 +184,22 @@ def test_a_move_without_a_destination_goes_to_the_other_instance_that_decodes():
             0.25,
         )
         assert (party.router.asked[0].session, party.router.asked[0].mode) == ("s#0", pb.MOVE_MODE_LIVE)
+
+    play(scenario, MOVED)
+
+
+def test_choices_that_move_together_do_not_all_go_to_one_instance():
+    async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        held = [
+            pb.HeldSession(
+                session=f"s#{choice}", request_id="r", choice=choice, owner="prefill-0", prompt_tokens=100
+            )
+            for choice in range(4)
+        ]
+        party.router.say(pb.AttachRequest(sessions=pb.SessionsHeld(sessions=held)))
+        await until(lambda: len(party.routers.holding("r")) == 4)
+        moves = (await stub.MigrateRequest(asked())).moves
+        assert sorted(move.destination for move in moves) == ["decode-0", "decode-0", "decode-1", "decode-1"]
 
     play(scenario, MOVED)
 
@@ -290,7 +335,7 @@ def test_an_instance_that_is_lost_takes_no_request():
         party.lose("decode-1")
         for destination, text in (
             ("decode-1", "decode-1 takes no request: it is lost (its process died)"),
-            ("", "there is no other instance that decodes"),
+            ("", "no other instance decodes"),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await stub.MigrateRequest(asked(destination=destination))

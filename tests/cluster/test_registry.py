@@ -5,9 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.cluster.config import ClusterConfig
-from penstock.cluster.registry import Registry, Running, State, freest, next_life, specs
+from penstock.cluster.registry import Registry, Running, State, next_life, specs
 from penstock.handover.values import Incarnation
-from penstock.policy.state import LoadView
 
 SPECS = specs(ClusterConfig())
 RUNNING = Running("127.0.0.1:1", 7, "here")
@@ -95,28 +94,3 @@ def test_a_life_does_not_come_twice():
 @given(st.integers(0, 2**62), st.integers(0, 2**63))
 def test_the_next_life_is_above_the_last_even_if_the_clock_goes_back(before, now_ns):
     assert next_life(before, now_ns) > before
-
-
-def test_the_freest_serves_decodes_and_is_another():
-    registry = serving(*NAMES)
-    loads = {
-        "decode-0": LoadView(free_blocks=10, cached_blocks=5, decode_slots=64),
-        "decode-1": LoadView(free_blocks=12, decode_slots=64),
-        "prefill-0": LoadView(free_blocks=99),
-    }
-    assert picked(registry, loads, but="prefill-0") == "decode-0"
-    assert picked(registry, loads, but="decode-0") == "decode-1"
-    assert picked(registry.lost(Incarnation("decode-1", 1), "why"), loads, but="decode-0") is None
-
-
-def test_an_instance_without_a_free_slot_comes_last():
-    loads = {
-        "decode-0": LoadView(free_blocks=99, running=60, waiting=4, decode_slots=64),
-        "decode-1": LoadView(free_blocks=1, decode_slots=64),
-    }
-    assert picked(serving(*NAMES), loads, but="") == "decode-1"
-
-
-def picked(registry: Registry, loads: dict[str, LoadView], but: str) -> str | None:
-    best = freest(registry.records.values(), loads, but)
-    return best and best.spec.name

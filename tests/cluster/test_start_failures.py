@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from penstock.cluster import config as cluster_config
-from penstock.cluster import launcher, processes, state
-from penstock.cluster.launcher import Cluster, tried_again
+from penstock.cluster import processes, ray_runtime, state
+from penstock.cluster.launcher import Cluster
 from penstock.cluster.preparation import new_record
+from penstock.cluster.router_actor import tried_again
 from penstock.router.config import ModelInfo, RouterConfig
 from penstock.router.server import RouterServer
 
@@ -85,7 +86,7 @@ def test_a_ray_cluster_that_does_not_answer_is_one_sentence(address, why):
     assert state.records() == []
 
 
-@pytest.mark.parametrize("failures", [1, launcher.RAY_TRIES])
+@pytest.mark.parametrize("failures", [1, ray_runtime.TRIES])
 def test_a_ray_that_does_not_come_up_is_tried_again_and_then_told_of(monkeypatch, failures):
     tried = []
 
@@ -94,17 +95,17 @@ def test_a_ray_that_does_not_come_up_is_tried_again_and_then_told_of(monkeypatch
         if len(tried) <= failures:
             raise Exception("The current node timed out during startup.")
 
-    monkeypatch.setattr(launcher.ray, "init", init)
+    monkeypatch.setattr(ray_runtime.ray, "init", init)
     asked = config()
     record = new_record(asked, False)
     try:
-        if failures < launcher.RAY_TRIES:
-            launcher._start_ray(asked, record)
+        if failures < ray_runtime.TRIES:
+            ray_runtime.start(asked, record)
             assert tried[-1].poll() is None
         else:
             with pytest.raises(ConnectionError, match="Ray does not start: The current node timed out"):
-                launcher._start_ray(asked, record)
-        assert len(tried) == min(failures + 1, launcher.RAY_TRIES)
+                ray_runtime.start(asked, record)
+        assert len(tried) == min(failures + 1, ray_runtime.TRIES)
         assert all(process.wait(10) == -signal.SIGKILL for process in tried[:failures])
     finally:
         state.reap(record)

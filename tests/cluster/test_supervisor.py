@@ -21,8 +21,8 @@ from stub_instance import StubInstance
 from waiting import until
 
 from penstock.cluster.config import ClusterConfig, InstanceSettings
-from penstock.cluster.controller import asked, described, named_actor, plain_errors
 from penstock.cluster.link import Deaths
+from penstock.cluster.ray_calls import asked, described, named_actor, plain_errors
 from penstock.cluster.registry import Running, Spec, State, specs
 from penstock.cluster.supervisor import Found, Supervisor
 from penstock.handover.config import HandoverConfig
@@ -396,7 +396,7 @@ def test_to_condemn_what_does_not_live_changes_nothing(who):
 
 
 def test_rays_head_is_asked_again_while_it_is_away(monkeypatch):
-    monkeypatch.setattr("penstock.cluster.controller.CALL_S", 0.0)
+    monkeypatch.setattr("penstock.cluster.ray_calls.CALL_S", 0.0)
     answers = [
         RpcError("the head is away"),
         GetTimeoutError(),

@@ -14,6 +14,7 @@ from penstock.engine.config import EngineConfig
 from penstock.proto import inference_pb2 as pb
 from penstock.router import constraints as module
 from penstock.router.constraints import Constraints
+from penstock.router.grammar_check import LONGEST_ERROR
 from penstock.router.refusal import Refused
 from penstock.router.tokenizer import Tokenizer
 from penstock.router.wire import read_request
@@ -107,6 +108,25 @@ def test_a_refusal_is_a_sentence_where_nothing_matches():
         async with constraints() as made:
             with pytest.raises(Refused, match="nothing matches a part of it"):
                 await made.grammar(structured("grammar", 'start: "abc" X\nX: /a/ & /b/'))
+
+    asyncio.run(run())
+
+
+QUOTED = [
+    ("regex", "(ab" * 500, "unclosed group"),
+    ("regex", "[" + "z" * 500, "unclosed character class"),
+    ("grammar", 'start: "b"\n' + 'long: "z"\n' * 500, "duplicate rule"),
+]
+
+
+@pytest.mark.parametrize("kind, text, says", QUOTED, ids=[says for *_, says in QUOTED])
+def test_a_refusal_says_what_is_wrong_and_does_not_quote_the_constraint_at_length(kind, text, says):
+    async def run():
+        async with constraints() as made:
+            with pytest.raises(Refused, match=says) as refused:
+                await made.grammar(structured(kind, text))
+            error = refused.value.message.partition(f"`sampling.structured.{kind}`: ")[2].removesuffix(".")
+            assert len(error) <= LONGEST_ERROR and "\n" not in error
 
     asyncio.run(run())
 

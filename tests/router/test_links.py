@@ -206,9 +206,10 @@ def test_an_instance_of_another_model_is_not_used_which_is_said_once(
                 odd._take(welcome)
         assert len(ears.losses) == 1 and says in ears.losses[0]
         assert [view.name for view in held.views() if view.alive] == ["one"]
+        assert held.refused() == {odd.incarnation: ears.losses[0]}
         odd._take(replace(welcome, fingerprint="toy", context_tokens=5000, vocabulary=1000))
         odd._take(Step((), LoadView()))
-        assert all(view.alive for view in held.views())
+        assert all(view.alive for view in held.views()) and not held.refused()
         await held.close()
 
     asyncio.run(main())

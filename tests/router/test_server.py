@@ -21,6 +21,7 @@ from toy_instance import FAST, ToyInstance, output
 
 from penstock.client.errors import from_rpc
 from penstock.handover.config import HandoverConfig
+from penstock.handover.frames import Welcome
 from penstock.policy.fairness import Slo
 from penstock.proto import (
     control_pb2,
@@ -186,6 +187,7 @@ class ToyController(router_pb2_grpc.RouterServiceServicer, control_pb2_grpc.Cont
     def __init__(self):
         self.instances = []
         self.hellos, self.held, self.moved, self.lost, self.attained = [], [], [], [], []
+        self.refused = []
         self.asks = asyncio.Queue()
 
     async def start(self, port=0):
@@ -233,6 +235,8 @@ class ToyController(router_pb2_grpc.RouterServiceServicer, control_pb2_grpc.Cont
                     self.lost.append(said.lost)
                 case "attainment":
                     self.attained.append(said.attainment)
+                case "refused":
+                    self.refused.append(said.refused)
 
     async def GetCluster(self, request, context):
         return control_pb2.GetClusterResponse(cluster="toy")
@@ -315,6 +319,21 @@ def test_the_controller_hears_of_a_lost_instance():
             await controller.instances[2].kill()
             await until(lambda: controller.lost)
             assert (controller.lost[0].name, controller.lost[0].condemned) == ("c", False)
+
+    asyncio.run(run())
+
+
+def test_the_controller_hears_of_a_refused_instance_and_when_it_is_used_again():
+    async def run():
+        async with controlled() as (controller, server):
+            odd = controller.instances[2]
+            odd.vocabulary += 1
+            odd.to_router(server.name, Welcome(odd.me, "toy", 4096, odd.vocabulary, 1))
+            await until(lambda: controller.refused and controller.refused[-1].instances)
+            (told,) = controller.refused[-1].instances
+            assert (told.name, told.life) == ("c", odd.life) and "vocabulary" in told.reason
+            odd.vocabulary -= 1
+            await until(lambda: not controller.refused[-1].instances)
 
     asyncio.run(run())
 
