@@ -46,6 +46,7 @@ class Controller:
             config.handover,
             f"controller:{name}",
             lambda: self._routers.tell(self._supervisor.registry.usable()),
+            self._routers.refusal,
         )
         overview = Overview(name, model, self._supervisor, self._routers, self._rss_bytes)
         lifecycle = Lifecycle(self._supervisor, config.cluster, config.handover)

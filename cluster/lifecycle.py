@@ -74,13 +74,14 @@ class Lifecycle:
         self._supervisor = supervisor
         self._config = config
         self._handover = handover
+        self._why_busy = partial(why_busy, serves=supervisor.serves)
         self._operations: dict[str, Operation] = {}
 
     # ---- what may be asked
 
     async def drain(self, name: str) -> AsyncIterator[Progress]:
         """Move everything away from an instance, and end it for good."""
-        self._check(name, why_busy, why_needed)
+        self._check(name, self._why_busy, why_needed)
         async for progress in self._followed(self._begin(name, "drained", self._drained)):
             yield progress
 
@@ -94,7 +95,7 @@ class Lifecycle:
         self._check(name, partial(why_needed, then=pool))
         empties = before.decodes and not after.decodes
         if empties:
-            self._check(name, why_busy)
+            self._check(name, self._why_busy)
         work = partial(self._flipped, after=after, empties=empties)
         async for progress in self._followed(self._begin(name, "flipped", work)):
             yield progress
@@ -300,7 +301,7 @@ class Lifecycle:
 
     def _check_restart(self, name: str) -> None:
         self._serving(name)
-        self._check(name, why_busy)
+        self._check(name, self._why_busy)
 
     def _check_least(self, pool: str, count: int) -> None:
         least = least_size(self._supervisor.registry, pool)
@@ -314,7 +315,7 @@ class Lifecycle:
     def _idlest(self, pool: str) -> str:
         def work(record: Record) -> tuple[bool, int]:
             load = self._supervisor.load(record.spec.name)
-            return record.state == State.SERVING, load.sessions if load else 0
+            return self._supervisor.serves(record), load.sessions if load else 0
 
         idle = [record for record in self._pool(pool) if record.spec.name not in self._operations]
         if not idle:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..handover.values import Incarnation
 from ..policy.state import LoadView
 from ..proto import control_pb2 as pb
 from ..proto import router_pb2
@@ -68,7 +67,7 @@ class Overview:
             reason=record.reason,
             work=_work(load),
         )
-        refusal = self._routers.refusal(Incarnation(name, record.life))
+        refusal = self._supervisor.refusal(record.incarnation)
         if refusal and record.state is State.SERVING:
             instance.state, instance.reason = pb.INSTANCE_STATE_REFUSED, refusal
         if record.running is not None:
