@@ -57,7 +57,7 @@ OLD = 24
 GO_ON = 12
 """That every stream makes after it."""
 MOST = 2000
-MOST_ROLLING = 7000
+MOST_ROLLING = 4000
 """A stream outlives the restart of all instances."""
 LOOK_S = 0.1
 """How often it is looked at what instances compute that are being replaced."""
@@ -101,6 +101,7 @@ def measure(plan: Plan, say: Say = logger.info, instance: str = INSTANCE, router
     )
     found = Found()
     with Cluster.start(config, progress=say, instance=instance, router=router) as cluster:
+        processes.freeze()  # else this process has pauses of its own
         with progress("faults", len(plan.kinds) * plan.rounds) as advance:
             asyncio.run(_strike_all(plan, cluster, found, advance))
         say("every stream again, undisturbed")

@@ -61,6 +61,7 @@ class Controller:
         self._balancer = Balancer(self._supervisor, self._routers, lifecycle, config, self._control.journal)
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(_end_with)
+        processes.freeze()
 
     async def states(self) -> list[tuple[str, str, str]]:
         """Name, state and reason of each instance."""

@@ -126,7 +126,7 @@ def test_what_is_held_for_ever_ends_the_measurement(load):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_router_that_notices_late_shows_in_every_state():
-    told = measure(Plan(samples=1), router="planted:LingeringRouter").figures
+    told = measure(Plan(samples=2), router="planted:LingeringRouter").figures
     late = {state: told[f"free_p99_ms_{state}"] for state in STATES if state != "queued"}
     assert min(late.values()) >= LINGER_S * 1e3, late
 
