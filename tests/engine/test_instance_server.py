@@ -149,6 +149,25 @@ def test_late_doubled_and_disordered_messages_change_no_token(transport, monkeyp
     asyncio.run(asyncio.wait_for(main(), 120))
 
 
+def test_a_first_token_that_its_maker_tells_late_comes_with_the_handover(monkeypatch):
+    async def main():
+        prefill, decode = server("prefill", slots=0), server("decode")
+        async with running(prefill, decode) as router:
+            late = []
+            with monkeypatch.context() as patch:
+                patch.setattr(prefill._links, "tell", lambda *said: late.append(said))
+                stream = router.start("s", prompt(300), at(prefill), at(decode))
+                await until(lambda: stream.ids)
+            for said in late:
+                prefill._links.tell(*said)
+            router.start("still", prompt(300), at(decode))
+            await until(lambda: all(one.session.closed for one in router.streams.values()))
+            assert stream.makers[0] == "decode" and stream.went_on_at("decode") and stream.moves == [True]
+            assert stream.ids == router.streams["still"].ids
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_migrated_stream_equals_unmoved_stream(transport):
     async def main():
