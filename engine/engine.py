@@ -137,6 +137,8 @@ class Engine:
         self._nice = nice
         self._hears_after_s = hears_after_s
         self._heard_at = 0.0
+        self._stale = False
+        """Something happened that `load` does not know."""
         self._overlap = overlap and scheduler.pool.span is None
         self._model = model
         self._scheduler = scheduler
@@ -259,7 +261,7 @@ class Engine:
         if time.monotonic() >= self._next_beat:
             self._beat()
         self._begin_swaps()
-        if self._outbox or not self.stepping:
+        if self._outbox or self._stale or not self.stepping:
             self._flush()
         self.alive_at = time.monotonic()
 
@@ -457,6 +459,7 @@ class Engine:
         return self._hear(session, event)
 
     def _hear(self, session: str, event: InstanceEvent) -> list[InstanceEffect]:
+        self._stale = True
         was = self._seats.get(session) or self._remembered(session)
         seat, effects = was.on(event, self._house)
         self._seats[session] = seat
@@ -567,7 +570,7 @@ class Engine:
 
     def _flush(self) -> None:
         self.load = self._measure()
-        self._told = self._seats.copy()
+        self._told, self._stale = self._seats.copy(), False
         if self._outbox:
             self._outside.send(*self._outbox.take(self.load))
 

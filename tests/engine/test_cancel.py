@@ -160,3 +160,18 @@ def test_a_cancel_is_heard_while_a_step_runs_and_only_what_that_computes_stays_u
     assert all(key.session != VICTIM for key in prefill.pool._tables)
     world.settle(30.0)
     assert world.over
+
+
+def test_a_load_view_knows_of_a_cancel_before_the_next_step(clock):
+    world = World(0, SPLIT, CONFIG, clock)
+    assert not world.hears
+    bring(world, "queued")
+    prefill = world.instances["prefill"]
+    prefill.engine._beat()
+    prefill.engine._flush()
+    assert prefill.engine.load.waiting == 1
+    world.cancel(VICTIM)
+    while any(world.streams.values()):
+        world.deliver()
+    prefill.engine.round(wait=False)
+    assert prefill.engine.stepping and prefill.engine.load.waiting == 0
