@@ -171,9 +171,15 @@ class BlockPool:
             self._let_go(blocks, table.kind)
             self._index.touch([block for block in blocks if block in self._index])
 
-    def adopt(self, key: Hashable) -> None:
-        """A lease's blocks become the sequence's of the same key."""
-        self._turn(self._tables[key], Holder.LEASED, Holder.HELD)
+    def adopt(self, key: Hashable, count: int) -> None:
+        """A lease's first `count` blocks become the sequence's of the same key; those behind them are free."""
+        table = self._tables[key]
+        self._turn(table, Holder.LEASED, Holder.HELD)
+        rest = table.blocks[count:]
+        assert table.shared <= count and table.named <= count
+        if rest:
+            del table.blocks[count:]
+            self._let_go(rest, table.kind)
 
     def rename(self, was: Hashable, now: Hashable) -> None:
         """A sequence is known by another key from here on."""

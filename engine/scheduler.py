@@ -139,9 +139,13 @@ class Scheduler:
         return len(known)
 
     def adopt(self, sequence: Sequence) -> None:
-        """The leased blocks are the sequence's; it runs from the next step on."""
+        """The leased blocks are the sequence's; it runs from the next step on.
+
+        It grows into others as any sequence does: those that it was leased for what it might make on the way, and did
+        not, are free, for the rule of admission counts none but those of its tokens.
+        """
         sequence.room = self._room(self._leased.pop(sequence.key))
-        self.pool.adopt(sequence.key)
+        self.pool.adopt(sequence.key, blocks_for(len(sequence.tokens), self.block_size))
         self._enter(sequence)
         self.keep(sequence)
 
@@ -323,17 +327,23 @@ class Scheduler:
                 if not preempts:
                     self.cramped = True
                     return False
-                victim = self._victim(sequence)
-                if victim is None:
+                victims = self._victims(sequence)
+                if not self._suffice(victims, blocks - self.pool.length(sequence.key)):
                     return False
-                self._preempt(victim)
+                self._preempt(victims[0])
 
-    def _victim(self, sequence: Sequence) -> Sequence | None:
-        """Of those that came later the last to come; one that is being handed over only where there is no other."""
+    def _victims(self, sequence: Sequence) -> list[Sequence]:
+        """Those that came later, the last to come first; what is being handed over only where there is no other."""
         everyone = list(self)
         latest_first = reversed(everyone[everyone.index(sequence) + 1 :])
         able = [one for one in latest_first if not one.paused and not one.locked and self.pool.holds(one.key)]
-        return next((one for one in able if not one.copying), able[0] if able else None)
+        return sorted(able, key=lambda one: one.copying)
+
+    def _suffice(self, victims: list[Sequence], blocks: int) -> bool:
+        """Whether so many more could be had if all of them gave theirs back: nobody does for nothing."""
+        counts = self.pool.counts()
+        theirs = sum(self.pool.count(one.key) for one in victims)
+        return bool(victims) and counts.free + counts.cached + theirs >= blocks
 
     def _preempt(self, victim: Sequence) -> None:
         """Take its memory; what it computed stays cached until it is needed."""

@@ -31,3 +31,8 @@ def freeness(view: InstanceView, blocks: float = 0.0, sequences: int = 0) -> flo
     load = view.load
     spare = load.total_blocks - usage_blocks(load) - blocks
     return spare * load.block_size / max(1, load.running + sequences)
+
+
+def steps_left(load: LoadView) -> float:
+    """Decode steps until what is free now is used up, if nobody ends before."""
+    return load.room_blocks * load.block_size / max(1, load.running)

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .cost import CostModel, StepShape
-from .freeness import freeness, usage_blocks
-from .projection import joined, left
+from .freeness import freeness, steps_left, usage_blocks
+from .projection import first_waiting, joined, left
 from .state import InstanceView, Key, LoadView, Move, MoveReason, SequenceView
 
 
@@ -88,6 +88,7 @@ def plan_moves(
     """
     plan = _Plan(views, cfg, now, cost, _followed(memory, views, cfg, now))
     plan.empty()
+    plan.start()
     relieved = plan.relieve(memory.relieved)
     return plan.moves, Memory(plan.planned, relieved)
 
@@ -158,6 +159,58 @@ class _Plan:
         if best is not None:
             self._add(Move(one.session, source.key, best.key, reason))
 
+    # ---- who waits
+
+    def start(self) -> None:
+        """The first that waits at an instance goes where there is room for it now, or room is made for it there."""
+        for view in list(self._views.values()):
+            one = first_waiting(view)
+            if view.may_decode and one is not None and not _may_begin(view, one):
+                self._start_elsewhere(view, one) or self._make_room(view.key, one)
+
+    def _start_elsewhere(self, source: InstanceView, one: SequenceView) -> bool:
+        if not one.movable or one.session in self.planned:
+            return False
+        able = [
+            view
+            for view in self._takers(source.key)
+            if view.may_prefill and not view.load.waiting and _fits(view, one)
+        ]
+        best = max(able, key=lambda view: freeness(joined(view, one)), default=None)
+        if best is not None:
+            self._add(Move(one.session, source.key, best.key, MoveReason.START))
+        return best is not None
+
+    def _make_room(self, key: Key, first: SequenceView) -> None:
+        """Free memory is scattered over instances: what runs here is moved into it until the first has room."""
+        need = self._views[key].load.blocks_of(first.tokens + 1)
+        spare = sum(view.load.room_blocks for view in self._takers(key) if not view.load.waiting)
+        if need - self._views[key].load.room_blocks > spare:
+            return
+        while (short := need - self._views[key].load.room_blocks) > 0:
+            source = self._views[key]
+            blocks = source.load.blocks_of
+            able = sorted(self._victims(source), key=lambda one: blocks(one.tokens))
+            enough = [one for one in able if blocks(one.tokens) >= short]
+            for one in [*enough, *reversed(able[: len(able) - len(enough)])]:
+                takers = [
+                    view
+                    for view in self._takers(key)
+                    if not view.load.waiting and self._roomy(source, view, one)
+                ]
+                if takers:
+                    best = max(takers, key=freeness)
+                    self._add(Move(one.session, key, best.key, MoveReason.MAKE_ROOM))
+                    break
+            else:
+                return
+
+    def _roomy(self, source: InstanceView, to: InstanceView, one: SequenceView) -> bool:
+        if not _fits(to, one):
+            return False
+        there, after, was = joined(to, one), left(source, one), freeness(source)
+        return steps_left(there.load) >= self._cfg.enough_steps and min(freeness(after), freeness(there)) > was
+
     # ---- what is better elsewhere
 
     def relieve(self, before: frozenset[Key]) -> frozenset[Key]:
@@ -174,7 +227,11 @@ class _Plan:
     def _relieve_once(self, key: Key) -> bool:
         source = self._views[key]
         takers = [view for view in self._takers(key) if freeness(view) >= self._cfg.high_steps]
-        if freeness(source) >= self._cfg.enough_steps or not takers:
+        if freeness(source) >= self._cfg.enough_steps:
+            return False
+        if not takers and steps_left(source.load) < self._cfg.low_steps:
+            return self._save_once(source)
+        if not takers:
             return False
         freest = max(takers, key=freeness)
         victim = next((one for one in self._victims(source) if self._helps(source, freest, one)), None)
@@ -183,12 +240,25 @@ class _Plan:
         self._add(Move(victim.session, key, freest.key, self._reason(source)))
         return True
 
+    def _save_once(self, source: InstanceView) -> bool:
+        """Memory is about to run out here, and is free elsewhere, if not for all that is predicted."""
+        takers = [view for view in self._takers(source.key) if not view.load.waiting]
+        pairs = [(one, to) for one in self._victims(source) for to in takers if self._roomy(source, to, one)]
+        if not pairs:
+            return False
+        one, to = max(pairs, key=lambda pair: min(freeness(left(source, pair[0])), freeness(joined(pair[1], pair[0]))))
+        self._add(Move(one.session, source.key, to.key, MoveReason.BALANCE))
+        return True
+
     def _victims(self, source: InstanceView) -> list[SequenceView]:
         """Those that may go: of low priority first, and then by the seconds of copying for a block that is freed."""
         able = [
             one
             for one in source.sequences
-            if one.movable and one.session not in self.planned and one.remaining >= self._cfg.least_remaining
+            if one.movable
+            and not one.waits
+            and one.session not in self.planned
+            and one.remaining >= self._cfg.least_remaining
         ]
 
         def price(one: SequenceView) -> tuple[int, float, str]:
@@ -265,7 +335,12 @@ class _Plan:
 def _has_room(view: InstanceView, one: SequenceView) -> bool:
     """Whether it can have the sequence's memory and a slot now."""
     load = view.load
-    return load.free_slots > 0 and load.blocks_of(one.tokens + 1) <= load.free_blocks + load.cached_blocks
+    return load.free_slots > 0 and load.blocks_of(one.tokens + 1) <= load.room_blocks
+
+
+def _may_begin(view: InstanceView, one: SequenceView) -> bool:
+    """Whether one that waits there has the memory that it needs now."""
+    return view.load.blocks_of(one.tokens + 1) <= view.load.room_blocks
 
 
 def _fits(view: InstanceView, one: SequenceView) -> bool:

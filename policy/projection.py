@@ -12,12 +12,29 @@ from .state import InstanceView, LoadView, Priority, SequenceView
 
 def joined(view: InstanceView, one: SequenceView) -> InstanceView:
     """The instance when it runs the sequence too."""
-    return _running(view, (*view.sequences, one))
+    return _running(view, (*view.sequences, replace(one, waits=False)))
 
 
 def left(view: InstanceView, gone: SequenceView) -> InstanceView:
-    """The instance without one of its `sequences`."""
-    return _running(view, tuple(one for one in view.sequences if one is not gone))
+    """The instance without one of its `sequences`. Of one that waits its load tells no more than that it does."""
+    others = tuple(one for one in view.sequences if one is not gone)
+    if not gone.waits:
+        return _running(view, others)
+    load = view.load
+    queued = max(0, load.queued_tokens - gone.tokens)
+    first = first_waiting(view) is gone
+    changed = replace(
+        load,
+        waiting=max(0, load.waiting - 1),
+        queued_tokens=queued,
+        head_blocks=0 if first else load.head_blocks,
+    )
+    return replace(view, load=changed, sequences=others)
+
+
+def first_waiting(view: InstanceView) -> SequenceView | None:
+    """Whose turn for memory it is, as far as is known: by priority, and then in the order given."""
+    return max((one for one in view.sequences if one.waits), key=lambda one: one.priority, default=None)
 
 
 def _running(view: InstanceView, sequences: tuple[SequenceView, ...]) -> InstanceView:
@@ -25,7 +42,7 @@ def _running(view: InstanceView, sequences: tuple[SequenceView, ...]) -> Instanc
     load = view.load
     held = _held(sequences, load) - _held(view.sequences, load)
     peak = load.needed_blocks + peak_blocks(sequences, load) - peak_blocks(view.sequences, load)
-    more = len(sequences) - len(view.sequences)
+    more = _count(sequences) - _count(view.sequences)
     changed = replace(
         load,
         free_blocks=load.free_blocks - held,
@@ -41,19 +58,25 @@ def _running(view: InstanceView, sequences: tuple[SequenceView, ...]) -> Instanc
 
 def peak_blocks(sequences: Iterable[SequenceView], load: LoadView) -> int:
     """What they are predicted to need together."""
-    needs = [Need(one.tokens, one.remaining, one.tokens + one.remaining) for one in sequences]
+    needs = [
+        Need(one.tokens, one.remaining, one.tokens + one.remaining) for one in sequences if not one.waits
+    ]
     if load.most_blocks:
         needs = [need.within(load.most_blocks * load.block_size) for need in needs]
     return admission.predicted(needs, load.block_size)
 
 
+def _count(sequences: Iterable[SequenceView]) -> int:
+    return sum(not one.waits for one in sequences)
+
+
 def _held(sequences: Iterable[SequenceView], load: LoadView) -> int:
-    return sum(load.blocks_of(one.tokens) for one in sequences)
+    return sum(load.blocks_of(one.tokens) for one in sequences if not one.waits)
 
 
 def _tokens(sequences: Iterable[SequenceView]) -> int:
-    return sum(one.tokens for one in sequences)
+    return sum(one.tokens for one in sequences if not one.waits)
 
 
 def _high(sequences: Iterable[SequenceView]) -> int:
-    return sum(one.priority >= Priority.HIGH for one in sequences)
+    return sum(one.priority >= Priority.HIGH for one in sequences if not one.waits)

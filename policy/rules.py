@@ -102,11 +102,13 @@ def _in_turn(asked: Asked, views: Sequence[InstanceView]) -> InstanceView:
 def _freest(asked: Asked, views: Sequence[InstanceView]) -> InstanceView:
     """By freeness, in which all that waits counts: what comes now goes behind it."""
 
-    def load(view: InstanceView) -> tuple[bool, float]:
+    def load(view: InstanceView) -> tuple[bool, bool, float]:
         load, given = view.load, asked.given(view)
         behind = max(0, blocks_for(load.queued_tokens, load.block_size) - load.head_blocks)
-        free = freeness(view, given.blocks + behind, given.sequences + load.waiting)
-        return slots_taken(asked, view), -free
+        own = load.blocks_of(asked.request.prompt_tokens + (asked.request.expected_tokens or 0))
+        free = freeness(view, given.blocks + behind + own, given.sequences + load.waiting + 1)
+        waits = given.blocks + behind + load.blocks_of(asked.request.prompt_tokens + 1) > load.room_blocks
+        return slots_taken(asked, view), waits, -free
 
     return least(views, load, asked.seed)
 

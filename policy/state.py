@@ -85,6 +85,11 @@ class LoadView:
         return min(blocks, self.most_blocks or blocks)
 
     @property
+    def room_blocks(self) -> int:
+        """What can be had now; cached blocks give way."""
+        return self.free_blocks + self.cached_blocks
+
+    @property
     def free_slots(self) -> int:
         """Decode slots that nothing here has or waits for; below 0 where recovered requests wait for one."""
         return self.decode_slots - self.running - self.waiting
@@ -101,7 +106,9 @@ class SequenceView:
     """Output that it is expected to make yet."""
     priority: int = Priority.NORMAL
     movable: bool = True
-    """It has made its first token, and no handover of it is under way."""
+    """It waits or has made its first token, and no handover of it is under way."""
+    waits: bool = False
+    """It has no KV: it has not begun, or gave its memory back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +172,8 @@ class MoveReason(Enum):
     BALANCE = "balance"
     MAKE_ROOM = "make_room"
     """For the first that waits there: free memory is scattered over instances."""
+    START = "start"
+    """Of one that waits, where there is room for it now. It has no KV to copy."""
     HEADROOM = "headroom"
     """For one of high priority that runs there."""
     DRAIN = "drain"
