@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from .cost import CostModel, StepShape
 from .freeness import freeness, steps_left, usage_blocks
 from .projection import first_waiting, joined, left
-from .state import InstanceView, Key, LoadView, Move, MoveReason, SequenceView
+from .state import InstanceView, Key, LoadView, Move, MoveReason, SequenceView, blocks_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,11 +162,18 @@ class _Plan:
     # ---- who waits
 
     def start(self) -> None:
-        """The first that waits at an instance goes where there is room for it now, or room is made for it there."""
-        for view in list(self._views.values()):
-            one = first_waiting(view)
-            if view.may_decode and one is not None and not _may_begin(view, one):
-                self._start_elsewhere(view, one) or self._make_room(view.key, one)
+        """Where the first that waits has no room, those that do go where there is room for them now; room is made for
+        the first if there is none."""
+        for key in sorted(self._views, key=lambda key: freeness(self._views[key])):
+            view = self._views[key]
+            first = first_waiting(view)
+            if not view.may_decode or first is None or _may_begin(view, first):
+                continue
+            if not self._start_elsewhere(view, first):
+                self._make_room(key, first)
+            for one in view.sequences:
+                if one.waits and one is not first:
+                    self._start_elsewhere(self._views[key], one)
 
     def _start_elsewhere(self, source: InstanceView, one: SequenceView) -> bool:
         if not one.movable or one.session in self.planned:
@@ -183,21 +190,19 @@ class _Plan:
 
     def _make_room(self, key: Key, first: SequenceView) -> None:
         """Free memory is scattered over instances: what runs here is moved into it until the first has room."""
-        need = self._views[key].load.blocks_of(first.tokens + 1)
-        spare = sum(view.load.room_blocks for view in self._takers(key) if not view.load.waiting)
+        load = self._views[key].load
+        grows = blocks_for(int(self._cfg.low_steps) * load.running, load.block_size)
+        need = load.blocks_of(first.tokens + 1) + grows
+        spare = sum(view.load.room_blocks for view in self._takers(key))
         if need - self._views[key].load.room_blocks > spare:
             return
         while (short := need - self._views[key].load.room_blocks) > 0:
             source = self._views[key]
             blocks = source.load.blocks_of
-            able = sorted(self._victims(source), key=lambda one: blocks(one.tokens))
+            able = sorted(self._victims(source, 1), key=lambda one: blocks(one.tokens))
             enough = [one for one in able if blocks(one.tokens) >= short]
             for one in [*enough, *reversed(able[: len(able) - len(enough)])]:
-                takers = [
-                    view
-                    for view in self._takers(key)
-                    if not view.load.waiting and self._roomy(source, view, one)
-                ]
+                takers = [view for view in self._takers(key) if self._roomy(source, view, one)]
                 if takers:
                     best = max(takers, key=freeness)
                     self._add(Move(one.session, key, best.key, MoveReason.MAKE_ROOM))
@@ -206,7 +211,11 @@ class _Plan:
                 return
 
     def _roomy(self, source: InstanceView, to: InstanceView, one: SequenceView) -> bool:
-        if not _fits(to, one):
+        if not _has_room(to, one) or joined(to, one).load.needed_blocks > to.load.total_blocks:
+            return False
+        if self._cost and self._cost.between_s(source.address, to.address, one.tokens) >= (
+            one.remaining * _step_s(source.load, self._cost)
+        ):
             return False
         there, after, was = joined(to, one), left(source, one), freeness(source)
         return steps_left(there.load) >= self._cfg.enough_steps and min(freeness(after), freeness(there)) > was
@@ -226,23 +235,20 @@ class _Plan:
 
     def _relieve_once(self, key: Key) -> bool:
         source = self._views[key]
-        takers = [view for view in self._takers(key) if freeness(view) >= self._cfg.high_steps]
         if freeness(source) >= self._cfg.enough_steps:
             return False
-        if not takers and steps_left(source.load) < self._cfg.low_steps:
-            return self._save_once(source)
-        if not takers:
-            return False
-        freest = max(takers, key=freeness)
-        victim = next((one for one in self._victims(source) if self._helps(source, freest, one)), None)
-        if victim is None:
-            return False
-        self._add(Move(victim.session, key, freest.key, self._reason(source)))
-        return True
+        takers = [view for view in self._takers(key) if freeness(view) >= self._cfg.high_steps]
+        freest = max(takers, key=freeness, default=None)
+        if freest is not None:
+            victim = next((one for one in self._victims(source) if self._helps(source, freest, one)), None)
+            if victim is not None:
+                self._add(Move(victim.session, key, freest.key, self._reason(source)))
+                return True
+        return steps_left(source.load) < self._cfg.low_steps and self._save_once(source)
 
     def _save_once(self, source: InstanceView) -> bool:
         """Memory is about to run out here, and is free elsewhere, if not for all that is predicted."""
-        takers = [view for view in self._takers(source.key) if not view.load.waiting]
+        takers = self._takers(source.key)
         pairs = [(one, to) for one in self._victims(source) for to in takers if self._roomy(source, to, one)]
         if not pairs:
             return False
@@ -250,7 +256,7 @@ class _Plan:
         self._add(Move(one.session, source.key, to.key, MoveReason.BALANCE))
         return True
 
-    def _victims(self, source: InstanceView) -> list[SequenceView]:
+    def _victims(self, source: InstanceView, least_remaining: int = 0) -> list[SequenceView]:
         """Those that may go: of low priority first, and then by the seconds of copying for a block that is freed."""
         able = [
             one
@@ -258,7 +264,7 @@ class _Plan:
             if one.movable
             and not one.waits
             and one.session not in self.planned
-            and one.remaining >= self._cfg.least_remaining
+            and one.remaining >= (least_remaining or self._cfg.least_remaining)
         ]
 
         def price(one: SequenceView) -> tuple[int, float, str]:

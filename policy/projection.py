@@ -12,7 +12,7 @@ from .state import InstanceView, LoadView, Priority, SequenceView
 
 def joined(view: InstanceView, one: SequenceView) -> InstanceView:
     """The instance when it runs the sequence too."""
-    return _running(view, (*view.sequences, replace(one, waits=False)))
+    return _running(view, (*view.sequences, replace(one, waits=False) if one.waits else one))
 
 
 def left(view: InstanceView, gone: SequenceView) -> InstanceView:
