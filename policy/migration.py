@@ -189,18 +189,17 @@ class _Plan:
         return best is not None
 
     def _make_room(self, key: Key, first: SequenceView) -> None:
-        """Free memory is scattered over instances: what runs here is moved into it until the first has room."""
-        load = self._views[key].load
-        grows = blocks_for(int(self._cfg.low_steps) * load.running, load.block_size)
-        need = load.blocks_of(first.tokens + 1) + grows
-        spare = sum(view.load.room_blocks for view in self._takers(key))
-        if need - self._views[key].load.room_blocks > spare:
+        """Free memory is scattered over instances: what runs here is moved into it until the first has room, and those
+        that stay have room to grow."""
+        short = self._short(key, first)
+        spare = sum(max(0, view.load.total_blocks - view.load.needed_blocks) for view in self._takers(key))
+        if short > spare:
             return
-        while (short := need - self._views[key].load.room_blocks) > 0:
+        while (short := self._short(key, first)) > 0:
             source = self._views[key]
             blocks = source.load.blocks_of
-            able = sorted(self._victims(source, 1), key=lambda one: blocks(one.tokens))
-            enough = [one for one in able if blocks(one.tokens) >= short]
+            able = sorted(self._victims(source, 1), key=lambda one: blocks(one.tokens + one.remaining))
+            enough = [one for one in able if blocks(one.tokens + one.remaining) >= short]
             for one in [*enough, *reversed(able[: len(able) - len(enough)])]:
                 takers = [view for view in self._takers(key) if self._roomy(source, view, one)]
                 if takers:
@@ -209,6 +208,12 @@ class _Plan:
                     break
             else:
                 return
+
+    def _short(self, key: Key, first: SequenceView) -> int:
+        """Blocks that are lacking for what runs there and the first that waits, at their peak."""
+        load = self._views[key].load
+        now = load.blocks_of(first.tokens + 1) - load.room_blocks
+        return max(now, load.needed_blocks + load.blocks_of(first.tokens + first.remaining) - load.total_blocks)
 
     def _roomy(self, source: InstanceView, to: InstanceView, one: SequenceView) -> bool:
         if not _has_room(to, one) or joined(to, one).load.needed_blocks > to.load.total_blocks:

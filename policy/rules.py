@@ -107,8 +107,8 @@ def _freest(asked: Asked, views: Sequence[InstanceView]) -> InstanceView:
         behind = max(0, blocks_for(load.queued_tokens, load.block_size) - load.head_blocks)
         own = load.blocks_of(asked.request.prompt_tokens + (asked.request.expected_tokens or 0))
         free = freeness(view, given.blocks + behind + own, given.sequences + load.waiting + 1)
-        now = given.blocks + behind + load.blocks_of(asked.request.prompt_tokens + 1)
-        waits = load.head_blocks > 0 or now > load.room_blocks
+        before = given.blocks + behind + load.head_blocks
+        waits = before + load.blocks_of(asked.request.prompt_tokens + 1) > load.room_blocks
         return slots_taken(asked, view), waits, -free
 
     return least(views, load, asked.seed)
