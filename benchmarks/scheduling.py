@@ -18,10 +18,11 @@ from statistics import mean
 
 from ..client import AsyncClient, Instance
 from ..cluster import profile
-from ..cluster.arrivals import LogNormal, Pareto, Rate, arrivals, independent
+from ..cluster.arrivals import Pareto, Rate, arrivals, independent
 from ..cluster.config import Config, default
 from ..cluster.launcher import Cluster
 from ..cluster.workload import Workload
+from ..policy.migration import MigrationConfig
 from .figures import RESULTS, Report, progress, quantile
 from .gaps import downtimes
 from .load import Load, told
@@ -41,12 +42,15 @@ PD = "pd"
 """One prefill and three decode instances."""
 PACE = 6.0
 INSTANCES = 4
-BLOCKS = 256
+BLOCKS = 144
 """Of 16 tokens, in each instance."""
 CV = 4.0
-PROMPT = Pareto(alpha=0.7, least=24, most=3000)
-"""Half of them below 65 tokens; one in 25 takes more than a quarter of an instance's memory."""
-OUTPUT = LogNormal(mean=150, cv=1.0, least=16, most=700)
+PROMPT = Pareto(alpha=0.6, least=16, most=1200)
+OUTPUT = Pareto(alpha=0.5, least=8, most=700)
+"""Most requests take a few blocks; one in 20 takes a third of an instance's memory or more."""
+MOVES = MigrationConfig(low_steps=8, enough_steps=24, high_steps=32, rest_s=3)
+TICK_S = 0.1
+"""A step takes a fifth of it, and memory of this size fills in a few steps."""
 HIGH_SHARE = 0.1
 LIMIT_S = 180.0
 """Of one request."""
@@ -56,8 +60,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    rate_per_s: float = 6.5
-    seconds: float = 50.0
+    rate_per_s: float = 10.0
+    seconds: float = 75.0
     seed: int = 0
     runs: Sequence[str] = (*POLICIES, PD)
 
@@ -117,7 +121,9 @@ def configured(run: str) -> Config:
         base,
         engine=replace(base.engine, kv_blocks=BLOCKS, admission=admission, prefix_cache=False),
         router=router,
-        cluster=replace(base.cluster, migrate=run in (MIGRATION, PD), **pools),
+        cluster=replace(
+            base.cluster, migrate=run in (MIGRATION, PD), migration=MOVES, tick_s=TICK_S, **pools
+        ),
         cost=slower(known.cost, PACE),
     )
 

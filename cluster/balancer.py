@@ -87,7 +87,7 @@ class Balancer:
             running, self._config.migration, now, self._cost, self._moves
         )
         for move in planned:
-            self._begin(self._move(move, held[move.session][0]))
+            self._begin(self._move(move, *held[move.session]))
 
     def _held(self) -> dict[str, tuple[AttachedRouter, pb.HeldSession]]:
         return {
@@ -96,12 +96,13 @@ class Balancer:
             for session in router.sessions.values()
         }
 
-    async def _move(self, move: Move, router: AttachedRouter) -> None:
+    async def _move(self, move: Move, router: AttachedRouter, session: pb.HeldSession) -> None:
         source, to, why = move.source[0], move.destination[0], move.reason.value
         decided = self._journal.note(move.session, "move_planned", source=source, destination=to, reason=why)
         logger.info("%s: %s", move.session, decided)
         limit_s = self._config.migration.move_s
-        result = await self._routers.move(router, move.session, to, pb.MOVE_MODE_LIVE, why, limit_s)
+        mode = pb.MOVE_MODE_UNBEGUN if session.waits else pb.MOVE_MODE_LIVE
+        result = await self._routers.move(router, move.session, to, mode, why, limit_s)
         if not result.done:
             logger.info("%s was not moved to %s: %s", move.session, to, result.reason)
             self._moves = migration.failed(self._moves, move.session)
@@ -168,6 +169,7 @@ def _sequence(session: pb.HeldSession) -> SequenceView:
         remaining=session.remaining_tokens,
         priority=session.priority,
         movable=session.movable,
+        waits=session.waits,
     )
 
 

@@ -135,6 +135,8 @@ class _Plan:
         self._views = {view.key: view for view in sorted(views, key=lambda view: view.key)}
         self._links: Counter[tuple[Key, Key]] = Counter()
         self._ends: Counter[Key] = Counter()
+        self._kept: Counter[Key] = Counter()
+        """Free blocks that are for the first that waits there."""
         for session, each in planned.items():
             if each.open:
                 self._count(each.move)
@@ -167,13 +169,16 @@ class _Plan:
         for key in sorted(self._views, key=lambda key: freeness(self._views[key])):
             view = self._views[key]
             first = first_waiting(view)
-            if not view.may_decode or first is None or _may_begin(view, first):
+            if not view.may_decode or first is None:
                 continue
-            if not self._start_elsewhere(view, first):
-                self._make_room(key, first)
-            for one in view.sequences:
-                if one.waits and one is not first:
-                    self._start_elsewhere(self._views[key], one)
+            if not _may_begin(view, first):
+                if not self._start_elsewhere(view, first):
+                    self._make_room(key, first)
+                for one in view.sequences:
+                    if one.waits and one is not first:
+                        self._start_elsewhere(self._views[key], one)
+            if first in self._views[key].sequences and _may_begin(self._views[key], first):
+                self._kept[key] = view.load.blocks_of(first.tokens + 1)
 
     def _start_elsewhere(self, source: InstanceView, one: SequenceView) -> bool:
         if not one.movable or one.session in self.planned:
@@ -216,7 +221,9 @@ class _Plan:
         return max(now, load.needed_blocks + load.blocks_of(first.tokens + first.remaining) - load.total_blocks)
 
     def _roomy(self, source: InstanceView, to: InstanceView, one: SequenceView) -> bool:
-        if not _has_room(to, one) or joined(to, one).load.needed_blocks > to.load.total_blocks:
+        kept = self._kept[to.key]
+        needed = joined(to, one).load.needed_blocks + kept
+        if not _has_room(to, one, kept) or needed > to.load.total_blocks:
             return False
         if self._cost and self._cost.between_s(source.address, to.address, one.tokens) >= (
             one.remaining * _step_s(source.load, self._cost)
@@ -343,10 +350,10 @@ class _Plan:
             self._views[to.key] = joined(to, one)
 
 
-def _has_room(view: InstanceView, one: SequenceView) -> bool:
-    """Whether it can have the sequence's memory and a slot now."""
+def _has_room(view: InstanceView, one: SequenceView, kept: int = 0) -> bool:
+    """Whether it can have the sequence's memory and a slot now, beside blocks that are `kept` for another."""
     load = view.load
-    return load.free_slots > 0 and load.blocks_of(one.tokens + 1) <= load.room_blocks
+    return load.free_slots > 0 and load.blocks_of(one.tokens + 1) + kept <= load.room_blocks
 
 
 def _may_begin(view: InstanceView, one: SequenceView) -> bool:

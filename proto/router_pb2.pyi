@@ -14,10 +14,12 @@ class MoveMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MOVE_MODE_LIVE: _ClassVar[MoveMode]
     MOVE_MODE_BLOCKING: _ClassVar[MoveMode]
     MOVE_MODE_RECOMPUTE: _ClassVar[MoveMode]
+    MOVE_MODE_UNBEGUN: _ClassVar[MoveMode]
 MOVE_MODE_UNSPECIFIED: MoveMode
 MOVE_MODE_LIVE: MoveMode
 MOVE_MODE_BLOCKING: MoveMode
 MOVE_MODE_RECOMPUTE: MoveMode
+MOVE_MODE_UNBEGUN: MoveMode
 
 class AttachRequest(_message.Message):
     __slots__ = ("hello", "sessions", "moved", "lost", "recalled", "attainment", "refused")
@@ -54,7 +56,7 @@ class SessionsHeld(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[HeldSession, _Mapping]]] = ...) -> None: ...
 
 class HeldSession(_message.Message):
-    __slots__ = ("session", "request_id", "choice", "owner", "prompt_tokens", "emitted_tokens", "priority", "remaining_tokens", "movable", "owner_life")
+    __slots__ = ("session", "request_id", "choice", "owner", "prompt_tokens", "emitted_tokens", "priority", "remaining_tokens", "movable", "owner_life", "waits")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +67,7 @@ class HeldSession(_message.Message):
     REMAINING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MOVABLE_FIELD_NUMBER: _ClassVar[int]
     OWNER_LIFE_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
     session: str
     request_id: str
     choice: int
@@ -75,7 +78,8 @@ class HeldSession(_message.Message):
     remaining_tokens: int
     movable: bool
     owner_life: int
-    def __init__(self, session: _Optional[str] = ..., request_id: _Optional[str] = ..., choice: _Optional[int] = ..., owner: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., emitted_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., remaining_tokens: _Optional[int] = ..., movable: _Optional[bool] = ..., owner_life: _Optional[int] = ...) -> None: ...
+    waits: bool
+    def __init__(self, session: _Optional[str] = ..., request_id: _Optional[str] = ..., choice: _Optional[int] = ..., owner: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., emitted_tokens: _Optional[int] = ..., priority: _Optional[int] = ..., remaining_tokens: _Optional[int] = ..., movable: _Optional[bool] = ..., owner_life: _Optional[int] = ..., waits: _Optional[bool] = ...) -> None: ...
 
 class Attainment(_message.Message):
     __slots__ = ("first_tokens", "first_tokens_in_time", "outputs", "outputs_in_time")

@@ -33,6 +33,7 @@ MODES = {
     pb.MOVE_MODE_LIVE: Mode.LIVE,
     pb.MOVE_MODE_BLOCKING: Mode.BLOCKING,
     pb.MOVE_MODE_RECOMPUTE: Mode.RECOMPUTE,
+    pb.MOVE_MODE_UNBEGUN: Mode.UNBEGUN,
 }
 
 
@@ -134,8 +135,9 @@ def _held(router: Router) -> pb.SessionsHeld:
                 emitted_tokens=len(session.emitted),
                 priority=session.call.priority,
                 remaining_tokens=router.remaining_tokens(session),
-                movable=session.may_move,
+                movable=session.may_move or session.may_restart,
                 owner_life=session.machine.owner.life if session.machine.owner else 0,
+                waits=session.waits,
             )
             for session in router.sessions.values()
             if not session.closed

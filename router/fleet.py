@@ -19,6 +19,12 @@ class Mode(Enum):
     LIVE = "live"
     BLOCKING = "blocking"
     RECOMPUTE = "recompute"
+    UNBEGUN = "unbegun"
+    """As before, but only while its owner has nothing of it to lose."""
+
+    @property
+    def recomputes(self) -> bool:
+        return self in (Mode.RECOMPUTE, Mode.UNBEGUN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ from .refusal import Refused, invalid, unserved
 from .session_move import SessionMove, SessionMoves
 from .wire import Call
 
-UNBEGUN = "it had not begun, and its instance drains"
+UNBEGUN = "it had not begun there"
 """Why a session is sent elsewhere at no loss."""
 MOST_LOSSES = 3
 """So many instances that are lost in a row with a request that makes no token: it may be what ends them."""
@@ -179,8 +179,22 @@ class LiveSession:
     @property
     def may_move(self) -> bool:
         """It has made a token, and nothing else is under way with it."""
-        idle = not (self._moves.under_way or self._moves.waiting or self.machine.pending) and self._settled
-        return idle and bool(self._maker) and not self._waits and not self.closed
+        return self._idle and bool(self._maker) and not self._waits
+
+    @property
+    def may_restart(self) -> bool:
+        """It may be begun elsewhere at no loss."""
+        return self._idle and self.waits
+
+    @property
+    def waits(self) -> bool:
+        """Its owner has not begun with it, or took its memory back."""
+        return self._waits and self.machine.owner is not None
+
+    @property
+    def _idle(self) -> bool:
+        under_way = self._moves.under_way or self._moves.waiting or self.machine.pending
+        return not under_way and self._settled and not self.closed
 
     # ---- the cluster's side
 
@@ -439,6 +453,9 @@ class LiveSession:
 
     def _begin_move(self, move: SessionMove, owner: Incarnation) -> None:
         move.source = owner.instance
+        if move.wanted.mode is Mode.UNBEGUN and not self._waits:
+            self._moves.over(False, "it has begun")
+            return
         found = self._fleet.redirect(self._shape(), frozenset({owner}), move.wanted.destination)
         if isinstance(found, NoInstance):
             there = move.wanted.destination == owner.instance
@@ -456,7 +473,9 @@ class LiveSession:
             tokens=self._tokens,
             free_blocks=found.load.free_blocks + found.load.cached_blocks,
         )
-        if move.wanted.mode is Mode.RECOMPUTE:
+        if move.wanted.mode is Mode.UNBEGUN:
+            self._feed(RecoverAsked(UNBEGUN))
+        elif move.wanted.mode is Mode.RECOMPUTE:
             self._feed(RecoverAsked(move.wanted.reason or "asked for"))
         else:
             mode = MoveMode.BLOCKING if move.wanted.mode is Mode.BLOCKING else MoveMode.LIVE

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..handover.effects import MoveEnded
 from ..handover.values import Incarnation
-from .fleet import Fleet, Mode, MoveResult, MoveWanted
+from .fleet import Fleet, MoveResult, MoveWanted
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class SessionMoves:
     def recomputed_at(self) -> str:
         """Which instance is to prefill it again, where that is its move; empty where nobody asked for one."""
         move = self._current
-        recomputes = move is not None and move.wanted.mode is Mode.RECOMPUTE and move.to
+        recomputes = move is not None and move.wanted.mode.recomputes and move.to
         return recomputes.instance if recomputes else ""
 
     def refused_by(self, instances: Collection[Incarnation]) -> None:
@@ -85,7 +85,7 @@ class SessionMoves:
     def landed(self, maker: Incarnation) -> None:
         """A token has come from `maker`: a move to it is done."""
         move = self._current
-        if move is not None and move.to == maker and (move.landed or move.wanted.mode is Mode.RECOMPUTE):
+        if move is not None and move.to == maker and (move.landed or move.wanted.mode.recomputes):
             self.over(True, "")
 
     def close(self, reason: str) -> None:

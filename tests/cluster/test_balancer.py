@@ -43,6 +43,7 @@ class Here:
         hello = pb.RouterHello(name="router-0")
         self.attached = [AttachedRouter(hello, {held.session: held for held in sessions})]
         self.asked: list[tuple[str, str, str]] = []
+        self.modes: list[pb.MoveMode] = []
         self.done = True
         self.changes: list[tuple] = []
         config = Config(cluster=ClusterConfig(**cluster))
@@ -54,6 +55,7 @@ class Here:
 
     async def move(self, router, session, destination, mode, reason, timeout_s) -> MoveResult:
         self.asked.append((session, destination, reason))
+        self.modes.append(mode)
         return MoveResult(self.done, "", 0.1, "decode-0")
 
     async def grow(self, pool: str) -> AsyncIterator[Progress]:
@@ -83,6 +85,17 @@ def test_a_full_instance_is_relieved_and_the_move_has_its_reason():
     assert here.journal.of(session)[0].what == "move_planned"
     here.ticks(1.2)
     assert session not in [asked for asked, _, _ in here.asked[1:]], "it is under way"
+
+
+def test_one_that_waits_is_begun_elsewhere_and_nothing_of_it_is_copied():
+    crowded = replace(FULL, waiting=1, head_blocks=20, queued_tokens=300, prefill_tokens=64)
+    here = Here(
+        [view("decode-0", crowded), view("decode-1", replace(EMPTY, prefill_tokens=64))],
+        [held(number) for number in range(4)] + [held(4, emitted_tokens=0, waits=True)],
+    )
+    here.ticks(1.0)
+    assert (here.asked[0], here.modes[0]) == (("s4#0", "decode-1", "start"), pb.MOVE_MODE_UNBEGUN)
+    assert set(here.modes[1:]) <= {pb.MOVE_MODE_LIVE}
 
 
 def test_what_may_not_move_and_what_drains_is_left_alone():

@@ -127,11 +127,14 @@ class Ledger(RuleBasedStateMachine):
         owner.blocks[:gone] = [GONE] * gone
         assert list(self.pool.table(key)) == owner.blocks and self.pool.count(key) == len(owner.held)
 
-    @rule(target=held, key=consumes(leased))
-    def adopt(self, key):
+    @rule(target=held, key=consumes(leased), fewer=st.integers(0, 3))
+    def adopt(self, key, fewer):
+        """Of the blocks that it was leased it may need fewer."""
         owner = self.owners[key]
+        count = max(1, owner.shared, len(owner.blocks) - fewer)
+        owner.blocks, owner.path = owner.blocks[:count], owner.path[:count]
         self._write(owner, len(owner.path))
-        self.pool.adopt(key)
+        self.pool.adopt(key, count)
         assert list(self.pool.table(key)) == owner.blocks, "tokens stay where they were copied to"
         owner.kind = Holder.HELD
         return key
@@ -294,9 +297,10 @@ def test_blocks_are_freed_once():
 def test_only_a_lease_is_adopted_or_quarantined():
     pool = BlockPool(4)
     pool.hold("a", 2, 2)
-    for wrong in (pool.adopt, pool.quarantine):
-        with pytest.raises(AssertionError):
-            wrong("a")
+    with pytest.raises(AssertionError):
+        pool.adopt("a", 2)
+    with pytest.raises(AssertionError):
+        pool.quarantine("a")
 
 
 def test_a_lease_is_not_shared_before_it_is_adopted():

@@ -443,7 +443,32 @@ def test_a_sequence_that_arrives_is_told_which_blocks_are_here_and_shares_them()
     assert now.pool.counts().cached == 10
     assert now.lease(key, 12, Size(41, 49), context, names) == 10
     now.adopt(Sequence.adopt(key, context, Commit(1, (), 40), CONTEXT, names=names))
-    assert now.pool.counts().held == 12
+    assert now.pool.counts().held == 11, "what it might have made on the way, and did not, is free"
+
+
+def test_nobody_gives_memory_back_where_that_is_not_enough():
+    now = scheduler(Budget(64, 8), total=20, rule="aggressive")
+    for number, prompt in ((0, 39), (1, 15), (2, 3)):
+        now.add(sequence(number, prompt, 30))
+    step(now)
+    first, second, third = now
+    assert [now.pool.count(one.key) for one in now] == [10, 4, 1]
+    first.paused = third.paused = True
+    second.give_back()
+    second.admitted = True
+    now.pool.free(second.key)
+    now.add(sequence(3, 8, 30))
+    now.pool.hold("another", 8, 8)
+    fourth = list(now)[-1]
+    fourth.admitted = True
+    now.pool.hold(fourth.key, 1, 1)
+    fourth.computed = 1
+    assert now.pool.counts().free == 0
+    step(now)
+    assert now.preemptions == 0 and now.pool.count(fourth.key) == 1, "second needs four blocks, and it has one"
+    now.pool.free("another")
+    step(now)
+    assert now.pool.count(second.key) == 4
 
 
 def test_a_next_turn_finds_what_was_asked_to_be_kept():

@@ -11,7 +11,7 @@ from worlds import TOTAL, cost, fleets, instance, moved, with_load
 
 from penstock.policy.freeness import freeness
 from penstock.policy.migration import Memory, MigrationConfig, failed, plan_moves
-from penstock.policy.state import MoveReason, Priority, SequenceView
+from penstock.policy.state import MoveReason, Priority, SequenceView, blocks_for
 
 CFG = MigrationConfig(
     low_steps=32.0, enough_steps=96.0, high_steps=192.0, most_per_instance=2, most_per_link=1
@@ -123,6 +123,68 @@ def test_one_that_waits_is_made_room_for_though_no_instance_is_full():
     views = [instance("a", running("a", 150, 40, 10), head=100), instance("b", running("b", 100, 40, 4))]
     moves, _ = plan(views)
     assert moves and {move.reason for move in moves} == {MoveReason.MAKE_ROOM}
+
+
+def waiting(name, tokens, remaining=40, **more):
+    return SequenceView(session=name, tokens=tokens, remaining=remaining, waits=True, **more)
+
+
+def blocked(name, *queue, **more):
+    """An instance whose memory is nearly full, with those that wait there."""
+    full = instance(name, [*running(name, 240, 20, 12), *queue], head=blocks_for(queue[0].tokens + 60, 16))
+    return with_load(full, waiting=len(queue), queued_tokens=sum(one.tokens for one in queue), **more)
+
+
+def test_those_that_wait_for_memory_go_where_there_is_some():
+    queue = [waiting("first", 800), waiting("second", 100), waiting("third", 100)]
+    moves, memory = plan([blocked("a", *queue), instance("b", running("b", 100, 50, 8))], MigrationConfig())
+    starts = [move for move in moves if move.reason is MoveReason.START]
+    assert [(move.session, move.destination) for move in starts] == [("first", ("b", 1)), ("second", ("b", 1))]
+    assert not [move for move in plan([blocked("a", *queue), instance("b")], memory=memory)[0] if move in starts]
+
+
+def test_who_has_room_where_it_waits_and_who_may_not_move_stays():
+    for one in (waiting("one", 20), waiting("one", 800, movable=False)):
+        moves, _ = plan([blocked("a", one), instance("b")])
+        assert "one" not in {move.session for move in moves}
+
+
+def test_nobody_is_begun_where_others_wait_or_memory_will_not_last():
+    for there in (
+        blocked("b", waiting("other", 900)),
+        instance("b", running("b", 40, 400, 8)),
+        with_load(instance("b"), prefill_tokens=0),
+    ):
+        moves, _ = plan([blocked("a", waiting("one", 800)), there])
+        assert MoveReason.START not in {move.reason for move in moves}
+
+
+def test_room_is_made_out_of_memory_that_is_scattered_even_where_others_wait_too():
+    """None has room for any of the two, but one of them has when what runs beside it goes to the other."""
+    views = [
+        instance("a", [*running("a", 600, 30, 2), waiting("x", 2900)], head=184),
+        instance("b", [*running("b", 130, 30, 10), waiting("y", 1800)], head=115),
+    ]
+    assert all(view.load.room_blocks < view.load.blocks_of(view.sequences[-1].tokens) for view in views)
+    moves, _ = plan(views, MigrationConfig())
+    assert {(move.session, move.reason) for move in moves} == {
+        ("a0", MoveReason.MAKE_ROOM),
+        ("a1", MoveReason.MAKE_ROOM),
+    }
+
+
+def test_no_room_is_made_where_all_together_have_too_little():
+    views = [instance(name, running(name, 300, 100, 8)) for name in "bc"]
+    moves, _ = plan([blocked("a", waiting("one", 2000)), *views])
+    assert MoveReason.MAKE_ROOM not in {move.reason for move in moves}
+
+
+def test_one_whose_memory_runs_out_is_relieved_though_nobody_is_free_for_long():
+    """What is predicted lets nobody take more by the thresholds; what is free now does."""
+    short = instance("a", running("a", 240, 60, 12))
+    views = [short, instance("b", running("b", 100, 100, 13))]
+    assert freeness(views[1]) < CFG.high_steps
+    assert plan(views)[0] and not plan(views, price=cost(copy_bytes_per_s=1e3))[0]
 
 
 def test_one_of_high_priority_gets_its_headroom_and_stays():

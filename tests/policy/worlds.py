@@ -44,7 +44,7 @@ def instance(name: str, sequences: Iterable[SequenceView] = (), head: int = 0, *
     )
     view = InstanceView(name=name, life=1, address=f"host:{name}", pool="mixed", load=load)
     for one in sequences:
-        view = joined(view, one)
+        view = replace(view, sequences=(*view.sequences, one)) if one.waits else joined(view, one)
     return replace(view, **more)
 
 
@@ -76,6 +76,7 @@ def fleets(draw, most: int = 5) -> list[InstanceView]:
                 remaining=draw(st.integers(0, 400) | st.integers(400, 1200)),
                 priority=draw(st.sampled_from([Priority.NORMAL, Priority.NORMAL, Priority.HIGH])),
                 movable=draw(st.sampled_from([True, True, True, False])),
+                waits=draw(st.sampled_from([False, False, False, True])),
             )
             for number in range(draw(st.integers(0, 10)))
         ]

@@ -364,6 +364,23 @@ def test_the_time_that_it_ran_is_no_part_of_what_a_dispatch_waited():
     assert [figures["waited_s"] for what, figures in desk.noted if what == "dispatched"] == [0.0, 0.5]
 
 
+def test_one_that_waits_is_begun_elsewhere_and_one_that_has_begun_is_not():
+    desk = Desk()
+    desk.assignment = Assignment(VIEWS["a"], None)
+    live = session(desk)
+    live.start()
+    live.turn()
+    desk.destination, desk.assignment = VIEWS["c"], Assignment(VIEWS["c"], None)
+    assert live.waits and live.may_restart and not live.may_move
+    live.want_move(MoveWanted(6, live.key, "c", Mode.UNBEGUN, "start"))
+    assert not desk.results and live.owner == "c" and live.recoveries == 0
+    live.heard(C, news(live.machine.n, 0, 1))
+    assert [(result.ask, result.done) for result in desk.results] == [(6, True)]
+    assert live.may_move and not live.waits and not live.may_restart
+    live.want_move(MoveWanted(7, live.key, "b", Mode.UNBEGUN, "start"))
+    assert not desk.results[-1].done and "begun" in desk.results[-1].reason and live.owner == "c"
+
+
 def test_a_recompute_that_is_dispatched_elsewhere_is_answered_at_once():
     desk, live, wanted = recomputing()
     desk.assignment = Assignment(VIEWS["a"], VIEWS["b"])
