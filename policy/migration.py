@@ -12,50 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from .cost import CostModel, StepShape
 from .freeness import freeness, steps_left, usage_blocks
+from .migration_config import MigrationConfig
 from .projection import first_waiting, joined, left
-from .state import InstanceView, Key, LoadView, Move, MoveReason, SequenceView, blocks_for
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MigrationConfig:
-    """When running requests move by themselves. Freeness is in decode steps until memory is predicted to be full."""
-
-    low_steps: float = 16.0
-    """An instance of less freeness is relieved."""
-
-    enough_steps: float = 32.0
-    """It is relieved until it has so much."""
-
-    high_steps: float = 32.0
-    """An instance of at least so much takes what others are relieved of."""
-
-    most_per_instance: int = 4
-    """Moves under way at a time from or to an instance."""
-
-    most_per_link: int = 2
-    """Moves under way at a time from an instance to another."""
-
-    least_remaining: int = 16
-    """Tokens that a sequence must have before it to be worth a move."""
-
-    rest_s: float = 5.0
-    """How long a sequence that was moved stays where it is, in seconds."""
-
-    move_s: float = 10.0
-    """When a move of which nothing was seen counts as not done, in seconds."""
-
-    def __post_init__(self) -> None:
-        if not self.low_steps <= self.enough_steps <= self.high_steps:
-            raise ValueError(
-                "low_steps, enough_steps and high_steps must ascend, "
-                f"got {self.low_steps:g}, {self.enough_steps:g} and {self.high_steps:g}"
-            )
-        for name in ("most_per_instance", "most_per_link", "least_remaining"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("rest_s", "move_s"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or above, got {getattr(self, name)}")
+from .state import InstanceView, Key, LoadView, Move, MoveReason, SequenceView
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,42 +154,50 @@ class _Plan:
 
     def _make_room(self, key: Key, first: SequenceView) -> None:
         """Free memory is scattered over instances: what runs here is moved into it until the first has room, and those
-        that stay have room to grow."""
-        short = self._short(key, first)
+        that stay have room to grow. Nothing is moved where all together have too little."""
         spare = sum(max(0, view.load.total_blocks - view.load.needed_blocks) for view in self._takers(key))
-        if short > spare:
-            return
-        while (short := self._short(key, first)) > 0:
-            source = self._views[key]
-            blocks = source.load.blocks_of
-            able = sorted(self._victims(source, 1), key=lambda one: blocks(one.tokens + one.remaining))
-            enough = [one for one in able if blocks(one.tokens + one.remaining) >= short]
-            for one in [*enough, *reversed(able[: len(able) - len(enough)])]:
-                takers = [view for view in self._takers(key) if self._roomy(source, view, one)]
-                if takers:
-                    best = max(takers, key=freeness)
-                    self._add(Move(one.session, key, best.key, MoveReason.MAKE_ROOM))
-                    break
-            else:
-                return
+        short = self._short(key, first)
+        while 0 < short <= spare and self._make_room_once(self._views[key], short):
+            short = self._short(key, first)
+
+    def _make_room_once(self, source: InstanceView, short: int) -> bool:
+        """Move the smallest that frees enough, else the largest."""
+
+        def blocks(one: SequenceView) -> int:
+            return source.load.blocks_of(one.tokens + one.remaining)
+
+        able = sorted(self._victims(source, least_remaining=1), key=blocks)
+        fewer = [one for one in able if blocks(one) < short]
+        for one in [*able[len(fewer) :], *reversed(fewer)]:
+            takers = [view for view in self._takers(source.key) if self._saves(source, view, one)]
+            if takers:
+                freest = max(takers, key=freeness)
+                self._add(Move(one.session, source.key, freest.key, MoveReason.MAKE_ROOM))
+                return True
+        return False
 
     def _short(self, key: Key, first: SequenceView) -> int:
         """Blocks that are lacking for what runs there and the first that waits, at their peak."""
         load = self._views[key].load
         now = load.blocks_of(first.tokens + 1) - load.room_blocks
-        return max(now, load.needed_blocks + load.blocks_of(first.tokens + first.remaining) - load.total_blocks)
+        return max(
+            now, load.needed_blocks + load.blocks_of(first.tokens + first.remaining) - load.total_blocks
+        )
 
-    def _roomy(self, source: InstanceView, to: InstanceView, one: SequenceView) -> bool:
-        kept = self._kept[to.key]
-        needed = joined(to, one).load.needed_blocks + kept
-        if not _has_room(to, one, kept) or needed > to.load.total_blocks:
+    def _saves(self, source: InstanceView, to: InstanceView, one: SequenceView) -> bool:
+        """Whether memory that is wanted at the source is free there, for those who have it now and for a while; both
+        are freer afterwards than the source was, and the sequence would have kept it for longer than the copy takes."""
+        kept, there = self._kept[to.key], joined(to, one)
+        if not _has_room(to, one, kept) or there.load.needed_blocks + kept > to.load.total_blocks:
             return False
-        if self._cost and self._cost.between_s(source.address, to.address, one.tokens) >= (
-            one.remaining * _step_s(source.load, self._cost)
-        ):
+        if steps_left(there.load) < self._cfg.enough_steps:
             return False
-        there, after, was = joined(to, one), left(source, one), freeness(source)
-        return steps_left(there.load) >= self._cfg.enough_steps and min(freeness(after), freeness(there)) > was
+        if min(freeness(left(source, one)), freeness(there)) <= freeness(source):
+            return False
+        if self._cost is None:
+            return True
+        keeps_s = one.remaining * _step_s(source.load, self._cost)
+        return keeps_s > self._cost.between_s(source.address, to.address, one.tokens)
 
     # ---- what is better elsewhere
 
@@ -260,13 +227,16 @@ class _Plan:
 
     def _save_once(self, source: InstanceView) -> bool:
         """Memory is about to run out here, and is free elsewhere, if not for all that is predicted."""
-        takers = self._takers(source.key)
-        pairs = [(one, to) for one in self._victims(source) for to in takers if self._roomy(source, to, one)]
-        if not pairs:
-            return False
-        one, to = max(pairs, key=lambda pair: min(freeness(left(source, pair[0])), freeness(joined(pair[1], pair[0]))))
-        self._add(Move(one.session, source.key, to.key, MoveReason.BALANCE))
-        return True
+        moves = [
+            (min(freeness(left(source, one)), freeness(joined(to, one))), one.session, to.key)
+            for one in self._victims(source)
+            for to in self._takers(source.key)
+            if self._saves(source, to, one)
+        ]
+        if moves:
+            _, session, to = max(moves)
+            self._add(Move(session, source.key, to, self._reason(source)))
+        return bool(moves)
 
     def _victims(self, source: InstanceView, least_remaining: int = 0) -> list[SequenceView]:
         """Those that may go: of low priority first, and then by the seconds of copying for a block that is freed."""
@@ -336,6 +306,8 @@ class _Plan:
         self._shift(move.session, move)
 
     def _count(self, move: Move) -> None:
+        if move.reason is MoveReason.START:
+            return  # nothing is copied
         self._links[move.source, move.destination] += 1
         self._ends[move.source] += 1
         self._ends[move.destination] += 1

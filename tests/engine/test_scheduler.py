@@ -465,7 +465,9 @@ def test_nobody_gives_memory_back_where_that_is_not_enough():
     fourth.computed = 1
     assert now.pool.counts().free == 0
     step(now)
-    assert now.preemptions == 0 and now.pool.count(fourth.key) == 1, "second needs four blocks, and it has one"
+    assert now.preemptions == 0 and now.pool.count(fourth.key) == 1, (
+        "second needs four blocks, and it has one"
+    )
     now.pool.free("another")
     step(now)
     assert now.pool.count(second.key) == 4
