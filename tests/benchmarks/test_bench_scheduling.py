@@ -9,18 +9,22 @@ from penstock.benchmarks.gaps import Arrival
 from penstock.benchmarks.outcomes import Outcome
 from penstock.benchmarks.scheduling import (
     BLOCKS,
+    FREENESS,
     HIGH_SHARE,
+    INSTANCES,
     MIGRATION,
     PD,
     POLICIES,
     Found,
     Plan,
+    configured,
     handover_waits_s,
     report,
     requests,
     speedup,
 )
 from penstock.cli.bench_scheduling import command
+from penstock.cluster.config import default
 from penstock.cluster.workload import Request
 
 
@@ -81,6 +85,29 @@ def test_the_load_is_the_same_for_all_heavy_tailed_and_fits_an_instance():
     high = sum(one.priority == "high" for one in load.requests) / len(load)
     assert high == pytest.approx(HIGH_SHARE, abs=0.05)
     assert MIGRATION in POLICIES
+
+
+def test_the_policies_differ_in_nothing_but_the_rule_and_the_moves():
+    clusters = {run: configured(run) for run in (*POLICIES, PD)}
+    rules = {run: clusters[run].router.dispatch for run in POLICIES}
+    assert rules == {run: FREENESS if run == MIGRATION else run for run in POLICIES}
+    assert [run for run, config in clusters.items() if config.cluster.migrate] == [MIGRATION, PD]
+    mixed, *others = (
+        replace(
+            clusters[run],
+            router=replace(clusters[run].router, dispatch=FREENESS),
+            cluster=replace(clusters[run].cluster, migrate=True),
+        )
+        for run in POLICIES
+    )
+    assert all(other == mixed for other in others)
+    assert (mixed.engine.admission, mixed.router.ahead_s, mixed.cluster.mixed) == (
+        "aggressive",
+        0.0,
+        INSTANCES,
+    )
+    assert clusters[PD].engine.admission == default().engine.admission
+    assert (clusters[PD].cluster.prefill, clusters[PD].cluster.decode) == (1, INSTANCES - 1)
 
 
 @pytest.mark.parametrize("arguments", [["--rate", "0"], ["--seconds", "nan"], ["--seed", "x"]])
