@@ -12,12 +12,12 @@ from .calls import SECONDS
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
-    default=10.0,
+    default=5.0,
     show_default=True,
     help="Requests a second.",
 )
-@click.option("--seconds", type=SECONDS, default=75.0, show_default=True, help="How long each run lasts.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws arrivals, lengths and prompts.")
+@click.option("--seconds", type=SECONDS, default=55.0, show_default=True, help="How long each run lasts.")
+@click.option("--seed", type=int, default=4, show_default=True, help="Draws arrivals, lengths and prompts.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 @click.option("--save", is_flag=True, help="Also keep the figures in benchmarks/results/scheduling.json.")
 def command(rate: float, seconds: float, seed: int, as_json: bool, save: bool) -> None:
