@@ -286,6 +286,14 @@ def test_freeness_counts_all_that_waits_when_one_more_is_to_come():
     assert spread("freeness", mixed({**queue, "waiting": 1, "queued_tokens": 160}, fuller), 1) == ["a"]
 
 
+def test_freeness_lets_no_prompt_wait_for_memory_that_another_has():
+    few = {"held_blocks": 150, "free_blocks": 50, "running": 1}
+    many = {"held_blocks": 100, "free_blocks": 100, "running": 20}
+    assert spread("freeness", mixed(few, many), 1) == ["a"]
+    assert spread("freeness", mixed(few, many), 1, RequestShape(prompt_tokens=1000)) == ["b"]
+    assert spread("freeness", mixed(few, few), 2, RequestShape(prompt_tokens=1000)) == ["a", "b"]
+
+
 def test_power_of_two_avoids_the_worst_of_each_two_and_knows_all():
     views = mixed({"held_blocks": 199, "running": 1}, {}, {}, {})
     names = [
