@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
 
 from ..cluster.instance import Instance
 from ..engine.flight import Flight
@@ -12,22 +11,10 @@ from ..engine.model import Meanwhile
 from ..engine.runner import Runner
 from ..engine.server import InstanceServer
 from ..engine.step import StepItem
-from ..policy.cost import CostModel, Law, Piece, StepCost, StepShape
+from ..policy.cost import StepCost, StepShape
 
 WHERE = f"{__name__}:PacedInstance"
 """For `Cluster.start`."""
-
-
-def slower(cost: CostModel, times: float) -> CostModel:
-    """The same with steps that take so many times as long."""
-
-    def piece(known: Piece) -> Piece:
-        return Piece(**{entry.name: times * getattr(known, entry.name) for entry in fields(known)})
-
-    def law(known: Law) -> Law:
-        return replace(known, below=piece(known.below), above=piece(known.above))
-
-    return replace(cost, step=StepCost(prefill=law(cost.step.prefill), decode=law(cost.step.decode)))
 
 
 def shape_of(items: Sequence[StepItem]) -> StepShape:

@@ -88,7 +88,7 @@ class ClusterConfig:
     start_s: float = 120.0
     """How long Ray and every instance may take to start, in seconds."""
 
-    tick_s: float = 0.2
+    tick_s: float = 0.1
     """How often the controller looks at all loads, to move requests and to change the pools, in seconds."""
 
     migrate: bool = True

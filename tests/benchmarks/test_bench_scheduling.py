@@ -9,6 +9,7 @@ from penstock.benchmarks.gaps import Arrival
 from penstock.benchmarks.outcomes import Outcome
 from penstock.benchmarks.scheduling import (
     BLOCKS,
+    CLASSES,
     FREENESS,
     HIGH_SHARE,
     INSTANCES,
@@ -17,8 +18,10 @@ from penstock.benchmarks.scheduling import (
     POLICIES,
     Found,
     Plan,
+    Sample,
     configured,
     handover_waits_s,
+    preempted_when_full,
     report,
     requests,
     speedup,
@@ -38,7 +41,7 @@ def outcome(ttft_s: float, *more: tuple[float, str], priority: str = "normal") -
 
 def found() -> dict[str, Found]:
     runs = {}
-    for place, run in enumerate((*POLICIES, PD)):
+    for place, run in enumerate((*POLICIES, PD, CLASSES)):
         some = [outcome(1.0 + place, (0.3, "decode-0"), (0.4, "decode-0")) for _ in range(20)]
         runs[run] = Found([*some, outcome(0.5, (0.1, "decode-1"), priority="high")], preemptions=10 - place)
     return runs
@@ -46,7 +49,7 @@ def found() -> dict[str, Found]:
 
 def test_every_promised_figure_is_there_with_its_unit():
     told = report(Plan(), found())
-    for place, run in enumerate((*POLICIES, PD)):
+    for place, run in enumerate((*POLICIES, PD, CLASSES)):
         assert told.units[f"ttft_p99_s_{run}"] == told.units[f"itl_p99_s_{run}"] == "s"
         assert told.figures[f"ttft_p99_s_{run}"] == 1 + place
         assert told.figures[f"itl_p99_s_{run}"] == pytest.approx(0.3)
@@ -66,6 +69,12 @@ def test_a_class_is_faster_by_its_time_for_each_token():
     assert speedup(Found([*slow, *fast])) == pytest.approx(4)
     failed = replace(fast[0].request, priority="high")
     assert speedup(Found([*slow, Outcome(failed, 0.0)])) == 0, "nobody of the high class was served"
+
+
+def test_preemptions_count_as_of_full_memory_where_no_instance_had_room():
+    held = [(0.5, 0), (0.8, 3), (0.95, 4), (0.99, 10), (0.85, 12), (0.4, 13)]
+    assert preempted_when_full([Sample(*one) for one in held]) == 1 + 6 + 2
+    assert preempted_when_full([]) == 0
 
 
 def test_the_wait_of_a_handover_is_the_gap_at_the_first_change_of_owner():
@@ -92,6 +101,7 @@ def test_the_policies_differ_in_nothing_but_the_rule_and_the_moves():
     rules = {run: clusters[run].router.dispatch for run in POLICIES}
     assert rules == {run: FREENESS if run == MIGRATION else run for run in POLICIES}
     assert [run for run, config in clusters.items() if config.cluster.migrate] == [MIGRATION, PD]
+    assert configured(CLASSES) == clusters[MIGRATION]
     mixed, *others = (
         replace(
             clusters[run],

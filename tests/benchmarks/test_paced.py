@@ -2,15 +2,19 @@
 
 import pytest
 
-from penstock.benchmarks.paced import _Paced, shape_of, slower
+from penstock.benchmarks.paced import _Paced, shape_of
 from penstock.engine.config import EngineConfig
 from penstock.engine.runner import Runner
 from penstock.engine.step import SampleSpec, StepItem
-from penstock.policy.cost import CostModel, Law, Piece, StepCost, StepShape
+from penstock.policy.cost import Law, Piece, StepCost, StepShape
 
-PIECE = Piece(base_s=0.5, per_token_s=0.01, per_chunk_work_s=1e-6, per_context_token_s=1e-4)
-LAW = Law(split_tokens=8, below=PIECE, above=PIECE)
-COST = CostModel(step=StepCost(prefill=LAW, decode=LAW), kv_bytes_per_token=2, capacity_tokens=100)
+
+def paced(base_s: float) -> StepCost:
+    piece = Piece(base_s=base_s, per_token_s=0.01, per_chunk_work_s=1e-6, per_context_token_s=1e-4)
+    law = Law(split_tokens=8, below=piece, above=piece)
+    return StepCost(prefill=law, decode=law)
+
+
 GREEDY = SampleSpec(temperature=0.0, seed=0, choice=0, position=0)
 
 
@@ -24,23 +28,20 @@ def test_a_step_has_the_shape_of_its_chunks_and_decodes():
     assert shape_of(items()) == StepShape.of([(20, 0), (1, 0)])
 
 
-def test_a_slower_model_takes_so_many_times_as_long():
-    for shape in (StepShape.of([(20, 4)], [9]), StepShape.of(contexts=[9, 9])):
-        assert slower(COST, 3.0).step.predict(shape) == pytest.approx(3 * COST.step.predict(shape))
-
-
 def test_a_paced_step_is_the_step_and_waits_for_its_time():
     slept: list[float] = []
     runner = Runner(EngineConfig(kv_blocks=8, device="cpu"))
-    paced = _Paced(runner, slower(COST, 100.0).step, slept.append)
+    paced = _Paced(runner, paced(50.0), slept.append)
     assert paced.step(items()) == runner.step(items())
     (left_s,) = slept
-    assert 0 < left_s <= slower(COST, 100.0).step.predict(shape_of(items()))
+    assert 0 < left_s <= paced(50.0).predict(shape_of(items()))
     assert paced.layout is runner.layout and paced.cache is runner.cache and paced.alive
 
 
 def test_a_step_that_took_longer_waits_no_more():
     slept: list[float] = []
-    paced = _Paced(Runner(EngineConfig(kv_blocks=8, device="cpu")), slower(COST, 1e-9).step, slept.append)
+    paced = _Paced(
+        Runner(EngineConfig(kv_blocks=8, device="cpu")), StepCost(prefill=FREE, decode=FREE), slept.append
+    )
     paced.step(items())
     assert slept == []
