@@ -1,7 +1,5 @@
 """A paced model gives the same tokens, and its steps take what the cost model says."""
 
-import pytest
-
 from penstock.benchmarks.paced import _Paced, shape_of
 from penstock.engine.config import EngineConfig
 from penstock.engine.runner import Runner
@@ -9,8 +7,8 @@ from penstock.engine.step import SampleSpec, StepItem
 from penstock.policy.cost import Law, Piece, StepCost, StepShape
 
 
-def paced(base_s: float) -> StepCost:
-    piece = Piece(base_s=base_s, per_token_s=0.01, per_chunk_work_s=1e-6, per_context_token_s=1e-4)
+def of(base_s: float) -> StepCost:
+    piece = Piece(base_s=base_s, per_token_s=1e-9, per_chunk_work_s=1e-9, per_context_token_s=1e-9)
     law = Law(split_tokens=8, below=piece, above=piece)
     return StepCost(prefill=law, decode=law)
 
@@ -31,17 +29,15 @@ def test_a_step_has_the_shape_of_its_chunks_and_decodes():
 def test_a_paced_step_is_the_step_and_waits_for_its_time():
     slept: list[float] = []
     runner = Runner(EngineConfig(kv_blocks=8, device="cpu"))
-    paced = _Paced(runner, paced(50.0), slept.append)
+    paced = _Paced(runner, of(50.0), slept.append)
     assert paced.step(items()) == runner.step(items())
     (left_s,) = slept
-    assert 0 < left_s <= paced(50.0).predict(shape_of(items()))
+    assert 0 < left_s <= of(50.0).predict(shape_of(items()))
     assert paced.layout is runner.layout and paced.cache is runner.cache and paced.alive
 
 
 def test_a_step_that_took_longer_waits_no_more():
     slept: list[float] = []
-    paced = _Paced(
-        Runner(EngineConfig(kv_blocks=8, device="cpu")), StepCost(prefill=FREE, decode=FREE), slept.append
-    )
+    paced = _Paced(Runner(EngineConfig(kv_blocks=8, device="cpu")), of(1e-9), slept.append)
     paced.step(items())
     assert slept == []
