@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +19,7 @@ from ray.util.placement_group import (
     PlacementGroup,
     get_placement_group,
     placement_group,
+    placement_group_table,
     remove_placement_group,
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -36,6 +39,11 @@ DEAD_S = 30.0
 """Within it Ray ends an actor on another node, though it be stopped."""
 PLACED_S = 30.0
 """Within it Ray has made an actor whose place is ready, wherever it may load its code from."""
+ROOM_S = 1.0
+"""Within it Ray finds the room that there is, and longer than that nobody waits without saying so."""
+ROOM_POLL_S = 0.1
+LACKS = {"INFEASIBLE": "no node has that at all", "NO_RESOURCES": "it is taken"}
+"""What Ray says of a group that is not placed."""
 FIND_S = 10.0
 """How long a new controller waits for the word of an instance that it finds: a busy machine is no reason to end it."""
 
@@ -77,6 +85,8 @@ class RayHost:
         self._node = ray.get_runtime_context().get_node_id()
         self._lives: dict[Incarnation, _Life] = {}
         self._making: dict[Incarnation, asyncio.Task[Any]] = {}
+        self._placing: dict[str, asyncio.Task[PlacementGroup]] = {}
+        """Groups that are asked for, by instance."""
 
     async def find(self) -> dict[Incarnation, Found]:
         names = await asked(named_actors, self._place.namespace, "instance/")
@@ -110,11 +120,32 @@ class RayHost:
             await asked(named_actor, name, self._place.namespace)
             return await described(handle, FIND_S, self._config.handover.heartbeat_s)
 
+    async def place(self, spec: Spec) -> str:
+        group = await self._group_of(spec)
+        deadline = time.monotonic() + ROOM_S
+        while True:
+            told = await asked(placement_group_table, group)
+            if told.get("state") == "CREATED":
+                return ""
+            if time.monotonic() > deadline:
+                needs = " and ".join(f"{count:g} {what}" for what, count in self._place.bundle(spec).items())
+                lacks = LACKS.get(told.get("stats", {}).get("scheduling_state", ""), "it is not placed yet")
+                return f"it needs {needs} of Ray, and {lacks}"
+            await asyncio.sleep(ROOM_POLL_S)
+
+    async def _group_of(self, spec: Spec) -> PlacementGroup:
+        """Its placement group, asked for where there is none; `leave` waits for what is being asked for."""
+        if spec.name not in self._placing:
+            self._placing[spec.name] = asyncio.create_task(asked(self._group, spec))
+        group = await asyncio.shield(self._placing[spec.name])
+        self._placing.pop(spec.name, None)
+        return group
+
     async def start(self, spec: Spec, life: int) -> Running:
         who = Incarnation(spec.name, life)
         async with plain_errors():
             if who not in self._lives:
-                group = await bounded(asyncio.to_thread(self._group, spec), self._config.cluster.start_s)
+                group = await self._group_of(spec)
                 self._making[who] = asyncio.create_task(asyncio.to_thread(self._create, spec, life, group))
                 await self._made(who, self._config.cluster.start_s)
                 await self._placed(who, spec)
@@ -190,8 +221,24 @@ class RayHost:
         del self._lives[who]
 
     async def leave(self, spec: Spec) -> None:
-        with suppress(ValueError):  # it never had one
-            await asked(remove_placement_group, await asked(get_placement_group, self._group_name(spec)))
+        if (placing := self._placing.pop(spec.name, None)) is not None:
+            await placing
+        await self._leave(self._group_name(spec))
+
+    async def keep_places(self, names: Collection[str]) -> None:
+        kept = {f"{self._place.namespace}/{name}" for name in names}
+        for group in (await asked(placement_group_table)).values():
+            name = group["name"]
+            if (
+                name.startswith(f"{self._place.namespace}/")
+                and group["state"] != "REMOVED"
+                and name not in kept
+            ):
+                await self._leave(name)
+
+    async def _leave(self, name: str) -> None:
+        with suppress(ValueError):  # there is none
+            await asked(remove_placement_group, await asked(get_placement_group, name))
 
     async def recall(self) -> str:
         kept = await asked(partial(kv._internal_kv_get, KEPT, namespace=self._place.namespace))
@@ -221,16 +268,13 @@ class RayHost:
         )
 
     def _group(self, spec: Spec) -> PlacementGroup:
-        """The instance's placement group, ready; made by its first life."""
+        """The instance's placement group, made by its first life."""
         name = self._group_name(spec)
-        bundle = self._place.bundle(spec)
         try:
-            group = get_placement_group(name)
+            return get_placement_group(name)
         except ValueError:
-            group = placement_group([bundle], strategy="STRICT_PACK", name=name, lifetime="detached")
-        if not group.wait(self._config.cluster.start_s):
-            raise TimeoutError(f"Ray has no room for {spec.name}, which needs {bundle}")
-        return group
+            bundle = self._place.bundle(spec)
+            return placement_group([bundle], strategy="STRICT_PACK", name=name, lifetime="detached")
 
     def _group_name(self, spec: Spec) -> str:
         return f"{self._place.namespace}/{spec.name}"

@@ -15,7 +15,13 @@ RESTARTED = "it is restarted"
 """Why a life ends that an operator replaces by its next one."""
 
 
+END = "end"
+"""The fate of an instance that is to have no further life; another fate is the pool that it is to go over to."""
+
+
 class State(Enum):
+    PENDING = "pending"
+    """It is to start, and waits for room."""
     STARTING = "starting"
     SERVING = "serving"
     DRAINING = "draining"
@@ -61,7 +67,9 @@ class Record:
     running: Running | None = None
     restarts: int = 0
     reason: str = ""
-    """Why the last life was lost; empty once the next one serves."""
+    """Why the last life was lost, empty once the next one serves; or why there is no room for this one."""
+    fate: str = ""
+    """What is to become of it as soon as it is empty."""
 
     def __post_init__(self) -> None:
         assert (self.running is not None) == (self.state in (State.SERVING, State.DRAINING))
@@ -93,16 +101,21 @@ class Registry:
     def recalled(text: str) -> Registry:
         """What `remembered` told, before anybody knows what of it runs."""
         records = [
-            Record(Spec(**entry["spec"]), entry["life"], restarts=entry["restarts"])
+            Record(Spec(**entry["spec"]), entry["life"], restarts=entry["restarts"], fate=entry["fate"])
             for entry in json.loads(text)
         ]
         return Registry(MappingProxyType({record.spec.name: record for record in records}))
 
     def remembered(self) -> str:
-        """What instances there are to be, and which lives they have had."""
+        """What instances there are to be, which lives they have had, and what becomes of them."""
         return json.dumps(
             [
-                {"spec": asdict(record.spec), "life": record.life, "restarts": record.restarts}
+                {
+                    "spec": asdict(record.spec),
+                    "life": record.life,
+                    "restarts": record.restarts,
+                    "fate": record.fate,
+                }
                 for record in self.records.values()
             ]
         )
@@ -134,6 +147,15 @@ class Registry:
         state = State.STARTING if running is None else State.SERVING
         return self._with(replace(record, life=who.life, state=state, running=running, reason=""))
 
+    def waiting(self, who: Incarnation, why: str) -> Registry:
+        """There is no room yet for a life that is to start; or there is, where `why` is empty."""
+        before, after = State.STARTING, State.PENDING
+        if not why:
+            before, after = after, before
+        if not self.is_current(who) or self.records[who.instance].state != before:
+            return self
+        return self._with(replace(self.records[who.instance], state=after, reason=why))
+
     def serving(self, who: Incarnation, running: Running) -> Registry:
         if not self.is_current(who) or self.records[who.instance].state != State.STARTING:
             return self
@@ -149,6 +171,11 @@ class Registry:
         if not self.is_current(who) or self.records[who.instance].state != before:
             return self
         return self._with(replace(self.records[who.instance], state=after))
+
+    def fated(self, name: str, fate: str) -> Registry:
+        """That becomes of it as soon as it is empty; nothing, where `fate` is empty."""
+        record = self.records[name]
+        return self if record.fate == fate else self._with(replace(record, fate=fate))
 
     def meant(self, spec: Spec) -> Registry:
         """There is to be an instance like that: a new one, or the one of that name."""

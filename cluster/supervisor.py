@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,8 +39,13 @@ class Host(Protocol):
         """What an earlier controller started and is not dead."""
         ...
 
+    async def place(self, spec: Spec) -> str:
+        """Ask for the place of an instance, if it has none, and wait a little for it; why there is none yet, empty
+        where there is. `OSError` where it cannot be asked for now."""
+        ...
+
     async def start(self, spec: Spec, life: int) -> Running:
-        """Start a life, or go on with one that was found starting, and wait until it serves.
+        """Start a life in its place, or go on with one that was found starting, and wait until it serves.
 
         `ValueError`, `OSError` (`TimeoutError` too) say why it does not.
         """
@@ -56,6 +61,10 @@ class Host(Protocol):
 
     async def leave(self, spec: Spec) -> None:
         """Give the place of an instance back that is to have no further life."""
+        ...
+
+    async def keep_places(self, names: Collection[str]) -> None:
+        """Give the places of all other instances back, which an earlier controller did not."""
         ...
 
     async def recall(self) -> str:
@@ -91,6 +100,8 @@ class Supervisor:
         self._tasks = asyncio.TaskGroup()
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self.taken_over = asyncio.Event()
+        """What an earlier controller knew is known here."""
 
     async def run(self) -> None:
         """Take over what runs already, start the rest, and keep all of it running until cancelled."""
@@ -103,11 +114,15 @@ class Supervisor:
         self._set(registry)  # all at once: whom a router does not find in a list, it gives up
         async with self._tasks as tasks:
             tasks.create_task(self._remember())
-            for who in found:
-                if not registry.is_current(who):
-                    tasks.create_task(self._kill(who))
+            tasks.create_task(self._tidy([who for who in found if not registry.is_current(who)]))
             for record in registry.records.values():
                 self._begin(record.spec.name, found.get(record.incarnation))
+            self.taken_over.set()
+
+    async def _tidy(self, strangers: Collection[Incarnation]) -> None:
+        """End what an earlier controller was about to end, and give the places back."""
+        await asyncio.gather(*map(self._kill, strangers))
+        await self._host.keep_places(self.registry.records.keys())
 
     # ---- what is asked of it
 
@@ -122,10 +137,18 @@ class Supervisor:
         self._set(self.registry.meant(spec))
         self._tell(spec.name)
 
-    def empty(self, name: str, wanted: bool = True) -> None:
-        """Have an instance drained: all that it has is moved away; or have it serve on."""
+    def empty(self, name: str, fate: str = "") -> None:
+        """Have an instance drained: all that it has is moved away. A next controller goes on where it has a `fate`."""
+        self._drain(name, True, fate)
+
+    def spare(self, name: str) -> None:
+        """Have an instance that was to be drained serve on."""
+        self._drain(name, False, "")
+
+    def _drain(self, name: str, wanted: bool, fate: str) -> None:
         (self._emptied.add if wanted else self._emptied.discard)(name)
-        self._set(self.registry.draining(self.registry[name].incarnation, wanted))
+        who = self.registry[name].incarnation
+        self._set(self.registry.fated(name, fate).draining(who, wanted))
         self._tell(name)
 
     async def retire(self, name: str) -> None:
@@ -158,6 +181,7 @@ class Supervisor:
             seen_at=now - self.silent_s(spec.name),
             alive=record.usable and load is not None,
             draining=record.state == State.DRAINING,
+            placed=record.state != State.PENDING,
         )
 
     def silent_s(self, name: str) -> float:
@@ -208,10 +232,19 @@ class Supervisor:
         self._set(self.registry.starting(name, who.life))
         return await self._serves(who)
 
+    async def _placed(self, who: Incarnation) -> None:
+        """Wait for room, for as long as it takes: none is no failure."""
+        while why := await self._host.place(self.registry[who.instance].spec):
+            if self.registry[who.instance].state != State.PENDING:
+                logger.warning("%s waits for room: %s", who.instance, why)
+            self._set(self.registry.waiting(who, why))
+        self._set(self.registry.waiting(who, ""))
+
     async def _serves(self, who: Incarnation) -> bool:
         """Wait until this life serves; whether it came to that."""
-        began = time.monotonic()
         try:
+            await self._placed(who)
+            began = time.monotonic()
             running = await self._host.start(self.registry[who.instance].spec, who.life)
         except (ValueError, OSError) as error:
             await self._end(who, str(error) or type(error).__name__)

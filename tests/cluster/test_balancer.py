@@ -107,7 +107,7 @@ def test_a_move_that_came_to_nothing_rests_before_it_is_asked_again():
 
 def pools(**config) -> Here:
     limits = {"prefill": PoolLimits(least=1, most=3), "decode": PoolLimits(least=1, most=4)}
-    autoscale = AutoscaleConfig(limits=limits, short_s=2.0, idle_s=100.0, **config)
+    autoscale = AutoscaleConfig(limits=limits, short_s=2.0, idle_s=100.0, cooldown_s=8.0, **config)
     busy = [
         view("prefill-0", CROWDED, "prefill"),
         view("decode-0", replace(EMPTY, free_blocks=20, held_blocks=80)),
@@ -117,15 +117,21 @@ def pools(**config) -> Here:
 
 def test_a_pool_that_is_short_for_long_enough_grows_once():
     here = pools()
-    here.ticks(*range(10))
+    here.ticks(*range(8))
+    assert here.changes == [], "an earlier controller may have grown it just now"
+    here.ticks(*range(8, 16))
     assert here.changes == [("grow", "prefill")]
+    asked, done = here.balancer.changes
+    assert (asked.session, asked.what, asked.figures["prefill_queued_steps"]) == ("prefill", "grow", 1000.0)
+    assert (done.what, done.figures["instance"]) == ("grow_done", "decode-9")
 
 
 def test_an_idle_pool_gives_an_instance_to_a_short_one_and_a_refusal_ends_nothing():
     here = pools()
     here.listed = [here.listed[0], *(view(f"decode-{number}", EMPTY) for number in range(3))]
-    here.ticks(*range(10))
+    here.ticks(*range(12))
     assert here.changes == [("flip", "decode-2", "prefill")]
+    assert [change.what for change in here.balancer.changes] == ["flip", "flip_failed"]
 
 
 def test_a_pool_whose_requests_miss_their_slo_grows_though_it_has_room():
@@ -134,11 +140,22 @@ def test_a_pool_whose_requests_miss_their_slo_grows_though_it_has_room():
         view("prefill-0", EMPTY, "prefill"),
         view("decode-0", replace(EMPTY, free_blocks=20, held_blocks=80)),
     ]
-    for second in range(10):
+    for second in range(12):
         counts = {"first_tokens": 10 * second, "first_tokens_in_time": 10 * second, "outputs": 10 * second}
         here.attached[0].attainment = pb.Attainment(**counts, outputs_in_time=4 * second)
         here.ticks(second)
     assert here.changes == [("grow", "decode")]
+
+
+def test_of_mixed_instances_the_worse_of_both_attainments_counts():
+    limits = {"mixed": PoolLimits(most=3)}
+    mixed = AutoscaleConfig(limits=limits, short_s=2.0, cooldown_s=0.0)
+    here = Here([view("mixed-0", EMPTY, "mixed")], [], autoscale=mixed)
+    for second in range(4):
+        counts = {"first_tokens": 9 * second, "first_tokens_in_time": 9 * second, "outputs": 9 * second}
+        here.attached[0].attainment = pb.Attainment(**counts, outputs_in_time=0)
+        here.ticks(second)
+    assert here.changes[0] == ("grow", "mixed")
 
 
 def test_without_a_configuration_no_pool_changes():

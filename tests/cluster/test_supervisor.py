@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 
 import pytest
@@ -50,9 +50,20 @@ class FakeHost:
         self.kept = ""
         self.left: list[str] = []
         """Instances whose place was given back."""
+        self.full = False
+        """There is no room for more."""
+        self.placed: set[str] = set()
+        """Instances that have a place."""
 
     async def find(self) -> dict[Incarnation, Found]:
         return {who: Found(self.running[who]) for who in self.living} | self.found
+
+    async def place(self, spec: Spec) -> str:
+        if self.full and spec.name not in self.placed:
+            await asyncio.sleep(HANDOVER.heartbeat_s)
+            return "there is no room"
+        self.placed.add(spec.name)
+        return ""
 
     async def start(self, spec: Spec, life: int) -> Running:
         if Incarnation(spec.name, life) in self.living:
@@ -86,6 +97,10 @@ class FakeHost:
 
     async def leave(self, spec: Spec) -> None:
         self.left.append(spec.name)
+        self.placed.discard(spec.name)
+
+    async def keep_places(self, names: Collection[str]) -> None:
+        self.placed &= set(names)
 
     async def recall(self) -> str:
         return self.kept
