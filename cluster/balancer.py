@@ -116,7 +116,7 @@ class Balancer:
             return
         if not self._history:  # an earlier controller may have changed a pool just now
             self._scales = scaling.Memory(dict.fromkeys(cfg.limits, now))
-        self._history.append(Sample(now, tuple(views), self._attainments(now)))
+        self._history.append(Sample(now, tuple(views), self._attainments(now), self._waiting()))
         while len(self._history) > 1 and self._history[1].at <= now - max(cfg.idle_s, cfg.short_s):
             self._history.popleft()
         actions, self._scales = scaling.autoscale(list(self._history), cfg, now, self._scales)
@@ -141,6 +141,11 @@ class Balancer:
             if count > 0:
                 shares[pool] = in_time / count
         return shares | ({MIXED: min(shares.values())} if shares else {})
+
+    def _waiting(self) -> dict[str, int]:
+        prefill = sum(router.waiting.prefill for router in self._routers.attached)
+        decode = sum(router.waiting.decode for router in self._routers.attached)
+        return {PREFILL: prefill, DECODE: decode, MIXED: prefill + decode}
 
     async def _change(self, action: ScaleAction) -> None:
         began, what, instance = (

@@ -47,6 +47,9 @@ class AutoscaleConfig:
     busy_steps: float = 8.0
     """A pool is short where an instance has more steps of prompts before it, on the average."""
 
+    waiting: float = 1.0
+    """A pool is short where more requests wait for it at the routers, for each of its instances."""
+
     idle_steps: float = 1.0
     """A pool does not idle where it has more."""
 
@@ -65,14 +68,15 @@ class AutoscaleConfig:
         for low, high in (("low_steps", "high_steps"), ("idle_steps", "busy_steps")):
             if not getattr(self, low) <= getattr(self, high):
                 raise ValueError(f"{low} must not be above {high}")
-        for name in ("short_s", "idle_s", "cooldown_s"):
+        for name in ("waiting", "short_s", "idle_s", "cooldown_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or above, got {getattr(self, name):g}")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen at a time: all instances, and of each pool the share of its requests that met their SLO lately.
+    """What was seen at a time: all instances, and of each pool the share of its requests that met their SLO lately, and
+    how many wait for it at the routers.
 
     Prefill's SLO is the time to the first token, decode's the time per token. A pool without requests is not named.
     An instance that is starting, or lost and to be started again, is one that is not alive; one that waits for room is
@@ -82,6 +86,7 @@ class Sample:
     at: float
     views: tuple[InstanceView, ...]
     attainment: Mapping[str, float] = field(default_factory=dict)
+    waiting: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,7 @@ class _Pool:
     coming: tuple[InstanceView, ...]
     """Those that start, are lost or wait for room."""
     attainment: float | None
+    waiting: int
 
     @classmethod
     def of(cls, sample: Sample, name: str) -> _Pool:
@@ -108,7 +114,7 @@ class _Pool:
         staying = [view for view in members if not view.draining]
         serving = tuple(view for view in staying if view.alive)
         coming = tuple(view for view in staying if not view.alive)
-        return cls(len(members), serving, coming, sample.attainment.get(name))
+        return cls(len(members), serving, coming, sample.attainment.get(name), sample.waiting.get(name, 0))
 
     def freeness(self, but: int = 0) -> float:
         """Of each of its instances if all had the same, when `but` are gone and the others run what those ran."""
@@ -129,12 +135,18 @@ class _Pool:
         ]
         return sum(steps) / max(1, len(steps) - but)
 
+    def shares(self, cfg: AutoscaleConfig) -> bool:
+        """Another instance could take work over. First tokens may come late for want of others that decode."""
+        decodes = any(view.load.decode_slots for view in self.serving)
+        return decodes or self.waiting > 0 or self.queued_steps() > cfg.idle_steps
+
     def figures(self, name: str) -> dict[str, float]:
         told = {
             "serving": len(self.serving),
             "coming": len(self.coming),
             "free_steps": self.freeness(),
             "queued_steps": self.queued_steps(),
+            "waiting": self.waiting,
         }
         if self.attainment is not None:
             told["attainment"] = self.attainment
@@ -186,7 +198,9 @@ def _short(pool: _Pool, cfg: AutoscaleConfig) -> str:
     """Why the pool is short; empty where it is not. One of which nothing serves is being started already."""
     if not pool.serving:
         return ""
-    if pool.attainment is not None and pool.attainment < cfg.attainment:
+    if pool.waiting > cfg.waiting * len(pool.serving):
+        return f"{pool.waiting} requests wait for it at the routers"
+    if pool.attainment is not None and pool.attainment < cfg.attainment and pool.shares(cfg):
         return f"{pool.attainment:.0%} of its requests meet their SLO"
     if pool.queued_steps() > cfg.busy_steps:
         return f"{pool.queued_steps():.1f} steps of prompts wait"
@@ -199,7 +213,7 @@ def _idle(pool: _Pool, cfg: AutoscaleConfig, but: int = 0) -> str:
     """Why the pool idles, or would without `but` instances; empty where it does not."""
     if not pool.serving or _short(pool, cfg):
         return ""
-    if pool.freeness(but) < cfg.high_steps or pool.queued_steps(but) > cfg.idle_steps:
+    if pool.waiting or pool.freeness(but) < cfg.high_steps or pool.queued_steps(but) > cfg.idle_steps:
         return ""
     return f"it is free for {pool.freeness():.0f} steps"
 

@@ -233,6 +233,10 @@ class Router:
             self._guarded(session, lambda: session.heard(sender, message))
         self._have_turns_soon()
 
+    def waiting(self) -> tuple[NoInstance | None, int]:
+        """Why the first waits whose turn it is, and how many wait."""
+        return self._held_back if len(self._turns) else None, len(self._turns)
+
     def lost(self, instance: Incarnation, reason: str) -> None:
         logger.warning("%s is lost: %s", instance, reason)
         self.lost_instances.append((instance, False))

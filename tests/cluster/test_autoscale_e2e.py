@@ -43,7 +43,7 @@ def started(prefill: int, decode: int, **autoscale) -> Cluster:
         replace(
             whole,
             router=replace(whole.router, port=0),
-            engine=replace(whole.engine, kv_blocks=BLOCKS),
+            engine=replace(whole.engine, kv_blocks=BLOCKS, prefix_cache=False),
             cluster=replace(
                 whole.cluster, prefill=prefill, decode=decode, autoscale=replace(scaling, **autoscale)
             ),

@@ -22,6 +22,7 @@ FULL = LoadView(
     decode_slots=8, block_size=16, step_s=0.01,
 )  # fmt: skip
 EMPTY = LoadView(total_blocks=100, free_blocks=100, decode_slots=8, block_size=16)
+MIDDLE = replace(EMPTY, free_blocks=20, held_blocks=80)
 CROWDED = LoadView(total_blocks=100, free_blocks=100, prefill_tokens=64, queued_tokens=64_000, block_size=16)
 
 
@@ -110,7 +111,7 @@ def pools(**config) -> Here:
     autoscale = AutoscaleConfig(limits=limits, short_s=2.0, idle_s=100.0, cooldown_s=8.0, **config)
     busy = [
         view("prefill-0", CROWDED, "prefill"),
-        view("decode-0", replace(EMPTY, free_blocks=20, held_blocks=80)),
+        view("decode-0", MIDDLE),
     ]
     return Here(busy, [], autoscale=autoscale)
 
@@ -156,6 +157,14 @@ def test_of_mixed_instances_the_worse_of_both_attainments_counts():
         here.attached[0].attainment = pb.Attainment(**counts, outputs_in_time=0)
         here.ticks(second)
     assert here.changes[0] == ("grow", "mixed")
+
+
+def test_requests_that_wait_at_the_routers_grow_the_pool_that_they_wait_for():
+    here = pools()
+    here.listed = [replace(one, load=replace(MIDDLE, prefill_tokens=64)) for one in here.listed]
+    here.attached[0].waiting = pb.Waiting(decode=3)
+    here.ticks(*range(12))
+    assert here.changes == [("grow", "decode")]
 
 
 def test_without_a_configuration_no_pool_changes():

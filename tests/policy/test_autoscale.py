@@ -118,13 +118,35 @@ def test_a_moment_of_ease_begins_the_wait_anew():
     assert autoscale(history, CFG, 60.0, Memory())[0] == []
 
 
-@pytest.mark.parametrize("cause", ["attainment", "queue", "freeness"])
-def test_each_cause_of_shortage_is_seen_and_told(cause):
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        ("attainment", "50% of its requests meet their SLO"),
+        ("queue", "steps of prompts wait"),
+        ("freeness", "it is free for"),
+        ("routers", "2 requests wait for it at the routers"),
+    ],
+)
+def test_each_cause_of_shortage_is_seen_and_told(cause, words):
     views = pools([FLOODED if cause == "queue" else MIDDLE], [BUSY if cause == "freeness" else MIDDLE])
-    rates = {"prefill": 0.5} if cause == "attainment" else {}
-    (action,), _ = autoscale(steady(views, 9, rates), CFG, 9.0, Memory())
-    assert action.kind is Scale.GROW
-    assert {"attainment": "SLO", "queue": "wait", "freeness": "free"}[cause] in action.reason
+    rates = {"decode": 0.5} if cause == "attainment" else {}
+    waiting = {"decode": 2} if cause == "routers" else {}
+    history = [replace(sample, waiting=waiting) for sample in steady(views, 9, rates)]
+    (action,), _ = autoscale(history, CFG, 9.0, Memory())
+    assert action.kind is Scale.GROW and words in action.reason
+
+
+def test_first_tokens_that_are_late_grow_no_pool_that_has_no_prompts_before_it():
+    late, free = {"prefill": 0.1}, {**MIDDLE, "decode_slots": 0}
+    assert decide(pools([free], [MIDDLE]), until=9, attainment=late) == []
+    queued = {**free, "queued_tokens": 512 * 2}
+    assert decide(pools([queued], [MIDDLE]), until=9, attainment=late) == [(Scale.GROW, "prefill", "")]
+
+
+def test_a_pool_that_requests_wait_for_is_not_drained():
+    views = pools([MIDDLE], [IDLE, IDLE])
+    history = [replace(sample, waiting={"decode": 1}) for sample in steady(views, 60)]
+    assert autoscale(history, CFG, 60.0, Memory())[0] == []
 
 
 def test_a_pool_that_idles_for_longer_is_drained_of_its_emptiest():
