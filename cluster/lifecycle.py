@@ -208,11 +208,11 @@ class Lifecycle:
         name, record = operation.instance, self._record(operation)
         left = await self._emptied(operation, after.pool) if empties else 0
         if left and self._record(operation) == replace(record, state=State.DRAINING, fate=after.pool):
-            self._supervisor.spare(name)
+            self._supervisor.empty(name, False)
             text = f"{left} requests could not be moved within {self._config.drain_s:g} s (cluster.drain_s)"
             refuse(grpc.StatusCode.ABORTED, f"{text}; {name} stays in the {record.spec.pool} pool")
         self._supervisor.assign(after)
-        self._supervisor.spare(name)
+        self._supervisor.empty(name, False)
         await self._plays(name, after)
         operation.says(Phase.SERVING, recovered=left)
 
@@ -250,9 +250,12 @@ class Lifecycle:
 
         An instance that is lost meanwhile, or was before, has been emptied in its own way.
         """
-        name, who = operation.instance, self._record(operation).incarnation
+        name = operation.instance
+        if fate:
+            await self._supervisor.decide(name, fate)
+        who = self._record(operation).incarnation
         deadline, quiet, left = time.monotonic() + self._config.drain_s, 0, 0
-        self._supervisor.empty(name, fate)
+        self._supervisor.empty(name)
         while quiet < QUIET_BEATS:
             record = self._record(operation)
             if record.incarnation != who or record.state != State.DRAINING:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -168,7 +167,7 @@ class RayHost:
         try:
             await described(self._lives[who].handle, PLACED_S, self._config.handover.heartbeat_s)
         except TimeoutError:
-            await self.leave(spec)
+            await self.leave(spec.name)
             raise TimeoutError(
                 f"Ray did not make its actor within {PLACED_S:g} s; it gets another place"
             ) from None
@@ -220,25 +219,17 @@ class RayHost:
             os.close(life.pidfd)
         del self._lives[who]
 
-    async def leave(self, spec: Spec) -> None:
-        if (placing := self._placing.pop(spec.name, None)) is not None:
+    async def places(self) -> list[str]:
+        groups = (await asked(placement_group_table)).values()
+        names = [group["name"] for group in groups if group["state"] != "REMOVED"]
+        ours = self._group_name("")
+        return [name.removeprefix(ours) for name in names if name.startswith(ours)]
+
+    async def leave(self, name: str) -> None:
+        if (placing := self._placing.pop(name, None)) is not None:
             await placing
-        await self._leave(self._group_name(spec))
-
-    async def keep_places(self, names: Collection[str]) -> None:
-        kept = {f"{self._place.namespace}/{name}" for name in names}
-        for group in (await asked(placement_group_table)).values():
-            name = group["name"]
-            if (
-                name.startswith(f"{self._place.namespace}/")
-                and group["state"] != "REMOVED"
-                and name not in kept
-            ):
-                await self._leave(name)
-
-    async def _leave(self, name: str) -> None:
-        with suppress(ValueError):  # there is none
-            await asked(remove_placement_group, await asked(get_placement_group, name))
+        with suppress(ValueError):  # it never had one
+            await asked(remove_placement_group, await asked(get_placement_group, self._group_name(name)))
 
     async def recall(self) -> str:
         kept = await asked(partial(kv._internal_kv_get, KEPT, namespace=self._place.namespace))
@@ -269,15 +260,15 @@ class RayHost:
 
     def _group(self, spec: Spec) -> PlacementGroup:
         """The instance's placement group, made by its first life."""
-        name = self._group_name(spec)
+        name = self._group_name(spec.name)
         try:
             return get_placement_group(name)
         except ValueError:
             bundle = self._place.bundle(spec)
             return placement_group([bundle], strategy="STRICT_PACK", name=name, lifetime="detached")
 
-    def _group_name(self, spec: Spec) -> str:
-        return f"{self._place.namespace}/{spec.name}"
+    def _group_name(self, instance: str) -> str:
+        return f"{self._place.namespace}/{instance}"
 
     def _open(self, who: Incarnation, running: Running) -> None:
         if running.node == self._node:

@@ -83,6 +83,11 @@ class Record:
         """It may be spoken to, if only to drain."""
         return self.running is not None
 
+    @property
+    def becomes(self) -> str:
+        """The pool that it will be in, or its end."""
+        return self.fate or self.spec.pool
+
 
 @dataclass(frozen=True)
 class Registry:
@@ -219,7 +224,7 @@ def new_name(registry: Registry, pool: str) -> str:
 def why_busy(registry: Registry, name: str) -> str:
     """Why nobody could take what this instance has and do its work; empty where somebody can."""
     others = [record for record in registry.records.values() if record.spec.name != name]
-    serving = [record.spec for record in others if record.state == State.SERVING]
+    serving = [record.spec for record in others if record.state == State.SERVING and not record.fate]
     for does, able in (
         ("decodes", any(one.decodes for one in serving)),
         ("prefills", any(one.prefills for one in serving)),
@@ -239,14 +244,14 @@ def _remedy(registry: Registry, others: Collection[Record]) -> str:
 
 def least_size(registry: Registry, pool: str) -> int:
     """How many instances a pool has to keep: one, unless the others prefill and decode without it."""
-    others = {record.spec.pool for record in registry.records.values()} - {pool}
+    others = {record.becomes for record in registry.records.values()} - {pool}
     return int(any(not others & {needed, MIXED} for needed in (PREFILL, DECODE)))
 
 
 def why_needed(registry: Registry, name: str, then: str = "") -> str:
     """Why the instance may not go for good, or `then` be in another pool: prefill and decode must each be the task of
     one, if only of a mixed one."""
-    pools = {record.spec.pool for record in registry.records.values() if record.spec.name != name} | {then}
+    pools = {record.becomes for record in registry.records.values() if record.spec.name != name} | {then}
     for pool in (PREFILL, DECODE):
         if not pools & {pool, MIXED}:
             return f"{name} has to stay: it is the last of the {pool} pool"

@@ -7,6 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 """Pause before the next try, by how many failed in a row."""
+
+KEPT_S = 5.0
+"""How long a decision waits until Ray keeps it for a next controller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +63,12 @@ class Host(Protocol):
         """End it at once; returns when it is dead for certain. `TimeoutError` where it is not yet: ask again."""
         ...
 
-    async def leave(self, spec: Spec) -> None:
-        """Give the place of an instance back that is to have no further life."""
+    async def places(self) -> list[str]:
+        """The instances that have a place, or wait for one."""
         ...
 
-    async def keep_places(self, names: Collection[str]) -> None:
-        """Give the places of all other instances back, which an earlier controller did not."""
+    async def leave(self, name: str) -> None:
+        """Give the place of an instance back that is to have no further life."""
         ...
 
     async def recall(self) -> str:
@@ -100,6 +104,8 @@ class Supervisor:
         self._tasks = asyncio.TaskGroup()
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self._kept, self._stored = "", asyncio.Event()
+        """What the next controller would know; the event is set whenever that changes."""
         self.taken_over = asyncio.Event()
         """What an earlier controller knew is known here."""
 
@@ -122,7 +128,9 @@ class Supervisor:
     async def _tidy(self, strangers: Collection[Incarnation]) -> None:
         """End what an earlier controller was about to end, and give the places back."""
         await asyncio.gather(*map(self._kill, strangers))
-        await self._host.keep_places(self.registry.records.keys())
+        for name in await self._host.places():
+            if name not in self.registry:
+                await self._host.leave(name)
 
     # ---- what is asked of it
 
@@ -137,18 +145,21 @@ class Supervisor:
         self._set(self.registry.meant(spec))
         self._tell(spec.name)
 
-    def empty(self, name: str, fate: str = "") -> None:
-        """Have an instance drained: all that it has is moved away. A next controller goes on where it has a `fate`."""
-        self._drain(name, True, fate)
+    async def decide(self, name: str, fate: str) -> None:
+        """What is to become of an instance as soon as it is empty. A next controller goes on with that, unless Ray's
+        head is away for longer than `KEPT_S`."""
+        self._set(self.registry.fated(name, fate))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(KEPT_S):
+                while self._kept != self.registry.remembered():
+                    self._stored.clear()
+                    await self._stored.wait()
 
-    def spare(self, name: str) -> None:
-        """Have an instance that was to be drained serve on."""
-        self._drain(name, False, "")
-
-    def _drain(self, name: str, wanted: bool, fate: str) -> None:
+    def empty(self, name: str, wanted: bool = True) -> None:
+        """Have an instance drained: all that it has is moved away; or have it serve on, whatever was decided of it."""
         (self._emptied.add if wanted else self._emptied.discard)(name)
-        who = self.registry[name].incarnation
-        self._set(self.registry.fated(name, fate).draining(who, wanted))
+        registry = self.registry if wanted else self.registry.fated(name, "")
+        self._set(registry.draining(registry[name].incarnation, wanted))
         self._tell(name)
 
     async def retire(self, name: str) -> None:
@@ -160,7 +171,7 @@ class Supervisor:
         self._emptied.discard(name)
         self._set(self.registry.without(name))
         await self._kill(record.incarnation)
-        await self._host.leave(record.spec)
+        await self._host.leave(name)
 
     def load(self, name: str) -> LoadView | None:
         """The newest load view of an instance that runs."""
@@ -324,16 +335,16 @@ class Supervisor:
 
     async def _remember(self) -> None:
         """Keep what the next controller is to know, whenever it changes."""
-        kept = ""
         while True:
             self._changed.clear()
             text = self.registry.remembered()
-            if text == kept:
+            if text == self._kept:
                 await self._changed.wait()
                 continue
             try:
                 await self._host.keep(text)
-                kept = text
+                self._kept = text
+                self._stored.set()
             except OSError as error:
                 logger.error("what instances there are cannot be kept for a next controller: %s", error)
                 await asyncio.sleep(BACKOFF_S[-1])

@@ -169,6 +169,7 @@ def test_an_instance_without_room_waits_is_told_of_blocks_nobody_and_is_taken_ba
 @contextmanager
 def ray_filled() -> Iterator[None]:
     """Nothing more finds room."""
+    wait_until(lambda: ray.available_resources()["CPU"] > 1)
     filler = placement_group([{"CPU": ray.available_resources()["CPU"] - 0.05}])
     assert filler.wait(10)
     try:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -95,12 +95,12 @@ class FakeHost:
             raise TimeoutError
         await self.die(who)
 
-    async def leave(self, spec: Spec) -> None:
-        self.left.append(spec.name)
-        self.placed.discard(spec.name)
+    async def places(self) -> list[str]:
+        return list(self.placed)
 
-    async def keep_places(self, names: Collection[str]) -> None:
-        self.placed &= set(names)
+    async def leave(self, name: str) -> None:
+        self.left.append(name)
+        self.placed.discard(name)
 
     async def recall(self) -> str:
         return self.kept
@@ -282,6 +282,34 @@ def test_a_new_controller_tells_routers_of_all_that_it_found_at_once():
         async with succeeded(host) as (second, told):
             assert told == [NAMES] and host.killed == []
             assert all(not record.restarts for record in second.registry.records.values())
+
+    play(scenario)
+
+
+def test_a_new_controller_gives_places_back_that_no_instance_is_to_have():
+    async def scenario(host: FakeHost) -> None:
+        host.placed = {"decode-9"}
+        async with supervised(host):
+            await until(lambda: host.placed == set(NAMES))
+            assert host.left == ["decode-9"]
+
+    play(scenario)
+
+
+def test_an_instance_without_room_waits_and_says_why_and_those_with_room_serve():
+    async def scenario(host: FakeHost) -> None:
+        host.full, host.placed = True, {"prefill-0", "decode-0"}
+        supervisor = Supervisor(host, SPECS, HANDOVER, "controller:test", lambda: None)
+        task = asyncio.create_task(supervisor.run())
+        await until(lambda: serving(supervisor) == ["prefill-0", "decode-0"])
+        await until(lambda: supervisor.registry["decode-1"].state == State.PENDING)
+        assert supervisor.registry["decode-1"].reason == "there is no room"
+        assert [view.name for view in supervisor.views(0.0) if not view.placed] == ["decode-1"]
+        life, host.full = supervisor.registry["decode-1"].life, False
+        await until(lambda: serving(supervisor) == NAMES)
+        record = supervisor.registry["decode-1"]
+        assert (record.life, record.reason, record.restarts) == (life, "", 0)
+        await cancelled(task)
 
     play(scenario)
 
