@@ -18,7 +18,7 @@ class PoolLimits:
     """Bounds of one pool, in instances."""
 
     least: int = 1
-    """It is never drained or flipped below."""
+    """It is never drained or flipped below, and grows to it."""
 
     most: int = 1
     """It never grows above."""
@@ -172,7 +172,8 @@ def autoscale(
         changed_at.update(dict.fromkeys(pools, now))
 
     for name in sorted(cfg.limits):
-        if rested(name) and (why := _throughout(history, name, now, cfg.short_s, cfg, _short)):
+        why = _few(history[-1], name, cfg) or _throughout(history, name, now, cfg.short_s, cfg, _short)
+        if rested(name) and why:
             pool, spares = _Pool.of(history[-1], name), _spares(history[-1], name, cfg, rested)
             if pool.members >= cfg.limits[name].most:
                 continue
@@ -192,6 +193,12 @@ def autoscale(
             if spare is not None:
                 start(ScaleAction(Scale.DRAIN, name, why, spare.key, figures=pool.figures(name)), name)
     return actions, Memory(changed_at)
+
+
+def _few(sample: Sample, name: str, cfg: AutoscaleConfig) -> str:
+    """Why the pool is short whatever it does; empty where it is not."""
+    members, least = _Pool.of(sample, name).members, cfg.limits[name].least
+    return f"it has {members} instances, and {least} at least" if members < least else ""
 
 
 def _short(pool: _Pool, cfg: AutoscaleConfig) -> str:

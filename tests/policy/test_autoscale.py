@@ -214,6 +214,14 @@ def test_a_change_tells_the_figures_of_its_pools():
     assert action.figures["decode_free_steps"] < action.figures["prefill_free_steps"]
 
 
+def test_a_pool_that_somebody_made_smaller_than_it_may_be_grows_at_once():
+    cfg = replace(CFG, limits={"decode": PoolLimits(least=2, most=3)})
+    (action,), _ = autoscale(steady(pools([MIDDLE], [MIDDLE]), 0), cfg, 0.0, Memory())
+    assert (action.kind, action.reason) == (Scale.GROW, "it has 1 instances, and 2 at least")
+    starting = (*pools([MIDDLE], [MIDDLE]), member("decode", 9, IDLE, alive=False))
+    assert decide(starting, cfg=cfg) == []
+
+
 def test_a_pool_that_nobody_named_is_left_alone():
     assert decide(pools([FLOODED], [BUSY]), cfg=replace(CFG, limits={})) == []
 

@@ -14,6 +14,8 @@ from penstock.handover.values import Epoch, Incarnation, News, SamplingParams, S
 from penstock.policy.cost import CostModel, Law, Piece, StepCost
 from penstock.policy.fairness import Slo
 from penstock.policy.state import InstanceView, LoadView, Priority
+from penstock.proto import router_pb2 as pb
+from penstock.router.attach import _waiting
 from penstock.router.config import RouterConfig
 from penstock.router.refusal import Refused
 from penstock.router.router import Router
@@ -238,6 +240,25 @@ def test_a_router_that_refuses_all_takes_again_as_soon_as_its_instances_are_idle
             now.links.load(**FREE)
             now.open([call("later", prompt=50)])
             assert now.links.started == ["first", "second", "later"]
+
+    scenario(work)
+
+
+def test_the_controller_hears_how_many_wait_and_for_which_work():
+    async def work():
+        async with router(priced(), normal=Slo(tpot_s=0.05)) as now:
+            assert _waiting(now) == pb.Waiting()
+            for load, told in (
+                ({"decoding": 8, "step_s": 0.06, **FREE}, pb.Waiting(decode=1)),
+                ({"decoding": 0, "step_s": 0.01, **BUSY}, pb.Waiting(prefill=2)),
+            ):
+                now.links.load(**load)
+                now.open([call(f"r{len(now.sessions)}")])
+                now._have_turns()
+                assert _waiting(now) == told
+            now.links.load(**FREE)
+            now._have_turns()
+            assert _waiting(now) == pb.Waiting()
 
     scenario(work)
 
