@@ -83,9 +83,10 @@ class Lifecycle:
         """Move everything away from an instance, and end it for good; one that is being added is taken back."""
         self._check(name, why_busy, why_needed)
         if self._coming(name):
-            adding = self._operations[name].task
-            adding.cancel()
-            await asyncio.wait({adding})
+            adding = self._operations[name]
+            adding.what = "taken back"
+            adding.task.cancel()
+            await asyncio.wait({adding.task})
             yield Progress(name, Phase.ENDED)
             return
         async for progress in self._followed(self._begin(name, "drained", self._drained)):
@@ -169,11 +170,11 @@ class Lifecycle:
         return operation
 
     async def _done(self, operation: Operation, work: Work) -> None:
-        began = time.monotonic()
+        began, what = time.monotonic(), operation.what
         try:
             await work(operation)
         except Refused as refused:
-            logger.warning("%s was not %s: %s", operation.instance, operation.what, refused.text)
+            logger.warning("%s was not %s: %s", operation.instance, what, refused.text)
             raise
         finally:
             del self._operations[operation.instance]
@@ -181,7 +182,7 @@ class Lifecycle:
         logger.info(
             "%s was %s in %.1f s, %d sessions recovered",
             operation.instance,
-            operation.what,
+            what,
             took_s,
             recovered,
         )

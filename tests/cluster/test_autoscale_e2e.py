@@ -36,7 +36,7 @@ def started(prefill: int, decode: int, **autoscale) -> Cluster:
         high_steps=pool_tokens / 2,
         busy_steps=4.0,
         short_s=1.0,
-        idle_s=4.0,
+        idle_s=6.0,
         cooldown_s=2.0,
     )
     return Cluster.start(
@@ -147,6 +147,7 @@ def test_load_grows_a_pool_a_shift_of_its_shape_flips_instances_and_its_end_drai
         assert all(one.blocks.free + one.blocks.cached == BLOCKS for one in client.cluster().instances)
 
 
+@pytest.mark.slow
 def test_an_instance_without_room_waits_is_told_of_blocks_nobody_and_is_taken_back_first():
     with watched(started(prefill=1, decode=1)) as (cluster, client):
         outputs, prompts = alone(cluster, LONG_OUTPUTS), alone(cluster, LONG_PROMPTS)

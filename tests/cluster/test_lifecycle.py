@@ -197,7 +197,11 @@ def test_a_pool_shrinks_by_the_one_without_room_and_who_asked_for_it_is_told(ask
         growing = asyncio.create_task(steps(lifecycle.grow("decode")))
         await until(lambda: "decode-2" in supervisor.registry)
         await until(lambda: supervisor.registry["decode-2"].state == State.PENDING)
-        assert (await steps(ask(lifecycle)))[-1] == Progress("decode-2", Phase.ENDED)
+        shrinking = asyncio.create_task(steps(ask(lifecycle)))
+        await asyncio.sleep(0)
+        with pytest.raises(Refused, match="decode-2 is being taken back just now"):
+            await steps(lifecycle.drain("decode-2"))
+        assert (await shrinking)[-1] == Progress("decode-2", Phase.ENDED)
         with pytest.raises(Refused, match="decode-2 was drained before it served"):
             await growing
         assert list(supervisor.registry.records) == NAMES and host.left == ["decode-2"]
