@@ -136,9 +136,12 @@ class RayHost:
         """Its placement group, asked for where there is none; `leave` waits for what is being asked for."""
         if spec.name not in self._placing:
             self._placing[spec.name] = asyncio.create_task(asked(self._group, spec))
-        group = await asyncio.shield(self._placing[spec.name])
-        self._placing.pop(spec.name, None)
-        return group
+        placing = self._placing[spec.name]
+        try:
+            return await asyncio.shield(placing)
+        finally:
+            if placing.done():
+                self._placing.pop(spec.name, None)
 
     async def start(self, spec: Spec, life: int) -> Running:
         who = Incarnation(spec.name, life)
@@ -227,7 +230,7 @@ class RayHost:
 
     async def leave(self, name: str) -> None:
         if (placing := self._placing.pop(name, None)) is not None:
-            await placing
+            await asyncio.wait({placing})
         with suppress(ValueError):  # it never had one
             await asked(remove_placement_group, await asked(get_placement_group, self._group_name(name)))
 
