@@ -17,7 +17,8 @@ from ..policy.journal import Decision, Journal
 from ..policy.state import InstanceView, Key, Move, Scale, ScaleAction, SequenceView
 from ..proto import router_pb2 as pb
 from .config import DECODE, MIXED, PREFILL, Config
-from .lifecycle import Lifecycle, Progress
+from .lifecycle import Lifecycle
+from .operation import Progress
 from .refusal import Refused
 from .routers import AttachedRouter, Routers
 from .supervisor import Supervisor

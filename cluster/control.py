@@ -18,7 +18,8 @@ from ..policy.state import RequestShape
 from ..proto import control_pb2 as pb
 from ..proto import router_pb2
 from ..proto.control_pb2_grpc import ControlServiceServicer
-from .lifecycle import BEAT_S, Lifecycle, Phase, Progress
+from .lifecycle import BEAT_S, Lifecycle
+from .operation import Phase, Progress
 from .overview import Overview, steady
 from .recall import recall
 from .refusal import Refused, refuse

@@ -9,14 +9,14 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 from functools import partial
 
 import grpc
 
 from ..handover.config import HandoverConfig
 from .config import POOLS, ClusterConfig
+from .operation import Operation, Phase, Progress
 from .refusal import Refused, refuse
 from .registry import END, RESTARTED, Record, Spec, State, least_size, new_name, spec, why_busy, why_needed
 from .supervisor import Supervisor
@@ -29,41 +29,6 @@ LARGEST_POOL = 256
 ADDED = "added"
 QUIET_BEATS = 2
 """An instance is empty when it has said so for so long: a router may have sent something just before it heard."""
-
-
-class Phase(Enum):
-    DRAINING = "draining"
-    STARTING = "starting"
-    SERVING = "serving"
-    ENDED = "ended"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an operation is with an instance; counts are of its sessions."""
-
-    instance: str
-    phase: Phase
-    left: int = 0
-    recovered: int = 0
-    """Not moved in time, and so prefilled again elsewhere."""
-
-
-@dataclass(eq=False)
-class Operation:
-    """What is done with one instance just now."""
-
-    what: str
-    now: Progress
-    task: asyncio.Task[None] = field(init=False)
-
-    @property
-    def instance(self) -> str:
-        return self.now.instance
-
-    def says(self, phase: Phase, left: int = 0, recovered: int = 0) -> None:
-        self.now = Progress(self.instance, phase, left, recovered)
-
 
 Work = Callable[[Operation], Awaitable[None]]
 

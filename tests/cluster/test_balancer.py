@@ -9,7 +9,7 @@ import grpc
 
 from penstock.cluster.balancer import Balancer
 from penstock.cluster.config import ClusterConfig, Config
-from penstock.cluster.lifecycle import Phase, Progress
+from penstock.cluster.operation import Phase, Progress
 from penstock.cluster.refusal import Refused
 from penstock.cluster.routers import AttachedRouter, MoveResult
 from penstock.policy.autoscale import AutoscaleConfig, PoolLimits

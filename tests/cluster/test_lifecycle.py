@@ -10,7 +10,8 @@ from test_supervisor import HANDOVER, NAMES, SPECS, FakeHost, cancelled, play, s
 from waiting import until
 
 from penstock.cluster.config import ClusterConfig
-from penstock.cluster.lifecycle import Lifecycle, Phase, Progress
+from penstock.cluster.lifecycle import Lifecycle
+from penstock.cluster.operation import Phase, Progress
 from penstock.cluster.refusal import Refused
 from penstock.cluster.registry import State
 from penstock.cluster.supervisor import Supervisor
