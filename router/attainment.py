@@ -9,7 +9,11 @@ from ..policy.fairness import Slo
 
 @dataclass(frozen=True, slots=True)
 class Attainment:
-    """First tokens are the prefill pool's work, the pace of what follows the decode pool's."""
+    """First tokens are the prefill pool's work, the pace of what follows the decode pool's.
+
+    A request that is refused since all have enough before them is one that came too late, of those that it would have
+    waited for: who serves in time what he takes, and takes little, is short of instances all the same.
+    """
 
     first_tokens: int = 0
     first_tokens_in_time: int = 0
@@ -24,6 +28,11 @@ class Attainment:
             first_tokens=self.first_tokens + 1,
             first_tokens_in_time=self.first_tokens_in_time + met,
         )
+
+    def refused(self, decoding: bool) -> Attainment:
+        if decoding:
+            return replace(self, outputs=self.outputs + 1)
+        return replace(self, first_tokens=self.first_tokens + 1)
 
     def output(self, tpot_s: float, slo: Slo) -> Attainment:
         met = not slo.tpot_s or tpot_s <= slo.tpot_s

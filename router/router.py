@@ -148,6 +148,7 @@ class Router:
         foreseen = self._turns.foresee(call, replaced, pace, self.now())
         refusal = self._turns.refusal(call, choices, replaced, foreseen, self._late)
         if refusal is not None:
+            self._refused()
             raise overloaded(f"The cluster is busy: {refusal.reason}.", refusal.retry_s)
         return foreseen
 
@@ -205,11 +206,17 @@ class Router:
         none, limit_s = self._held_back, self.config.dispatch_wait_s
         for key in self._turns.overdue(self.now() - limit_s):
             if none is None or none.busy:
+                self._refused()
                 error = overloaded(f"The request has waited {limit_s:g} s for its turn.", limit_s)
             else:
                 error = unserved(f"The request cannot be served now: {none.reason}.")
             self.sessions[key].cancel(error)
             self._turns.gave_up(key)
+
+    def _refused(self) -> None:
+        """One more, by those that have enough before them."""
+        none, _ = self.waiting()
+        self.attainment = self.attainment.refused(decoding=none is not None and none.decoding)
 
     # ---- instances
 

@@ -1,7 +1,7 @@
 """Laws of a busy router: turns by class and tenant, bounds, early refusals, and nothing kept of who has gone."""
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import grpc
@@ -246,7 +246,7 @@ def test_a_router_that_refuses_all_takes_again_as_soon_as_its_instances_are_idle
 
 def test_the_controller_hears_how_many_wait_and_for_which_work():
     async def work():
-        async with router(priced(), normal=Slo(tpot_s=0.05)) as now:
+        async with router(priced(), normal=Slo(tpot_s=0.05), queue=4) as now:
             assert _waiting(now) == pb.Waiting()
             for load, told in (
                 ({"decoding": 8, "step_s": 0.06, **FREE}, pb.Waiting(decode=1)),
@@ -256,6 +256,11 @@ def test_the_controller_hears_how_many_wait_and_for_which_work():
                 now.open([call(f"r{len(now.sessions)}")])
                 now._have_turns()
                 assert _waiting(now) == told
+            counts = now.attainment
+            for _ in range(now.config.queue + 1):
+                with suppress(Refused):
+                    now.open([call(f"r{len(now.sessions)}")])
+            assert now.attainment == replace(counts, first_tokens=counts.first_tokens + 3)
             now.links.load(**FREE)
             now._have_turns()
             assert _waiting(now) == pb.Waiting()
