@@ -135,11 +135,6 @@ class _Pool:
         ]
         return sum(steps) / max(1, len(steps) - but)
 
-    def shares(self, cfg: AutoscaleConfig) -> bool:
-        """Another instance could take work over. First tokens may come late for want of others that decode."""
-        decodes = any(view.load.decode_slots for view in self.serving)
-        return decodes or self.waiting > 0 or self.queued_steps() > cfg.idle_steps
-
     def figures(self, name: str) -> dict[str, float]:
         told = {
             "serving": len(self.serving),
@@ -207,7 +202,7 @@ def _short(pool: _Pool, cfg: AutoscaleConfig) -> str:
         return ""
     if pool.waiting > cfg.waiting * len(pool.serving):
         return f"{pool.waiting} requests wait for it at the routers"
-    if pool.attainment is not None and pool.attainment < cfg.attainment and pool.shares(cfg):
+    if pool.attainment is not None and pool.attainment < cfg.attainment:
         return f"{pool.attainment:.0%} of its requests meet their SLO"
     if pool.queued_steps() > cfg.busy_steps:
         return f"{pool.queued_steps():.1f} steps of prompts wait"

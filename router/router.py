@@ -148,7 +148,7 @@ class Router:
         foreseen = self._turns.foresee(call, replaced, pace, self.now())
         refusal = self._turns.refusal(call, choices, replaced, foreseen, self._late)
         if refusal is not None:
-            self._refused()
+            self.attainment = self.attainment.missed(self._waits_to_decode())
             raise overloaded(f"The cluster is busy: {refusal.reason}.", refusal.retry_s)
         return foreseen
 
@@ -206,17 +206,16 @@ class Router:
         none, limit_s = self._held_back, self.config.dispatch_wait_s
         for key in self._turns.overdue(self.now() - limit_s):
             if none is None or none.busy:
-                self._refused()
+                self.attainment = self.attainment.missed(self._waits_to_decode())
                 error = overloaded(f"The request has waited {limit_s:g} s for its turn.", limit_s)
             else:
                 error = unserved(f"The request cannot be served now: {none.reason}.")
             self.sessions[key].cancel(error)
             self._turns.gave_up(key)
 
-    def _refused(self) -> None:
-        """One more, by those that have enough before them."""
+    def _waits_to_decode(self) -> bool:
         none, _ = self.waiting()
-        self.attainment = self.attainment.refused(decoding=none is not None and none.decoding)
+        return none is not None and none.decoding
 
     # ---- instances
 
@@ -301,7 +300,8 @@ class Router:
 
     def first_token(self, call: Call, ttft_s: float, foreseen_s: float) -> None:
         self._late = forecast.lag(self._late, foreseen_s, ttft_s, forecast.LATE_SHARE)
-        self.attainment = self.attainment.first_token(ttft_s, slo_of(self.config, call.priority))
+        slo = slo_of(self.config, call.priority)
+        self.attainment = self.attainment.first_token(ttft_s, slo, self._waits_to_decode())
 
     def prefilled(self, expected_s: float, took_s: float) -> None:
         lag = forecast.lag(self._dispatch.lag, expected_s, took_s)

@@ -136,13 +136,6 @@ def test_each_cause_of_shortage_is_seen_and_told(cause, words):
     assert action.kind is Scale.GROW and words in action.reason
 
 
-def test_first_tokens_that_are_late_grow_no_pool_that_has_no_prompts_before_it():
-    late, free = {"prefill": 0.1}, {**MIDDLE, "decode_slots": 0}
-    assert decide(pools([free], [MIDDLE]), until=9, attainment=late) == []
-    queued = {**free, "queued_tokens": 512 * 2}
-    assert decide(pools([queued], [MIDDLE]), until=9, attainment=late) == [(Scale.GROW, "prefill", "")]
-
-
 def test_a_pool_that_requests_wait_for_is_not_drained():
     views = pools([MIDDLE], [IDLE, IDLE])
     history = [replace(sample, waiting={"decode": 1}) for sample in steady(views, 60)]

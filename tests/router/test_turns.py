@@ -261,6 +261,8 @@ def test_the_controller_hears_how_many_wait_and_for_which_work():
                 with suppress(Refused):
                     now.open([call(f"r{len(now.sessions)}")])
             assert now.attainment == replace(counts, first_tokens=counts.first_tokens + 3)
+            now.first_token(call("x"), 9.0, 0.0)
+            assert now.attainment.outputs == 0, "nothing is promised of first tokens"
             now.links.load(**FREE)
             now._have_turns()
             assert _waiting(now) == pb.Waiting()
@@ -412,6 +414,20 @@ def test_what_was_promised_and_kept_is_counted_by_class():
             counts = now.attainment
             assert (counts.first_tokens, counts.first_tokens_in_time) == (3, 2)
             assert (counts.outputs, counts.outputs_in_time) == (3, 2)
+
+    scenario(work)
+
+
+def test_a_late_first_token_is_the_decode_pools_where_requests_wait_to_decode():
+    async def work():
+        async with router(priced(), normal=Slo(ttft_s=1.0, tpot_s=0.05)) as now:
+            now.links.load(decoding=8, step_s=0.06)
+            now.open([call("waits")])
+            now.first_token(call("x"), 9.0, 0.0)
+            now.first_token(call("x"), 0.5, 0.0)
+            counts = now.attainment
+            assert (counts.outputs, counts.outputs_in_time) == (1, 0)
+            assert (counts.first_tokens, counts.first_tokens_in_time) == (1, 1)
 
     scenario(work)
 
