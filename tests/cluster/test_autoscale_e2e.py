@@ -22,6 +22,7 @@ from penstock.policy.autoscale import AutoscaleConfig, PoolLimits
 
 BLOCKS = 512
 STREAMS = 8
+PROMPTS = 4
 LONG_OUTPUTS = (60, 300)
 LONG_PROMPTS = (600, 2)
 """Tokens of prompt and output."""
@@ -36,7 +37,7 @@ def started(prefill: int, decode: int, **autoscale) -> Cluster:
         high_steps=pool_tokens / 2,
         busy_steps=4.0,
         short_s=1.0,
-        idle_s=6.0,
+        idle_s=5.0,
         cooldown_s=2.0,
     )
     return Cluster.start(
@@ -76,7 +77,7 @@ def complete(client: Client, number: int, prompt: int, tokens: int) -> Completio
 
 def alone(cluster: Cluster, shape: tuple[int, int]) -> list[tuple[int, ...]]:
     with Client(cluster.address) as client:
-        return [complete(client, number, *shape).token_ids for number in range(STREAMS)]
+        return [complete(client, number, *shape).token_ids for number in range(PROMPTS)]
 
 
 @contextmanager
@@ -88,7 +89,7 @@ def loaded(cluster: Cluster, shape: tuple[int, int], right: list[tuple[int, ...]
         whole = []
         with Client(cluster.address) as client:
             while not over.is_set():
-                whole.append(complete(client, number, *shape))
+                whole.append(complete(client, number % PROMPTS, *shape))
         return whole
 
     with ThreadPoolExecutor(STREAMS) as threads:
@@ -99,7 +100,7 @@ def loaded(cluster: Cluster, shape: tuple[int, int], right: list[tuple[int, ...]
             over.set()
         for number, one in enumerate(streams):
             for whole in one.result():
-                assert whole.token_ids == right[number]
+                assert whole.token_ids == right[number % PROMPTS]
                 assert whole.usage.recoveries == 0
 
 
