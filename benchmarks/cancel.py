@@ -13,10 +13,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
 
+from ..cluster import processes
 from ..cluster.config import default
 from ..cluster.controller import INSTANCE
 from ..cluster.launcher import ROUTER, Cluster
@@ -73,6 +74,7 @@ def measure(
         handover=replace(config.handover, heartbeat_s=HEARTBEAT_S),
     )
     with Cluster.start(config, progress=say, instance=instance, router=router) as cluster:
+        processes.freeze()  # else this process has pauses of its own
         with progress("cancels", plan.samples * len(STATES)) as advance:
             found = asyncio.run(_measure(plan, cluster, advance))
     return report(plan, found)
@@ -85,12 +87,35 @@ async def _measure(plan: Plan, cluster: Cluster, advance: Callable[[int], None])
         Watch(instances, HEARTBEAT_S) as watch,
     ):
         canceller = Canceller(streams, watch, random.Random(plan.seed))
-        await canceller.prefill_once()
-        for _ in range(plan.samples):
-            for state in STATES:
-                await canceller.cancel(state)
-                advance(1)
+        chunks = asyncio.create_task(time_chunks(watch.loads, canceller.found.chunks_ms), name="chunks")
+        try:
+            for _ in range(2):  # the first is slower than those after it
+                await canceller.prefill_once()
+            for _ in range(plan.samples):
+                for state in STATES:
+                    await canceller.cancel(state)
+                    advance(1)
+        finally:
+            chunks.cancel()
+            await asyncio.gather(chunks, return_exceptions=True)
         return canceller.found
+
+
+async def time_chunks(loads: Mapping[str, LoadView], chunks_ms: list[float]) -> None:
+    """While prompts run: from one view that counts a further step to the next. Until cancelled."""
+    since: dict[str, tuple[int, float | None]] = {}
+    while True:
+        await asyncio.sleep(HEARTBEAT_S / 2)
+        now = time.perf_counter()
+        for name, load in loads.items():
+            if not (load.running and load.queued_tokens):
+                since.pop(name, None)
+                continue
+            steps, began = since.setdefault(name, (load.steps, None))
+            if load.steps > steps:
+                since[name] = load.steps, now
+                if began is not None:
+                    chunks_ms.append((now - began) * 1e3 / (load.steps - steps))
 
 
 class Canceller:
@@ -110,14 +135,11 @@ class Canceller:
         }
 
     async def prefill_once(self) -> None:
-        """Let a long prompt come to its end: what its chunks and its whole take."""
-        chunks = asyncio.create_task(self._time_chunks())
+        """Let a long prompt come to its end: what it takes."""
         began = time.perf_counter()
         stream = self._streams.begin(LONG_PROMPT, 2)
         await stream.reach(1)
         self._prefill_s = time.perf_counter() - began
-        chunks.cancel()
-        await asyncio.gather(chunks, return_exceptions=True)
         await self._streams.close(stream)
         await self._watch.since(holds_nothing)
 
@@ -174,18 +196,6 @@ class Canceller:
         await self._streams.close(stream)
         await self._watch.since(holds_nothing)
         return took
-
-    async def _time_chunks(self) -> None:
-        """From one view that counts a further step to the next, while a prompt runs."""
-        steps, since = 0, 0.0
-        while True:
-            await asyncio.sleep(HEARTBEAT_S / 2)
-            for load in self._watch.loads.values():
-                if load.running and load.queued_tokens and load.steps > steps:
-                    now = time.perf_counter()
-                    if steps:
-                        self.found.chunks_ms.append((now - since) * 1e3 / (load.steps - steps))
-                    steps, since = load.steps, now
 
 
 def _queues(load: LoadView) -> bool:

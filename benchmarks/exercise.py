@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import grpc.aio
@@ -22,7 +23,7 @@ STREAM_S = 120.0
 MOVE_S = 30.0
 """Limit of one move."""
 MOVE_TOKENS = 32
-"""So many come at most while a move is made; where an output ends sooner, it may not be done."""
+"""So many come at most while a move is made; where a stream ends sooner, or its client leaves, it may not be done."""
 NEUTRAL = asdict(SamplingParams())
 
 
@@ -46,7 +47,8 @@ class Stream:
     """Why it ended, as the router told."""
     cancelled: bool = False
     """The client left, as the trial says."""
-    moves_done: int = 0
+    moved: list[bool] = field(default_factory=list)
+    """What became of the moves that were asked for, in their order."""
     recoveries: int = 0
     """How often it was prefilled again, as the router told at its end."""
     troubles: list[str] = field(default_factory=list)
@@ -85,12 +87,23 @@ class Stream:
         return self.trial.moves_of(self.choice)
 
     @property
+    def moves_done(self) -> int:
+        return sum(self.moved)
+
+    @property
+    def moves_late(self) -> int:
+        """Moves that were not done, and were asked for when the stream was about to end."""
+        return sum(index + MOVE_TOKENS > len(self.tokens) for index in self._undone)
+
+    @property
     def moves_aborted(self) -> int:
-        """Moves that were not done, for whatever reason but that a token which nobody foresaw ended it before."""
-        if not self.stopped:
-            return len(self.moves) - self.moves_done
-        in_time = sum(index + MOVE_TOKENS <= len(self.tokens) for index in self.moves)
-        return max(0, in_time - self.moves_done)
+        """Moves that were not done though there was time, for whatever reason."""
+        return len(self._undone) - self.moves_late
+
+    @property
+    def _undone(self) -> list[int]:
+        asked = zip_longest(self.moves, self.moved, fillvalue=False)
+        return [index for index, done in asked if not done]
 
     @property
     def left(self) -> bool:
@@ -184,7 +197,7 @@ class _Run:
                 )
             if self._ended(stream):
                 return
-            stream.moves_done += await self._move(stream)
+            stream.moved.append(await self._move(stream))
 
     def _ended(self, stream: Stream) -> bool:
         return self._over or bool(stream.end)

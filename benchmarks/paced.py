@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 
 from ..cluster.instance import Instance
 from ..engine.flight import Flight
+from ..engine.model import Meanwhile
 from ..engine.runner import Runner
 from ..engine.server import InstanceServer
 from ..engine.step import StepItem
@@ -57,9 +58,11 @@ class _Paced(Runner):
         self._cost = cost
         self._sleep = sleep
 
-    def launch(self, items: Sequence[StepItem], after: Flight | None = None) -> Flight:
+    def launch(
+        self, items: Sequence[StepItem], after: Flight | None = None, meanwhile: Meanwhile = lambda: None
+    ) -> Flight:
         began = time.monotonic()
-        flight = super().launch(items, after)
+        flight = super().launch(items, after, meanwhile)
         left_s = self._cost.predict(shape_of(items)) - (time.monotonic() - began)
         if left_s > 0:
             self._sleep(left_s)

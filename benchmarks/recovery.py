@@ -1,10 +1,12 @@
 """What clients feel of an instance, a router or the controller that dies or hangs, and what is computed again for it.
 
 In every round a dozen seeded streams run on one prefill and two decode instances, then a real signal strikes one
-process, or an operator drains or flips an instance. The gap of a stream is its longest wait for a token from then on.
-Counted are the streams that the struck instance owned; for a prefill instance those whose prompt it was working on,
-whose gap begins with their request; for a router, beside which there is another, and for the controller all. Afterwards
-every stream is asked for once more, undisturbed, and must be the same.
+process, or an operator drains or flips an instance, or restarts all of them one by one. The gap of a stream is its
+longest wait for a token from then on. Counted are the streams that the struck instance owned; for a prefill instance
+those whose prompt it was working on, whose gap begins with their request; for a router, beside which there is another,
+for the controller and for a rolling restart all. What moves requests should be felt for no more than a few steps: such
+a gap is told in steps too, a step being the median wait of that stream from then on. Afterwards every stream is asked
+for once more, undisturbed, and must be the same.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ SIGNALS = {
     "kill_router": signal.SIGKILL,
     "kill_controller": signal.SIGKILL,
 }
-KINDS = (*SIGNALS, "drain", "flip")
+MOVING = ("drain", "flip", "rolling")
+"""What an operator does, for which requests are moved."""
+KINDS = (*SIGNALS, *MOVING)
 ROUTERS = 2
 """The clients of one that is killed go on at the other."""
 DECODE = 2
@@ -53,6 +57,10 @@ OLD = 24
 GO_ON = 12
 """That every stream makes after it."""
 MOST = 2000
+MOST_ROLLING = 4000
+"""A stream outlives the restart of all instances."""
+LOOK_S = 0.1
+"""How often it is looked at what instances compute that are being replaced."""
 AT_ONCE = 12
 BACK_S = 90.0
 """How long a process that was ended may take to be there again."""
@@ -73,6 +81,7 @@ class Found:
     """What was measured so far."""
 
     gaps_ms: dict[str, list[float]] = field(default_factory=dict)
+    gap_steps: dict[str, list[float]] = field(default_factory=dict)
     recomputed: dict[str, list[float]] = field(default_factory=dict)
     """Tokens of each round, over its streams that were struck."""
     reprefill_ms: list[float] = field(default_factory=list)
@@ -92,6 +101,7 @@ def measure(plan: Plan, say: Say = logger.info, instance: str = INSTANCE, router
     )
     found = Found()
     with Cluster.start(config, progress=say, instance=instance, router=router) as cluster:
+        processes.freeze()  # else this process has pauses of its own
         with progress("faults", len(plan.kinds) * plan.rounds) as advance:
             asyncio.run(_strike_all(plan, cluster, found, advance))
         say("every stream again, undisturbed")
@@ -131,11 +141,14 @@ class Striker:
         self._found = found
         self._draw = draw
         self._vocabulary = cluster.model.vocabulary
+        self._computed: dict[int, int] = {}
+        """By each process, as far as it was looked at."""
 
     async def round(self, kind: str, name: str) -> None:
         witnesses: list[Witness] = []
+        most = MOST_ROLLING if kind == "rolling" else MOST
         for part in ("a", "b"):
-            some = [self._begin(f"{name}-{part}{place}", PROMPT) for place in range(TOGETHER)]
+            some = [self._begin(f"{name}-{part}{place}", PROMPT, most) for place in range(TOGETHER)]
             await grown(some, 1)
             self._found.reprefill_ms += [one.ttft_ms for one in some if one.arrivals]
             witnesses += some
@@ -146,28 +159,32 @@ class Striker:
             await asyncio.sleep(self._draw.uniform(0.05, 0.15))
         target = await self._aim(kind, before, witnesses)
         now = await self._instances()
-        begun = _computed(one for one in now if one.pid == target.pid)
-        begun -= _computed(one for one in before if one.pid == target.pid)
+        computed = _computed(before)
+        begun = _computed(now).get(target.pid, 0) - computed.get(target.pid, 0)
+        self._computed = dict(computed)
         at = time.perf_counter()
         await self._strike(kind, target)
         await grown(witnesses, GO_ON, [len(one.tokens) for one in witnesses])
         struck = [one for one in witnesses if target.owned(one.owner_at(at))]
         gaps = [gap for one in struck if (gap := one.gap_ms(at)) is not None]
         self._found.gaps_ms.setdefault(kind, []).extend(gaps)
-        after = await self._back(kind, target)
-        lives = {one.pid for one in after}
-        computed = _computed(after) - _computed([one for one in before if one.pid in lives])
+        steps = [gap for one in struck if (gap := one.gap_steps(at)) is not None]
+        self._found.gap_steps.setdefault(kind, []).extend(steps)
+        self._computed |= _computed(await self._back(kind, target))
+        since = sum(count - computed.get(pid, 0) for pid, count in self._computed.items())
         new = sum(len(one.asked.prompt) for one in struck if not one.owner_at(at)) - begun
         if struck:
-            again = max(0, computed - max(0, new)) / len(struck)
+            again = max(0, since - max(0, new)) / len(struck)
             self._found.recomputed.setdefault(kind, []).append(again)
         await asyncio.gather(*(one.close() for one in witnesses))
         self._found.witnesses += witnesses
 
-    def _begin(self, name: str, prompt_tokens: int) -> Witness:
-        return Witness.begin(self._client, Asked.draw(name, prompt_tokens, self._vocabulary), MOST)
+    def _begin(self, name: str, prompt_tokens: int, most: int = MOST) -> Witness:
+        return Witness.begin(self._client, Asked.draw(name, prompt_tokens, self._vocabulary), most)
 
     async def _aim(self, kind: str, instances: Sequence[Instance], witnesses: Sequence[Witness]) -> Target:
+        if kind == "rolling":
+            return Target("", 0, lambda owner: True)
         if kind == "kill_controller":
             return Target("", self._actor("Controller"), lambda owner: True)
         if kind == "kill_router":
@@ -186,8 +203,18 @@ class Striker:
             os.kill(target.pid, SIGNALS[kind])
         elif kind == "drain":
             await _done(self._control.drain(target.name))
-        else:
+        elif kind == "flip":
             await _done(self._control.flip(target.name, "prefill"))
+        else:
+            await self._restart_all()
+
+    async def _restart_all(self) -> None:
+        """What the lives computed that come to their ends is looked at meanwhile."""
+        restarting = asyncio.create_task(_done(self._control.restart()))
+        while not restarting.done():
+            self._computed |= _computed(await self._instances())
+            await asyncio.wait([restarting], timeout=LOOK_S)
+        await restarting
 
     def _actor(self, kind: str) -> int:
         return next(pid for pid in processes.marked(self._cluster.record.cluster_id) if kind in _title(pid))
@@ -197,7 +224,7 @@ class Striker:
 
     async def _back(self, kind: str, target: Target) -> tuple[Instance, ...]:
         """Until all that was ended is there again, and the routers hear of it; the instances before that is undone."""
-        if kind not in SIGNALS:
+        if kind in ("drain", "flip"):
             after = await self._instances()
             undo = (
                 self._control.scale("decode", DECODE)
@@ -229,9 +256,9 @@ async def _done(progress: AsyncIterator[Progress]) -> None:
         pass
 
 
-def _computed(instances: Iterable[Instance]) -> int:
-    """Prompt tokens, those of requests prefilled again included, that these lives have begun to compute."""
-    return sum(one.work.asked_tokens - one.work.hit_tokens for one in instances)
+def _computed(instances: Iterable[Instance]) -> dict[int, int]:
+    """Prompt tokens, those of requests prefilled again included, that these processes have begun to compute."""
+    return {one.pid: one.work.asked_tokens - one.work.hit_tokens for one in instances if one.pid}
 
 
 def _title(pid: int) -> str:
@@ -286,6 +313,15 @@ def report(plan: Plan, found: Found) -> Report:
         for share, part in ((0.5, "p50"), (0.99, "p99")):
             told[f"gap_{part}_ms_{kind}"] = quantile(gaps, share), "ms"
             spread[f"gap_{part}_ms_{kind}"] = min(gaps), max(gaps)
+        if kind in MOVING:
+            steps = found.gap_steps[kind]
+            for part, value in (
+                ("p50", quantile(steps, 0.5)),
+                ("p99", quantile(steps, 0.99)),
+                ("max", max(steps)),
+            ):
+                told[f"gap_steps_{part}_{kind}"] = value, "steps"
+                spread[f"gap_steps_{part}_{kind}"] = min(steps), max(steps)
         again = found.recomputed[kind]
         told[f"recomputed_tokens_{kind}"] = sum(again) / len(again), "tokens/request"
         spread[f"recomputed_tokens_{kind}"] = min(again), max(again)

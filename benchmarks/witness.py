@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import median
 
 from ..client import AsyncClient, Delta, Finished, PenstockError
 from .gaps import Arrival
@@ -77,9 +78,17 @@ class Witness:
 
         A wait begins with the token before it, or with the request.
         """
-        times = [self.began, *(one.at_s for one in self.arrivals)]
-        waits = [later - earlier for earlier, later in pairwise(times) if later > at]
+        waits = self._waits_s(at)
         return max(waits) * 1e3 if waits else None
+
+    def gap_steps(self, at: float) -> float | None:
+        """The same in steps: beside the median wait since then."""
+        waits = self._waits_s(at)
+        return max(waits) / median(waits) if waits else None
+
+    def _waits_s(self, at: float) -> list[float]:
+        times = [self.began, *(one.at_s for one in self.arrivals)]
+        return [later - earlier for earlier, later in pairwise(times) if later > at]
 
     async def close(self) -> None:
         assert self.task is not None

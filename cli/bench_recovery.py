@@ -14,11 +14,13 @@ from rich.console import Console
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 @click.option("--save", is_flag=True, help="Also keep the figures in benchmarks/results/recovery.json.")
 def command(rounds: int, seed: int, as_json: bool, save: bool) -> None:
-    """The gap in clients' streams when a process dies or hangs, or an instance is drained or flipped, by kind.
+    """The gap in clients' streams when a process dies or hangs, an instance is drained or flipped, or all are restarted
+    one by one, by kind.
 
     And the tokens computed again for it. Starts a cluster of the embedded checkpoint and sends real signals. Beside the
-    gaps of a killed instance look at `reprefill_p50_ms`: what it takes to prefill as many requests at a time. Each
-    stream is compared with an undisturbed one of the same seed.
+    gaps of a killed instance look at `reprefill_p50_ms`: what it takes to prefill as many requests at a time. Those of
+    a drain, a flip and a rolling restart are told in steps too: a step is the median wait for a token of that stream
+    from then on. Each stream is compared with an undisturbed one of the same seed.
     """
     from ..benchmarks.recovery import Plan, measure
 

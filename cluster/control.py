@@ -180,6 +180,8 @@ class Control(ControlServiceServicer):
             refuse(
                 grpc.StatusCode.FAILED_PRECONDITION, f"{text} ({record.reason})" if record.reason else text
             )
+        if refusal := self._supervisor.refusal(record.incarnation):
+            refuse(grpc.StatusCode.FAILED_PRECONDITION, f"{name} takes no request: {refusal}")
         if not record.spec.decode_slots:
             refuse(grpc.StatusCode.FAILED_PRECONDITION, f"{name} does not decode")
 

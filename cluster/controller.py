@@ -48,6 +48,7 @@ class Controller:
             config.handover,
             f"controller:{name}",
             lambda: self._routers.tell(self._supervisor.registry.usable()),
+            self._routers.refusal,
         )
         self._lifecycle = Lifecycle(self._supervisor, config.cluster, config.handover)
         journal = Journal("controller", time.time)
@@ -66,6 +67,7 @@ class Controller:
         )
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(_end_with)
+        processes.freeze()
 
     async def states(self) -> list[tuple[str, str, str]]:
         """Name, state and reason of each instance."""

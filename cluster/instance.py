@@ -13,7 +13,7 @@ from pathlib import Path
 from ..decode_worker.phase import DecodePhase
 from ..engine.server import InstanceServer
 from ..prefill_worker.phase import PrefillPhase
-from . import logs
+from . import logs, processes
 from .config import InstanceSettings, build
 
 
@@ -41,7 +41,9 @@ class Instance:
 
     async def start(self) -> str:
         """Load the model and listen; the address. `ValueError` says in one sentence what of the settings is wrong."""
-        return await self.server.start()
+        address = await self.server.start()
+        processes.freeze()
+        return address
 
     async def drain(self) -> None:
         """Let all that runs here be moved away; returns when nothing is left, or after `drain_s`."""

@@ -40,13 +40,14 @@ class Lifecycle:
         self._supervisor = supervisor
         self._config = config
         self._handover = handover
+        self._why_busy = partial(why_busy, serves=supervisor.serves)
         self._operations: dict[str, Operation] = {}
 
     # ---- what may be asked
 
     async def drain(self, name: str) -> AsyncIterator[Progress]:
         """Move everything away from an instance, and end it for good; one that is being added is taken back."""
-        self._check(name, why_busy, why_needed)
+        self._check(name, self._why_busy, why_needed)
         if self._coming(name):
             adding = self._operations[name]
             adding.what = "taken back"
@@ -67,7 +68,7 @@ class Lifecycle:
         self._check(name, partial(why_needed, then=pool))
         empties = before.decodes and not after.decodes
         if empties:
-            self._check(name, why_busy)
+            self._check(name, self._why_busy)
         async for progress in self._followed(self._flip(name, after, empties)):
             yield progress
 
@@ -303,7 +304,7 @@ class Lifecycle:
 
     def _check_restart(self, name: str) -> None:
         self._serving(name)
-        self._check(name, why_busy)
+        self._check(name, self._why_busy)
 
     def _check_least(self, pool: str, count: int) -> None:
         least = least_size(self._supervisor.registry, pool)
@@ -317,7 +318,7 @@ class Lifecycle:
     def _idlest(self, pool: str) -> str:
         def work(record: Record) -> tuple[bool, bool, int]:
             load, state = self._supervisor.load(record.spec.name), record.state
-            return state != State.PENDING, state == State.SERVING, load.sessions if load else 0
+            return state != State.PENDING, self._supervisor.serves(record), load.sessions if load else 0
 
         def busy(name: str) -> bool:
             return name in self._operations and not self._coming(name)

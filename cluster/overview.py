@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ..handover.recall import to_wire
-from ..handover.values import Incarnation
 from ..policy.journal import Decision
 from ..policy.state import LoadView
 from ..proto import control_pb2 as pb
@@ -77,7 +76,7 @@ class Overview:
             reason=record.reason,
             work=_work(load),
         )
-        refusal = self._routers.refusal(Incarnation(name, record.life))
+        refusal = self._supervisor.refusal(record.incarnation)
         if refusal and record.state is State.SERVING:
             instance.state, instance.reason = pb.INSTANCE_STATE_REFUSED, refusal
         if record.running is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
@@ -221,10 +221,10 @@ def new_name(registry: Registry, pool: str) -> str:
     )
 
 
-def why_busy(registry: Registry, name: str) -> str:
-    """Why nobody could take what this instance has and do its work; empty where somebody can."""
+def why_busy(registry: Registry, name: str, serves: Callable[[Record], bool]) -> str:
+    """Why nobody that `serves` could take what this instance has and do its work; empty where somebody can."""
     others = [record for record in registry.records.values() if record.spec.name != name]
-    serving = [record.spec for record in others if record.state == State.SERVING and not record.fate]
+    serving = [record.spec for record in others if serves(record) and not record.fate]
     for does, able in (
         ("decodes", any(one.decodes for one in serving)),
         ("prefills", any(one.prefills for one in serving)),

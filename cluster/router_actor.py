@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from ..router.config import ModelInfo
-from . import logs
+from . import logs, processes
 from .config import Config
 from .instance_actor import resolve
 
@@ -40,6 +40,7 @@ class RouterActor:
         loop = asyncio.get_running_loop()
         self._first = loop.create_task(self._server.start())
         self._serving = loop.create_task(tried_again(self._first, self._server))
+        processes.freeze()
 
     async def address(self) -> str:
         """Once it listens. `ValueError` where the port was taken at its first try."""

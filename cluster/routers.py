@@ -123,6 +123,10 @@ class Routers(RouterServiceServicer):
         )
         return "; ".join(said)
 
+    def _life(self, name: str) -> int:
+        """Of the instance that routers use by that name; 0 where there is none."""
+        return next((one.life for one in self._instances.instances if one.name == name), 0)
+
     async def move(
         self,
         router: AttachedRouter,
@@ -266,6 +270,7 @@ class Routers(RouterServiceServicer):
         held = ask.router.sessions.get(ask.session)
         if moved.done and held is not None:
             held.owner = ask.destination  # the next move may be asked before the router's next list
+            held.owner_life = self._life(ask.destination)
         ask.result.set_result(MoveResult(moved.done, moved.reason, moved.seconds, moved.source))
 
 

@@ -81,7 +81,8 @@ class Host(Protocol):
 
 
 class Supervisor:
-    """One task for each instance that there is to be. `on_change` is called after every change of the registry."""
+    """One task for each instance that there is to be. `on_change` is called after every change of the registry, and
+    `refusal` says why routers do not use an instance though it serves, empty where they do."""
 
     def __init__(
         self,
@@ -90,8 +91,10 @@ class Supervisor:
         config: HandoverConfig,
         name: str,
         on_change: Callable[[], None],
+        refusal: Callable[[Incarnation], str] = lambda who: "",
     ):
         self.registry = Registry.of(specs)
+        self.refusal = refusal
         self._host = host
         self._config = config
         self._name = name
@@ -177,12 +180,17 @@ class Supervisor:
         """The newest load view of an instance that runs."""
         return self._links[name].load if name in self._links else None
 
+    def serves(self, record: Record) -> bool:
+        """It takes requests, from every router."""
+        return record.state == State.SERVING and not self.refusal(record.incarnation)
+
     def views(self, now: float) -> list[InstanceView]:
         """Every instance there is to be, as policies see it at `now` of the monotonic clock."""
         return [self._view(record, now) for record in self.registry.records.values()]
 
     def _view(self, record: Record, now: float) -> InstanceView:
         spec, load = record.spec, self.load(record.spec.name)
+        refused = bool(self.refusal(record.incarnation))
         return InstanceView(
             name=spec.name,
             life=record.life,
@@ -190,7 +198,7 @@ class Supervisor:
             pool=spec.pool,
             load=load or LoadView(prefill_tokens=spec.prefill_tokens, decode_slots=spec.decode_slots),
             seen_at=now - self.silent_s(spec.name),
-            alive=record.usable and load is not None,
+            alive=record.usable and load is not None and not refused,
             draining=record.state == State.DRAINING,
             placed=record.state != State.PENDING,
         )

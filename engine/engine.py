@@ -69,13 +69,15 @@ logger = logging.getLogger(__name__)
 
 COMMIT_WAIT_S = 0.005
 """Most that a step is put off for the final stage of a sequence that leaves."""
+HEARS_AFTER_S = 0.01
+"""A step that takes longer does not keep waiting what arrives: so often it is heard until the step has ended."""
 
 
 class Model(Protocol):
     """What runs steps; see `Runner.launch`."""
 
-    def launch(self, items: Sequence[StepItem], after: Any) -> Landing:
-        """Begin a step, behind the step whose landing is `after`, or None."""
+    def launch(self, items: Sequence[StepItem], after: Any, meanwhile: Callable[[], None]) -> Landing:
+        """Begin a step, behind the step whose landing is `after`, or None; call `meanwhile` while that takes time."""
         ...
 
 
@@ -120,6 +122,7 @@ class Engine:
         journal: Journal | None = None,
         overlap: bool = False,
         nice: int = 0,
+        hears_after_s: float = HEARS_AFTER_S,
     ):
         """`journal` keeps what was done with each sequence, and when; None is one that nobody reads.
 
@@ -128,9 +131,14 @@ class Engine:
         Not where a sliding window passes over blocks: they are given away with the launch of the step that passes them,
         and the one before it may still read them.
 
-        `nice` is the thread's place among the threads of its machine: a higher one gives way to lower ones.
+        `nice` is the thread's place among the threads of its machine: a higher one gives way to lower ones. A step that
+        has run for `hears_after_s` hears what has arrived, where its model lets it.
         """
         self._nice = nice
+        self._hears_after_s = hears_after_s
+        self._heard_at = 0.0
+        self._stale = False
+        """Something happened that `load` does not know."""
         self._overlap = overlap and scheduler.pool.span is None
         self._model = model
         self._scheduler = scheduler
@@ -253,7 +261,7 @@ class Engine:
         if time.monotonic() >= self._next_beat:
             self._beat()
         self._begin_swaps()
-        if self._outbox or not self.stepping:
+        if self._outbox or self._stale or not self.stepping:
             self._flush()
         self.alive_at = time.monotonic()
 
@@ -274,15 +282,25 @@ class Engine:
             self._scheduler.item(sequence, tokens, places[sequence.session] if sequence.owed else None)
             for sequence, tokens in batch
         ]
-        began = time.perf_counter()
-        flight = self._model.launch(items, before and before.flight)
-        sequences = [sequence for sequence, _ in batch]
-        self._flights.append(Launch(sequences, items, flight, began))
         for (sequence, tokens), item in zip(batch, items, strict=True):
             self._scheduler.ran(sequence, tokens)
             sequence.owed += item.sample is not None
             sequence.locked = True
             self._put_launch_off(sequence.session)
+        began = self._heard_at = time.perf_counter()
+        flight = self._model.launch(items, before and before.flight, self._hear_meanwhile)
+        sequences = [sequence for sequence, _ in batch]
+        self._flights.append(Launch(sequences, items, flight, began))
+        for sequence in sequences:
+            self._scheduler.keep(sequence)
+
+    def _hear_meanwhile(self) -> None:
+        """Take what has arrived while a step runs, which touches nothing that the step does: it counts as launched."""
+        now = time.perf_counter()
+        if now - self._heard_at >= self._hears_after_s and not self._inbox.empty():
+            self._heard_at = now
+            self._take_inbox(wait=False)
+            self._flush()
 
     def _put_launch_off(self, session: str) -> None:
         """Its seat hears of the launch with whatever happens next; of the first, with which it begins, at once."""
@@ -441,6 +459,7 @@ class Engine:
         return self._hear(session, event)
 
     def _hear(self, session: str, event: InstanceEvent) -> list[InstanceEffect]:
+        self._stale = True
         was = self._seats.get(session) or self._remembered(session)
         seat, effects = was.on(event, self._house)
         self._seats[session] = seat
@@ -551,7 +570,7 @@ class Engine:
 
     def _flush(self) -> None:
         self.load = self._measure()
-        self._told = self._seats.copy()
+        self._told, self._stale = self._seats.copy(), False
         if self._outbox:
             self._outside.send(*self._outbox.take(self.load))
 

@@ -13,6 +13,8 @@ from .layers import StepInputs, attention, feed_forward
 from .weights import ModelWeights
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
+Meanwhile = Callable[[], None]
+"""Called now and then while a step is under way."""
 
 
 class Model:
@@ -24,15 +26,19 @@ class Model:
         self.weights = weights
         self._reduce = reduce or (lambda x: x)
 
-    def forward(self, inputs: StepInputs, cache: KVCache) -> torch.Tensor:
+    def forward(
+        self, inputs: StepInputs, cache: KVCache, meanwhile: Meanwhile = lambda: None
+    ) -> torch.Tensor:
         """Feeds `inputs`, stores their keys and values, and returns the last layer's output [n, hidden]."""
         hidden = F.embedding(inputs.tokens, self.weights.embedding)
         update, eps = None, self.spec.norm_eps
         for layer, kv, window in zip(self.weights.layers, cache.layers, self.spec.windows, strict=True):
             hidden, normed = add_rms_norm(hidden, update, layer.input_norm, eps)
             update = self._reduce(attention(normed, layer, self.spec, inputs, kv, window))
+            meanwhile()
             hidden, normed = add_rms_norm(hidden, update, layer.post_norm, eps)
             update = self._reduce(feed_forward(normed, layer.feed_forward, self.spec))
+            meanwhile()
         return hidden if update is None else hidden + update
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

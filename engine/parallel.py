@@ -17,6 +17,7 @@ from .checkpoint import ModelSpec
 from .config import EngineConfig
 from .layout import CacheLayout
 from .memory import SharedMemory
+from .model import Meanwhile
 from .pair import Rendezvous
 from .rank import Line, Orders, Place, RankModel, Summing
 from .step import StepItem
@@ -86,14 +87,19 @@ class Ranks:
         """Processes of the ranks from 1 on."""
         return [process.pid for process in self._processes]
 
-    def forward(self, items: Sequence[StepItem], ahead: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        items: Sequence[StepItem],
+        ahead: torch.Tensor | None = None,
+        meanwhile: Meanwhile = lambda: None,
+    ) -> torch.Tensor:
         """As `RankModel.forward`, on all ranks, which are told tokens that the host knows. RankLost ends them all."""
         assert ahead is None, "tokens that are on one device alone do not reach the other ranks"
         plain = [(list(item.tokens), item.start, list(item.block_table)) for item in items]
         try:
             for line in self._lines:
                 line.send(plain, self._step_s)
-            return self._own.forward(items)
+            return self._own.forward(items, meanwhile=meanwhile)
         except (RuntimeError, OSError) as error:
             lost = self._lost(error)
             self.close(end_s=0.0)

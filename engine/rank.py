@@ -24,7 +24,7 @@ from .graphs import DecodeGraphs
 from .inputs import InputBuilder
 from .layout import CacheLayout
 from .memory import SharedMemory
-from .model import Model, Reduce
+from .model import Meanwhile, Model, Reduce
 from .pair import GROUPS, c10d
 from .shards import Cut
 from .step import StepItem
@@ -100,7 +100,12 @@ class RankModel:
         """Replay steps without chunks as CUDA graphs from here on."""
         self._graphs = DecodeGraphs(self.model, self.cache)
 
-    def forward(self, items: Sequence[StepItem], ahead: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        items: Sequence[StepItem],
+        ahead: torch.Tensor | None = None,
+        meanwhile: Meanwhile = lambda: None,
+    ) -> torch.Tensor:
         """Feeds `items`, those of one token first; the last layer's output [n, hidden].
 
         `ahead` are, in order, the tokens of those that follow items of the step before; see `StepItem.follows`.
@@ -108,7 +113,7 @@ class RankModel:
         inputs = self._inputs.build(items, ahead)
         if self._graphs and self._graphs.can_run(inputs):
             return self._graphs.forward(inputs)
-        return self.model.forward(inputs, self.cache)
+        return self.model.forward(inputs, self.cache, meanwhile)
 
 
 class Line:

@@ -15,6 +15,7 @@ from .graphs import recordable
 from .layout import CacheLayout
 from .logprobs import LogprobsOf
 from .memory import SharedMemory
+from .model import Meanwhile
 from .parallel import Ranks
 from .rank import Place, RankModel
 from .sampler import sample
@@ -133,16 +134,20 @@ class Runner:
         return self.launch(items).result() if items else []
 
     @torch.inference_mode()
-    def launch(self, items: Sequence[StepItem], after: Flight | None = None) -> Flight:
+    def launch(
+        self, items: Sequence[StepItem], after: Flight | None = None, meanwhile: Meanwhile = lambda: None
+    ) -> Flight:
         """Begin a step of at least one item without waiting for it on a GPU; a CPU has done it on return.
 
         Items that follow one of the step before take their token from `after`, its flight, on the device: it may not
         have landed. Not with several ranks, which are told the tokens. Mixtures of experts are waited for in every
         layer, whose groups the host must know (`expert_feed_forward`).
+
+        `meanwhile` is called between the parts of every layer.
         """
         order = sorted(range(len(items)), key=lambda index: _place(items[index]))
         ordered = [items[index] for index in order]
-        hidden = self._forward(ordered, self._ahead(ordered, after))
+        hidden = self._forward(ordered, self._ahead(ordered, after), meanwhile)
         ends = np.cumsum([len(item.tokens) for item in ordered]) - 1
         known = [
             (item.log, self._of_known(item.log, hidden[end + 1 - len(item.tokens) :]))

@@ -143,7 +143,7 @@ class Scheduler:
         sequence.room = self._room(self._leased.pop(sequence.key))
         self.pool.adopt(sequence.key)
         self._enter(sequence)
-        self._keep(sequence)
+        self.keep(sequence)
 
     def quarantine(self, key: LeaseKey) -> None:
         self.pool.quarantine(key)
@@ -212,12 +212,11 @@ class Scheduler:
         return StepItem(fed, start, table, sample, sequence.logbook(start, tokens), follows)
 
     def ran(self, sequence: Sequence, tokens: int) -> None:
-        """A step that was launched computes so many more of the sequence's tokens, before any step behind it."""
+        """A step that is being launched computes so many more of the sequence's tokens, before any step behind it."""
         sequence.computed += tokens
         sequence.preempted = sequence.preempted and not sequence.decoding
-        self._keep(sequence)
 
-    def _keep(self, sequence: Sequence) -> None:
+    def keep(self, sequence: Sequence) -> None:
         """Share what it has computed, and keep what is still of use to it."""
         self.kv.publish(sequence)
         self.kv.shed(sequence)

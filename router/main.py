@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -29,6 +30,7 @@ async def serve(
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopped.set)
     await server.start()
+    gc.freeze()  # what is there by now stays: looking through it for garbage would stop everything for long
     try:
         await stopped.wait()
     finally:

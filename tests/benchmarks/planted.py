@@ -1,4 +1,4 @@
-"""Faults planted into the classes that a cluster's actors host. Each process makes its fault once."""
+"""Faults planted into the classes that a cluster's actors host."""
 
 import asyncio
 import itertools
@@ -20,13 +20,13 @@ AFTER = 4
 
 
 class AlteringWindow(LocalWindow):
-    """A transport that alters one block: it writes another one's bytes there."""
+    """A transport that alters a block of every write from `AFTER` on: it writes another one's bytes there."""
 
     calls = itertools.count(1)
 
     def write(self, cache, source_ids, destination_ids, layers=slice(None)):
         super().write(cache, source_ids, destination_ids, layers)
-        if source_ids and next(self.calls) == AFTER:
+        if source_ids and next(self.calls) >= AFTER:
             other = (source_ids[0] + 1) % cache.layout.blocks
             super().write(cache, [other], destination_ids[:1], layers)
 

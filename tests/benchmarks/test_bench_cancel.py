@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from planted import LINGER_S
 
-from penstock.benchmarks.cancel import ALLOWED_MS, STATES, Found, Plan, measure, report
+from penstock.benchmarks.cancel import ALLOWED_MS, STATES, Found, Plan, measure, report, time_chunks
 from penstock.benchmarks.watch import QUIET_S, Watch, holds_nothing
 from penstock.cli.bench_cancel import command
 from penstock.policy.state import LoadView
@@ -48,6 +48,34 @@ def test_a_state_that_was_never_met_is_no_figure():
 def test_nonsense_is_refused(arguments):
     outcome = CliRunner().invoke(command, arguments)
     assert outcome.exit_code == 2 and arguments[0] in outcome.output
+
+
+class Looked(dict):
+    """Views, and how often they were looked at."""
+
+    times = 0
+
+    def items(self):
+        self.times += 1
+        return super().items()
+
+
+def test_a_chunk_is_timed_from_step_to_step_of_one_instance_while_it_has_a_prompt():
+    prompt = LoadView(running=1, queued_tokens=900)
+
+    async def run() -> list[float]:
+        loads, told = Looked({"decode-0": LoadView(running=1, steps=90)}), []
+        timing = asyncio.create_task(time_chunks(loads, told))
+        for steps, runs in ((4, 0), (4, 1), (5, 1), (7, 1), (7, 0), (8, 1), (9, 1)):
+            loads["prefill-0"] = replace(prompt, steps=steps) if runs else LoadView(steps=steps)
+            seen = loads.times
+            while loads.times == seen:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        timing.cancel()
+        return told
+
+    (chunk_ms,) = asyncio.run(run())
+    assert chunk_ms > 0, "of two steps; what began and ended between two views is not known"
 
 
 def watching(loads: dict[str, LoadView], work):
@@ -98,7 +126,7 @@ def test_what_is_held_for_ever_ends_the_measurement(load):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_router_that_notices_late_shows_in_every_state():
-    told = measure(Plan(samples=1), router="planted:LingeringRouter").figures
+    told = measure(Plan(samples=2), router="planted:LingeringRouter").figures
     late = {state: told[f"free_p99_ms_{state}"] for state in STATES if state != "queued"}
     assert min(late.values()) >= LINGER_S * 1e3, late
 

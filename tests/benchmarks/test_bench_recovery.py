@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from scripted_router import Scripted, against
 
 from penstock.benchmarks.gaps import Arrival
-from penstock.benchmarks.recovery import KINDS, Found, Plan, compare_all, measure, report
+from penstock.benchmarks.recovery import KINDS, MOVING, Found, Plan, compare_all, measure, report
 from penstock.benchmarks.witness import Asked, Witness, grown
 from penstock.cli.bench_recovery import command
 from penstock.client import AsyncClient, Delta
@@ -26,6 +26,7 @@ def witness(tokens=(5, 6, 7), name="one", times=(1.0, 1.01, 1.5)) -> Witness:
 def found(**changes) -> Found:
     made = Found(
         {kind: [10.0, 20.0, 90.0] for kind in KINDS},
+        {kind: [1.0, 2.0, 3.5] for kind in MOVING},
         {kind: [0.0, 40.0] for kind in KINDS},
         reprefill_ms=[30.0],
         witnesses=[witness()],
@@ -42,6 +43,9 @@ def test_every_promised_figure_is_there_with_unit_and_spread():
         assert told.spread[f"gap_p99_ms_{kind}"] == (10, 90)
         assert told.figures[f"recomputed_tokens_{kind}"] == 20
         assert told.units[f"gap_p50_ms_{kind}"] == "ms"
+    for kind in MOVING:
+        assert told.figures[f"gap_steps_p50_{kind}"] == 2 and told.figures[f"gap_steps_max_{kind}"] == 3.5
+        assert told.units[f"gap_steps_p99_{kind}"] == "steps"
     assert told.figures["mismatched"] == told.figures["duplicated"] == told.figures["missing"] == 0
 
 
@@ -57,6 +61,12 @@ def test_a_gap_is_the_longest_wait_that_ended_after_the_fault():
     assert one.gap_ms(1.005) == pytest.approx(490), "a token that was on its way ends no gap"
     assert one.gap_ms(0.8) == pytest.approx(500) and one.owner_at(0.8) == "", "it waited from its beginning"
     assert one.gap_ms(1.6) is None
+
+
+def test_a_gap_in_steps_is_beside_the_median_wait_since_the_fault():
+    one = witness(times=(1.0, 1.9, 2.0, 2.3, 2.4, 2.5, 2.55))
+    assert one.gap_steps(1.95) == pytest.approx(3), "what came before does not count"
+    assert one.gap_steps(1.5) == pytest.approx(9) and one.gap_steps(2.6) is None
 
 
 @pytest.mark.parametrize(

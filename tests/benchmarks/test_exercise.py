@@ -7,7 +7,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from penstock.benchmarks.exercise import Stream, exercise
+from penstock.benchmarks.exercise import MOVE_TOKENS, Stream, exercise
 from penstock.benchmarks.trials import Trial
 from penstock.handover.values import Logprobs, SamplingParams
 from penstock.proto import control_pb2, inference_pb2
@@ -133,10 +133,19 @@ def test_moves_are_asked_for_when_their_token_comes_and_lead_elsewhere():
     assert (stream.moves_done, stream.moves_aborted) == (2, 0)
 
 
-def test_a_move_that_is_refused_or_comes_too_late_is_aborted():
-    stream, _ = run([delta(0, 5), until_moved, delta(1, 6)], trial(2, moves=(0, 1)), done=False)
-    assert (stream.moves_done, stream.moves_aborted) == (0, 2)
-    assert stream.troubles[0] == "not moved to decode-1: no room"
+@pytest.mark.parametrize("more", [MOVE_TOKENS - 2, MOVE_TOKENS - 1])
+def test_a_move_that_is_not_done_is_aborted_or_late_where_the_stream_was_about_to_end(more):
+    script = [delta(0, 5), until_moved, delta(1, *[6] * more)]
+    stream, _ = run(script, trial(1 + more, moves=(0, 1 + more)), done=False)
+    assert stream.troubles == ["not moved to decode-1: no room"]
+    late = 1 + (1 + more < MOVE_TOKENS)
+    assert (stream.moves_done, stream.moves_late, stream.moves_aborted) == (0, late, 2 - late)
+
+
+def test_a_move_that_the_client_does_not_wait_for_is_late():
+    script = [delta(0, 5), until_moved, delta(1, 6, 7)]
+    stream, _ = run(script, trial(100, moves=(0,), cancel_after=2), done=False)
+    assert stream.cancelled and (stream.moves_late, stream.moves_aborted) == (1, 0)
 
 
 def test_each_choice_is_heard_and_moved_by_itself():

@@ -149,6 +149,11 @@ def test_fewer_than_80_percent_of_the_moves_done_is_a_failure():
     assert list(failures(CLEAN | {"moves_done": 0, "moves_aborted": 0}, ours=True)) == []
 
 
+@pytest.mark.parametrize("done, aborted, wrong", [(1, 1, False), (2, 1, False), (2, 2, True), (0, 1, True)])
+def test_of_few_moves_a_single_one_may_abort_unless_none_is_done(done, aborted, wrong):
+    assert bool(list(failures(CLEAN | {"moves_done": done, "moves_aborted": aborted}, ours=True))) is wrong
+
+
 @pytest.mark.parametrize("tokens, most", [(1_000, 1), (20_000, 2), (1_000_000, 100)])
 def test_more_ties_than_one_in_10_000_tokens_are_a_failure(tokens, most):
     assert list(failures(CLEAN | {"tokens": tokens, "ties": most}, ours=True)) == []
@@ -177,10 +182,11 @@ def test_a_kind_that_never_occurred_in_many_requests_is_a_failure(name):
 
 
 def test_moves_in_a_tiny_cache_count_apart():
-    moved = [Stream(Trial("r", (1,), 40, 0.0, 9, (3, 8), None), moves_done=1)]
+    moved = [Stream(Trial("r", (1,), 50, 0.0, 9, (3, 8, 30), None), tokens=[5] * 50, moved=[True, False])]
     ample, tiny = arrivals(moved, tiny=False), arrivals(moved, tiny=True)
-    assert (ample["moves_done"], ample["moves_aborted"], ample["moves_done_tiny"]) == (1, 1, 0)
-    assert (tiny["moves_done"], tiny["moves_done_tiny"], tiny["moves_aborted_tiny"]) == (0, 1, 1)
+    kinds = "moves_done", "moves_aborted", "moves_late"
+    assert [ample[kind] for kind in kinds] == [tiny[f"{kind}_tiny"] for kind in kinds] == [1, 1, 1]
+    assert not any(ample[f"{kind}_tiny"] or tiny[kind] for kind in kinds)
 
 
 def test_blocks_that_took_another_transport_are_a_failure():

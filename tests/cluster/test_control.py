@@ -89,14 +89,25 @@ class Party:
             lambda who, condemned: self.lost.append((who, condemned)),
             lambda hello: self.silent.append(hello.name),
         )
-        self.supervisor = Supervisor(None, specs(ClusterConfig()), HANDOVER, "controller:c", self.tell)  # type: ignore[arg-type]
+        self.supervisor = Supervisor(
+            None,  # type: ignore[arg-type]
+            specs(ClusterConfig()),
+            HANDOVER,
+            "controller:c",
+            self.tell,
+            self.routers.refusal,
+        )
         self.router = FakeRouter(answer)
         self.supervisor.load = lambda name: LOADS[name.split("-")[0]]  # type: ignore[method-assign]
         for name in self.supervisor.registry.records:
-            registry = self.supervisor.registry.starting(name, 1)
-            self.supervisor.registry = registry.serving(
-                Incarnation(name, 1), Running("127.0.0.1:2", 9, "here")
-            )
+            self.serve(name, 1)
+
+    def serve(self, name: str, life: int) -> None:
+        registry = self.supervisor.registry.starting(name, life)
+        self.supervisor.registry = registry.serving(
+            Incarnation(name, life), Running("127.0.0.1:2", 9, "here")
+        )
+        self.tell()
 
     def tell(self) -> None:
         self.routers.tell(self.supervisor.registry.usable())
@@ -168,6 +179,8 @@ def test_an_instance_that_a_router_refuses_does_not_serve_and_the_reason_is_told
         assert said["decode-0"].state == control.INSTANCE_STATE_REFUSED
         assert said["decode-0"].reason == f"{router.hello.name} does not use it: its weights"
         assert said["decode-1"].state == control.INSTANCE_STATE_SERVING, "it was another life"
+        with pytest.raises(grpc.aio.AioRpcError, match="decode-0 takes no request: .* its weights"):
+            await stub.MigrateRequest(asked(destination="decode-0"))
         party.routers._take(router, pb.AttachRequest(refused=pb.RefusedInstances()))
         (said,) = (
             one
@@ -211,9 +224,12 @@ def test_choices_that_move_together_do_not_all_go_to_one_instance():
 
 def test_a_move_that_is_done_is_known_before_the_routers_next_list():
     async def scenario(party: Party, stub: ControlServiceStub) -> None:
+        party.serve("decode-1", 2)
         for _ in range(3):
             await stub.MigrateRequest(asked())
         assert [ask.destination for ask in party.router.asked] == ["decode-1", "decode-0", "decode-1"]
+        ((_, held),) = party.routers.holding("r")
+        assert (held.owner, held.owner_life) == ("decode-1", 2)
 
     play(scenario, MOVED)
 

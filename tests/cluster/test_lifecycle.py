@@ -265,6 +265,23 @@ def test_where_nobody_else_decodes_nothing_is_emptied():
     played(scenario)
 
 
+def test_what_routers_refuse_takes_nobodys_work_and_goes_first():
+    async def scenario(host: FakeHost, supervisor: Supervisor, lifecycle: Lifecycle) -> None:
+        refused = supervisor.registry["decode-0"].incarnation
+        supervisor.refusal = lambda who: "other weights" if who == refused else ""
+        await until(lambda: all(supervisor.load(name) for name in supervisor.registry.records))
+        alive = {view.name: view.alive for view in supervisor.views(0.0)}
+        assert alive == {"prefill-0": True, "decode-0": False, "decode-1": True}
+        with pytest.raises(Refused, match="decode-1 has to stay"):
+            await steps(lifecycle.drain("decode-1"))
+        host.living[refused].load = replace(host.living[refused].load, sessions=2)
+        await until(lambda: sessions(supervisor, "decode-0") == 2)
+        await steps(lifecycle.scale("decode", 1))
+        assert list(supervisor.registry.records) == ["prefill-0", "decode-1"]
+
+    played(scenario)
+
+
 def test_a_rolling_restart_that_cannot_replace_all_replaces_none():
     async def scenario(host: FakeHost, supervisor: Supervisor, lifecycle: Lifecycle) -> None:
         await steps(lifecycle.drain("decode-1"))

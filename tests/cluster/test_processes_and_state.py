@@ -122,3 +122,26 @@ def test_no_folder_is_removed_that_we_did_not_make(tmp_path):
     (tmp_path / "precious").mkdir()
     state.reap(record(temp_dir=str(tmp_path / "precious")))
     assert (tmp_path / "precious").exists()
+
+
+def test_what_an_instance_has_once_it_serves_is_looked_through_for_garbage_no_more():
+    program = """
+import asyncio, gc
+from penstock.cluster.config import InstanceSettings
+from penstock.cluster.instance import Instance
+
+class Server:
+    def __init__(self, *arguments, **options): ...
+    async def start(self): return "here:1"
+
+class Quick(Instance):
+    server_class = Server
+
+instance = Quick(InstanceSettings(name="one", life=1, prefill_tokens=64, decode_slots=0))
+had = len(gc.get_objects())
+assert asyncio.run(instance.start()) == "here:1"
+print(had, len(gc.get_objects()))
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    had, looked_at = map(int, told.stdout.split())
+    assert had > 50_000 and looked_at < had / 20

@@ -48,10 +48,11 @@ class Line:
 class Stream:
     context: Context
     session: Session
+    began_at: Incarnation
     decode: Address | None = None
     records: list[TokenRecord] = field(default_factory=list)
     makers: list[str] = field(default_factory=list)
-    """Who made each token."""
+    """Who told each token first: its maker, or whoever took over before the maker's own word was here."""
     moves: list[bool] = field(default_factory=list)
     again: tuple[Address, Address | None] | None = None
     """Where it is prefilled, and decoded, when it has to be recovered."""
@@ -61,6 +62,14 @@ class Stream:
     @property
     def ids(self) -> list[int]:
         return [*self.context.emitted, *(record.id for record in self.records)]
+
+    def went_on_at(self, *instances: str) -> bool:
+        """It was begun once, and each of these has made tokens of it since: handed over, for nobody began it there.
+
+        Nothing is asked of where it began: what that made may be told first by the next, whose commit carries it.
+        """
+        makers = set(self.makers)
+        return set(instances) <= makers <= {*instances, self.began_at.instance} and not self.recoveries
 
 
 class BareRouter:
@@ -84,7 +93,9 @@ class BareRouter:
 
     def start(self, key: str, context: Context, prefill: Address, decode: Address | None = None) -> Stream:
         session = Session(key, 1, next_index=len(context.emitted))
-        stream = self.streams[key] = Stream(context, session, decode, heard_at=time.monotonic())
+        stream = self.streams[key] = Stream(
+            context, session, prefill.incarnation, decode, heard_at=time.monotonic()
+        )
         self._tell(stream, fx.Dispatched(prefill, decode))
         return stream
 

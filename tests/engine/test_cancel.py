@@ -130,3 +130,48 @@ def test_a_long_prompt_stops_at_the_next_chunk_and_the_next_one_takes_its_place(
         world.deliver()
     prefill.engine.round(wait=False)  # the chunk under way
     assert [one.session for one, _ in prefill.scheduler.next_batch()] == ["next"]
+
+
+@pytest.mark.parametrize("state, gone", [("queued", True), ("prefilling", False)])
+def test_a_cancel_is_heard_while_a_step_runs_and_only_what_that_computes_stays_until_its_end(
+    clock, state, gone
+):
+    world = World(2, SPLIT, CONFIG, clock)
+    assert world.hears
+    bring(world, state)
+    prefill = world.instances["prefill"]
+    launch, heard = prefill.model.launch, []
+
+    def cancelled_under_way(items, after, meanwhile):
+        flight = launch(items, after, lambda: None)
+        if not heard:
+            world.cancel(VICTIM)
+            while any(world.streams.values()):
+                world.deliver()
+            meanwhile()
+            heard.append(sequence(world, "prefill") is None and VICTIM not in prefill.engine._seats)
+            assert prefill.engine.load.waiting == 0
+        return flight
+
+    prefill.model.launch = cancelled_under_way
+    prefill.engine.round(wait=False)
+    assert heard == [gone]
+    assert sequence(world, "prefill") is None and VICTIM not in prefill.engine._seats
+    assert all(key.session != VICTIM for key in prefill.pool._tables)
+    world.settle(30.0)
+    assert world.over
+
+
+def test_a_load_view_knows_of_a_cancel_before_the_next_step(clock):
+    world = World(0, SPLIT, CONFIG, clock)
+    assert not world.hears
+    bring(world, "queued")
+    prefill = world.instances["prefill"]
+    prefill.engine._beat()
+    prefill.engine._flush()
+    assert prefill.engine.load.waiting == 1
+    world.cancel(VICTIM)
+    while any(world.streams.values()):
+        world.deliver()
+    prefill.engine.round(wait=False)
+    assert prefill.engine.stepping and prefill.engine.load.waiting == 0

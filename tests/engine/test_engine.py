@@ -159,7 +159,7 @@ def test_what_gives_its_memory_back_says_the_same_and_nothing_twice(
 ):
     monkeypatch.setattr(moving, "MOVING_ROOM", BLOCK)
     preemptions = swapped = 0
-    for seed in range(5):
+    for seed in range(6):
         in_place, loss = seed % 2 == 0, (0.0, 0.02)[seed % 3 == 2]
         now = World(
             seed, roles, CONFIG, clock, 42, in_place, loss, "aggressive", host_blocks, overlap=overlap

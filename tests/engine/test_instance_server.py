@@ -149,6 +149,25 @@ def test_late_doubled_and_disordered_messages_change_no_token(transport, monkeyp
     asyncio.run(asyncio.wait_for(main(), 120))
 
 
+def test_a_first_token_that_its_maker_tells_late_comes_with_the_handover(monkeypatch):
+    async def main():
+        prefill, decode = server("prefill", slots=0), server("decode")
+        async with running(prefill, decode) as router:
+            late = []
+            with monkeypatch.context() as patch:
+                patch.setattr(prefill._links, "tell", lambda *said: late.append(said))
+                stream = router.start("s", prompt(300), at(prefill), at(decode))
+                await until(lambda: stream.ids)
+            for said in late:
+                prefill._links.tell(*said)
+            router.start("still", prompt(300), at(decode))
+            await until(lambda: all(one.session.closed for one in router.streams.values()))
+            assert stream.makers[0] == "decode" and stream.went_on_at("decode") and stream.moves == [True]
+            assert stream.ids == router.streams["still"].ids
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_migrated_stream_equals_unmoved_stream(transport):
     async def main():
@@ -173,7 +192,7 @@ def test_migrated_stream_equals_unmoved_stream(transport):
                 stream = router.streams[key]
                 assert stream.ids == router.streams[f"still-{key}"].ids and len(stream.ids) == 150
                 assert sum(stream.moves) >= 2, stream.moves
-                assert set(stream.makers) == {"prefill", "left", "right"}
+                assert stream.went_on_at("left", "right")
 
     asyncio.run(main())
 
@@ -198,7 +217,7 @@ def test_streams_move_unchanged_between_instances_of_unequal_tensor_parallelism(
             for key in contexts:
                 stream = router.streams[key]
                 assert stream.ids == router.streams[f"still-{key}"].ids and len(stream.ids) == 80
-                assert set(stream.makers) == {"prefill", "left", "right"}
+                assert stream.went_on_at("left", "right")
 
     asyncio.run(main())
 
@@ -378,7 +397,7 @@ def test_sigterm_ends_an_instance_once_all_that_it_has_was_moved_away(tmp_path):
                 await until(lambda: all(stream.session.closed for stream in router.streams.values()))
                 for number, stream in enumerate(moving):
                     assert stream.ids == router.streams[f"still-{number}"].ids
-                    assert set(stream.makers) == {"told", "here"} and stream.moves == [True]
+                    assert stream.went_on_at("here") and stream.moves == [True]
         finally:
             told.end()
 
@@ -548,14 +567,14 @@ def test_while_a_grammar_compiles_others_on_the_same_streams_go_on():
                 router.start("left", prompt(20, grammar=REGEX, ignore_eos=False), at(prefill), at(decode))
                 other = router.start("other", prompt(20, max_tokens=20), at(prefill), at(decode))
                 await until(lambda: other.session.closed)
-                assert len(other.ids) == 20 and set(other.makers) == {"prefill", "decode"}
+                assert len(other.ids) == 20 and other.went_on_at("decode")
                 assert not held.ids
                 router.cancel("left")
                 gate.set()
                 await until(lambda: held.ids)
                 another = router.start("another", prompt(30, max_tokens=20), at(prefill), at(decode))
                 await until(lambda: another.session.closed)
-                assert set(another.makers) == {"prefill", "decode"}, "its Peer stream waited for a grammar"
+                assert another.went_on_at("decode"), "its Peer stream waited for a grammar"
             await until(lambda: held.session.closed)
             assert not router.streams["left"].ids
 

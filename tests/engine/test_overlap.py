@@ -55,9 +55,9 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     launch = Runner.launch
 
-    def counted(self, items, after=None):
+    def counted(self, items, after, meanwhile):
         counts.append(sum(item.follows is not None for item in items))
-        return launch(self, items, after)
+        return launch(self, items, after, meanwhile)
 
     monkeypatch.setattr(Runner, "launch", counted)
     return counts

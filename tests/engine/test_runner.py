@@ -61,6 +61,18 @@ def test_a_step_takes_tokens_that_the_one_before_it_is_still_drawing(folder: Pat
     assert flight.result() == [None, first, second]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_step_lets_others_in_between_the_parts_of_every_layer(folder: Path, ranks: int) -> None:
+    runner = make(folder, tensor_parallel=ranks)
+    calls: list[None] = []
+    item = StepItem(range(20, 50), 0, [4, 5], GREEDY)
+    try:
+        flight = runner.launch([item], None, lambda: calls.append(None))
+        assert len(calls) == 2 * runner.spec.layers and flight.result() == runner.step([item])
+    finally:
+        runner.close()
+
+
 def test_a_prefix_read_once_for_its_group_gives_the_same_tokens(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

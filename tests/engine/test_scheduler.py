@@ -51,6 +51,7 @@ def step(now: Scheduler) -> list[tuple[Sequence, int]]:
         assert len(item.tokens) == tokens and item.start == one.computed
         assert len(item.block_table) * BLOCK >= end > (len(item.block_table) - 1) * BLOCK
         now.ran(one, tokens)
+        now.keep(one)
         assert one.computed == end
         if item.sample and one.append(1).end is not None:
             now.ended(one)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from zlib import crc32
 
 import numpy as np
@@ -46,9 +46,12 @@ class ToyModel:
         self.flights: deque[ToyFlight] = deque()
         """Launched, and not begun before they must be: what writes late harms whoever was given the blocks early."""
 
-    def launch(self, items: Sequence[StepItem], after: ToyFlight | None) -> ToyFlight:
+    def launch(
+        self, items: Sequence[StepItem], after: ToyFlight | None, meanwhile: Callable[[], None]
+    ) -> ToyFlight:
         flight = ToyFlight(self, items, after)
         self.flights.append(flight)
+        meanwhile()
         return flight
 
     def run(self, items: Sequence[StepItem], before: Sequence[int | None]) -> list[int | None]:

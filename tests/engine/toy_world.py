@@ -108,7 +108,10 @@ class Instance:
         memory = Window("here", 1, 1, self.blocks, self.blocks) if self.shares_memory else None
         limits = Limits(CONTEXT, frozenset({EOS}), BLOCK, VOCABULARY)
         overlap = self.world.overlap
-        self.engine = Engine(self.model, self.scheduler, instance, limits, self, memory, overlap=overlap)
+        hears = {"hears_after_s": 0.0} if self.world.hears else {}
+        self.engine = Engine(
+            self.model, self.scheduler, instance, limits, self, memory, overlap=overlap, **hears
+        )
 
     # ---- Outside
 
@@ -228,6 +231,8 @@ class World:
         self.window = window
         """Tokens that a token sees, itself included."""
         self.overlap = overlap
+        self.hears = bool(seed // 2 % 2)
+        """What is delivered between two rounds is taken while the second one's step runs, not after it."""
         self.swaps: list[tuple[Instance, Swap]] = []
         self.swapped = 0
         self.roles = roles
