@@ -36,7 +36,7 @@ test: setup lint ## formatting, lint, types and every test that is not slow
 explore: setup ## every order of events of a handover: states explored and depth of each scenario
 	$(PY) -m pytest -q -n 2 tests/handover/test_exploration.py $(PYTEST_ARGS)
 
-test-slow: setup ## the long explorations
+test-slow: setup ## the long tests: explorations, compiled kernels, what a cluster survives
 	$(PY) -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)
 
 # From a checkout that is not installed; Python 3.11 or newer, torch with its Triton, transformers, click and rich suffice:

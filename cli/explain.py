@@ -10,8 +10,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from ..client import Decision, Explanation
+from ..client import Explanation
 from .calls import SECONDS, connected, within
+from .figures import figures_of
 
 WIDE = 140
 """Columns where the output goes to no terminal."""
@@ -52,16 +53,10 @@ def _table(told: Explanation) -> Table:
     for decision in told.decisions:
         choice = (decision.session.split("#")[1],) if choices else ()
         table.add_row(
-            f"{(decision.at - began) * 1000:.1f}", *choice, decision.where, decision.what, _figures(decision)
+            f"{(decision.at - began) * 1000:.1f}",
+            *choice,
+            decision.where,
+            decision.what,
+            figures_of(decision),
         )
     return table
-
-
-def _figures(decision: Decision) -> str:
-    return "  ".join(f"{name} {_short(value)}" for name, value in decision.figures.items())
-
-
-def _short(value: float | str) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{value:.0f}" if value == int(value) else f"{value:.4g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
@@ -13,14 +14,17 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..client import Cluster, Instance
+from ..client import Cluster, Decision, Instance
 from .calls import connected
+from .figures import figures_of
 from .signals import interrupt_once
 
 MIB = 1 << 20
 WIDE = 120
 """Columns where the output goes to no terminal."""
 ENDLESS = 1 << 16
+CHANGES = 6
+"""Lines about what pools did by themselves; `--json` has some more."""
 
 
 @click.command("status")
@@ -40,6 +44,8 @@ def command(watch: bool, address: str | None, as_json: bool) -> None:
     preempted        how often a sequence had to give its memory back
     beat s           seconds since the instance was last heard
     MiB, restarts    its resident memory, and how often it was started anew
+
+    Below: what is refused or waits for room, and why; and what pools did by themselves (cluster.autoscale).
 
     A terminal that is too narrow for all of them leaves out the last ones.
     """
@@ -85,10 +91,19 @@ def _picture(cluster: Cluster, console: Console) -> Group:
     routers = ", ".join(router.address for router in cluster.routers)
     title = Text(f"{cluster.cluster}: {cluster.model} at {routers or 'no router'}")
     instances = _instances(cluster, console)
-    refused = [
-        Text(f"{one.name} is refused: {one.reason}") for one in cluster.instances if one.state == "refused"
+    unused = [
+        Text(f"{one.name} is {one.state}: {one.reason}")
+        for one in cluster.instances
+        if one.state in ("refused", "pending")
     ]
-    return Group(title, instances, *refused, *([_sessions(cluster)] if cluster.sessions else []))
+    changes = [Text(_change(change)) for change in cluster.changes[-CHANGES:]]
+    return Group(title, instances, *unused, *changes, *([_sessions(cluster)] if cluster.sessions else []))
+
+
+def _change(change: Decision) -> str:
+    """Of a pool by itself, with the figures that decided it."""
+    at = time.strftime("%H:%M:%S", time.localtime(change.at))
+    return f"{at} {change.session} {change.what} {figures_of(change)}"
 
 
 def _instances(cluster: Cluster, console: Console) -> Table:

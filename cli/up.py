@@ -136,6 +136,8 @@ def _became(was: Instance | None, instance: Instance) -> str:
             return "starts anew" if anew else "starts"
         case "draining":
             return "drains"
+        case "pending":
+            return f"waits for room: {instance.reason}"
         case "refused":
             return f"is refused: {instance.reason}"
     if instance.reason == RESTARTED:

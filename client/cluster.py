@@ -107,6 +107,8 @@ class Cluster:
     instances: tuple[Instance, ...]
     routers: tuple[Router, ...]
     sessions: tuple[Session, ...]
+    changes: tuple[Decision, ...] = ()
+    """What pools did by themselves lately, and what came of it, oldest first; `session` is the pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a router, an instance or the controller decided or did for a request, with its figures."""
+    """What a router, an instance or the controller decided or did for a request or a pool, with its figures."""
 
     at: float
     """Unix time in seconds, on the clock of who noted it."""
@@ -175,6 +177,7 @@ def from_cluster(said: pb.GetClusterResponse) -> Cluster:
         instances=tuple(map(_instance, said.instances)),
         routers=tuple(_value(Router, router) for router in said.routers),
         sessions=tuple(_value(Session, session) for session in said.sessions),
+        changes=tuple(map(_decision, said.changes)),
     )
 
 
@@ -183,11 +186,11 @@ def from_moves(said: pb.MigrateRequestResponse) -> tuple[Move, ...]:
 
 
 def from_explanation(said: pb.ExplainRequestResponse) -> Explanation:
-    decisions = (
-        _value(Decision, one, figures={name: one.figures[name] for name in sorted(one.figures)})
-        for one in said.decisions
-    )
-    return Explanation(tuple(decisions), tuple(said.silent))
+    return Explanation(tuple(map(_decision, said.decisions)), tuple(said.silent))
+
+
+def _decision(said: pb.Decision) -> Decision:
+    return _value(Decision, said, figures={name: said.figures[name] for name in sorted(said.figures)})
 
 
 def migrate_request(

@@ -13,11 +13,12 @@ from typing import Any
 from ..policy import autoscale as scaling
 from ..policy import migration
 from ..policy.autoscale import AutoscaleConfig, Sample
-from ..policy.journal import Journal
+from ..policy.journal import Decision, Journal
 from ..policy.state import InstanceView, Key, Move, Scale, ScaleAction, SequenceView
 from ..proto import router_pb2 as pb
-from .config import DECODE, PREFILL, Config
-from .lifecycle import Lifecycle, Progress
+from .config import DECODE, MIXED, PREFILL, Config
+from .lifecycle import Lifecycle
+from .operation import Progress
 from .refusal import Refused
 from .routers import AttachedRouter, Routers
 from .supervisor import Supervisor
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 LATELY_S = 10.0
 """Requests that ended within so long tell how well the pools do."""
+CHANGES = 32
 SAMPLE_S = 1.0
 """How often the pools are looked at."""
 
@@ -53,6 +55,8 @@ class Balancer:
         self._counts: deque[tuple[float, dict[str, pb.Attainment]]] = deque()
         """What each router had counted, and when."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self.changes: deque[Decision] = deque(maxlen=CHANGES)
+        """What pools did by themselves lately, and what came of it."""
 
     async def run(self) -> None:
         """Until cancelled; what was begun then is cancelled too."""
@@ -112,7 +116,9 @@ class Balancer:
     def _scale(self, views: list[InstanceView], cfg: AutoscaleConfig, now: float) -> None:
         if self._history and now - self._history[-1].at < SAMPLE_S:
             return
-        self._history.append(Sample(now, tuple(views), self._attainments(now)))
+        if not self._history:  # an earlier controller may have changed a pool just now
+            self._scales = scaling.Memory(dict.fromkeys(cfg.limits, now))
+        self._history.append(Sample(now, tuple(views), self._attainments(now), self._waiting()))
         while len(self._history) > 1 and self._history[1].at <= now - max(cfg.idle_s, cfg.short_s):
             self._history.popleft()
         actions, self._scales = scaling.autoscale(list(self._history), cfg, now, self._scales)
@@ -120,7 +126,8 @@ class Balancer:
             self._begin(self._change(action))
 
     def _attainments(self, now: float) -> dict[str, float]:
-        """Of what ended lately, at all routers: the prefill pool's are first tokens, the decode pool's outputs."""
+        """Of what ended lately, at all routers: the prefill pool's are first tokens, the decode pool's outputs, and the
+        mixed pool's the worse of the two."""
         self._counts.append(
             (now, {router.hello.name: router.attainment for router in self._routers.attached})
         )
@@ -135,15 +142,33 @@ class Balancer:
             count, in_time = _more(before, after, every), _more(before, after, met)
             if count > 0:
                 shares[pool] = in_time / count
-        return shares
+        return shares | ({MIXED: min(shares.values())} if shares else {})
+
+    def _waiting(self) -> dict[str, int]:
+        prefill = sum(router.waiting.prefill for router in self._routers.attached)
+        decode = sum(router.waiting.decode for router in self._routers.attached)
+        return {PREFILL: prefill, DECODE: decode, MIXED: prefill + decode}
 
     async def _change(self, action: ScaleAction) -> None:
-        logger.info("the %s pool is to %s: %s", action.pool, action.kind.value, action.reason)
+        began, what, instance = (
+            time.monotonic(),
+            action.kind.value,
+            action.instance[0] if action.instance else "",
+        )
+        self._tell(action.pool, what, instance=instance, to=action.to, reason=action.reason, **action.figures)
         try:
             async for progress in self._changing(action):
-                logger.debug("%s", progress)
+                instance = progress.instance
         except Refused as refused:
-            logger.warning("the %s pool did not %s: %s", action.pool, action.kind.value, refused.text)
+            self._tell(action.pool, f"{what}_failed", instance=instance, reason=refused.text)
+        else:
+            took_s = time.monotonic() - began
+            self._tell(action.pool, f"{what}_done", instance=instance, to=action.to, took_s=took_s)
+
+    def _tell(self, pool: str, what: str, **figures: float | str) -> None:
+        told = self._journal.note(pool, what, **figures)
+        self.changes.append(told)
+        logger.info("the %s pool: %s", pool, told)
 
     def _changing(self, action: ScaleAction) -> AsyncIterator[Progress]:
         if action.kind is Scale.GROW:
@@ -159,7 +184,12 @@ class Balancer:
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a defect: a change or a move was not brought to its end", exc_info=error)
 
 
 def _sequence(session: pb.HeldSession) -> SequenceView:

@@ -18,7 +18,8 @@ from ..policy.state import RequestShape
 from ..proto import control_pb2 as pb
 from ..proto import router_pb2
 from ..proto.control_pb2_grpc import ControlServiceServicer
-from .lifecycle import BEAT_S, Lifecycle, Phase, Progress
+from .lifecycle import BEAT_S, Lifecycle
+from .operation import Phase, Progress
 from .overview import Overview, steady
 from .recall import recall
 from .refusal import Refused, refuse
@@ -59,6 +60,7 @@ class Control(ControlServiceServicer):
         routers: Routers,
         config: HandoverConfig,
         move_s: float,
+        journal: Journal,
     ):
         self._overview = overview
         self._lifecycle = lifecycle
@@ -66,7 +68,7 @@ class Control(ControlServiceServicer):
         self._routers = routers
         self._config = config
         self._move_s = move_s
-        self.journal = Journal("controller", time.time)
+        self._journal = journal
 
     async def GetCluster(
         self, request: pb.GetClusterRequest, context: grpc.aio.ServicerContext
@@ -124,7 +126,7 @@ class Control(ControlServiceServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request_id must not be empty")
         records = list(self._supervisor.registry.usable())
         told = await recall(request.request_id, self._routers, records, RECALL_S)
-        decisions = [*told.decisions, *self.journal.of(sessions_of(request.request_id))]
+        decisions = [*told.decisions, *self._journal.of(sessions_of(request.request_id))]
         if not decisions:
             silent = f"; {', '.join(told.silent)} did not answer" if told.silent else ""
             text = f"nobody remembers a request {request.request_id}{silent}"

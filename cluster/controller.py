@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 
 import grpc
 import grpc.aio
 import ray
 
 from ..handover.values import Incarnation
+from ..policy.journal import Journal
 from ..proto import router_pb2 as pb
 from ..proto.control_pb2_grpc import add_ControlServiceServicer_to_server
 from ..proto.router_pb2_grpc import add_RouterServiceServicer_to_server
@@ -48,17 +50,21 @@ class Controller:
             lambda: self._routers.tell(self._supervisor.registry.usable()),
             self._routers.refusal,
         )
-        overview = Overview(name, model, self._supervisor, self._routers, self._rss_bytes)
-        lifecycle = Lifecycle(self._supervisor, config.cluster, config.handover)
+        self._lifecycle = Lifecycle(self._supervisor, config.cluster, config.handover)
+        journal = Journal("controller", time.time)
+        self._balancer = Balancer(self._supervisor, self._routers, self._lifecycle, config, journal)
+        overview = Overview(
+            name, model, self._supervisor, self._routers, self._balancer.changes, self._rss_bytes
+        )
         self._control = Control(
             overview,
-            lifecycle,
+            self._lifecycle,
             self._supervisor,
             self._routers,
             config.handover,
             config.cluster.move_s,
+            journal,
         )
-        self._balancer = Balancer(self._supervisor, self._routers, lifecycle, config, self._control.journal)
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(_end_with)
         processes.freeze()
@@ -76,6 +82,7 @@ class Controller:
         await server.start()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._supervisor.run())
+            tasks.create_task(self._lifecycle.resume())
             tasks.create_task(self._balancer.run())
 
     def _lost(self, who: Incarnation, condemned: bool) -> None:

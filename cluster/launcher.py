@@ -181,17 +181,23 @@ class Cluster:
 
     def _await_instances(self, deadline: float) -> None:
         """Until each instance serves; its first failure ends the wait, since the next life would fare no better."""
-        waiting = {spec.name for spec in specs(self.config.cluster)}
+        waiting = {spec.name: "" for spec in specs(self.config.cluster)}
+        """And why each has no room."""
         while waiting:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 limit = f"{self.config.cluster.start_s:g} s (cluster.start_s)"
-                raise TimeoutError(f"{', '.join(sorted(waiting))} did not start within {limit}")
+                room = "".join(f"; {name} has no room: {why}" for name, why in waiting.items() if why)
+                raise TimeoutError(f"{', '.join(sorted(waiting))} did not start within {limit}{room}")
             for name, status, reason in _get(self._controller.states.remote(), max(left_s, CALL_S)):
-                if name in waiting and reason:
+                if name not in waiting:
+                    continue
+                if status == State.PENDING.value:
+                    waiting[name] = reason
+                elif reason:
                     raise ValueError(f"{name} does not start: {reason}")
-                if name in waiting and status == State.SERVING.value:
-                    waiting.remove(name)
+                elif status == State.SERVING.value:
+                    del waiting[name]
                     self._progress(f"{name} serves")
             time.sleep(POLL_S)
 

@@ -9,16 +9,16 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 from functools import partial
 
 import grpc
 
 from ..handover.config import HandoverConfig
 from .config import POOLS, ClusterConfig
+from .operation import Operation, Phase, Progress
 from .refusal import Refused, refuse
-from .registry import RESTARTED, Record, Spec, State, least_size, new_name, spec, why_busy, why_needed
+from .registry import END, RESTARTED, Record, Spec, State, least_size, new_name, spec, why_busy, why_needed
 from .supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -26,43 +26,9 @@ logger = logging.getLogger(__name__)
 BEAT_S = 5.0
 """Progress is told so often at least."""
 LARGEST_POOL = 256
+ADDED = "added"
 QUIET_BEATS = 2
 """An instance is empty when it has said so for so long: a router may have sent something just before it heard."""
-
-
-class Phase(Enum):
-    DRAINING = "draining"
-    STARTING = "starting"
-    SERVING = "serving"
-    ENDED = "ended"
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an operation is with an instance; counts are of its sessions."""
-
-    instance: str
-    phase: Phase
-    left: int = 0
-    recovered: int = 0
-    """Not moved in time, and so prefilled again elsewhere."""
-
-
-@dataclass(eq=False)
-class Operation:
-    """What is done with one instance just now."""
-
-    what: str
-    now: Progress
-    task: asyncio.Task[None] = field(init=False)
-
-    @property
-    def instance(self) -> str:
-        return self.now.instance
-
-    def says(self, phase: Phase, left: int = 0, recovered: int = 0) -> None:
-        self.now = Progress(self.instance, phase, left, recovered)
-
 
 Work = Callable[[Operation], Awaitable[None]]
 
@@ -80,8 +46,15 @@ class Lifecycle:
     # ---- what may be asked
 
     async def drain(self, name: str) -> AsyncIterator[Progress]:
-        """Move everything away from an instance, and end it for good."""
+        """Move everything away from an instance, and end it for good; one that is being added is taken back."""
         self._check(name, self._why_busy, why_needed)
+        if self._coming(name):
+            adding = self._operations[name]
+            adding.what = "taken back"
+            adding.task.cancel()
+            await asyncio.wait({adding.task})
+            yield Progress(name, Phase.ENDED)
+            return
         async for progress in self._followed(self._begin(name, "drained", self._drained)):
             yield progress
 
@@ -96,8 +69,7 @@ class Lifecycle:
         empties = before.decodes and not after.decodes
         if empties:
             self._check(name, self._why_busy)
-        work = partial(self._flipped, after=after, empties=empties)
-        async for progress in self._followed(self._begin(name, "flipped", work)):
+        async for progress in self._followed(self._flip(name, after, empties)):
             yield progress
 
     async def restart(self, names: Sequence[str]) -> AsyncIterator[Progress]:
@@ -130,13 +102,26 @@ class Lifecycle:
                 yield progress
 
     async def grow(self, pool: str) -> AsyncIterator[Progress]:
-        """Add an instance to a pool."""
-        async for progress in self._followed(self._grow(pool)):
+        """Add an instance to a pool, and wait for room for it until it is drained."""
+        async for progress in self._followed(self._grow(pool, patient=True)):
             yield progress
+
+    async def resume(self) -> None:
+        """Go on with what an earlier controller had begun to drain or to flip."""
+        await self._supervisor.taken_over.wait()
+        for name, record in self._supervisor.registry.records.items():
+            if record.fate == END:
+                self._begin(name, "drained", self._drained)
+            elif record.fate:
+                self._flip(name, spec(self._config, name, record.fate, record.spec.home), empties=True)
 
     def busy(self, name: str) -> bool:
         """Something is done with the instance just now."""
         return name in self._operations
+
+    def _coming(self, name: str) -> bool:
+        """It is being added, and has not served yet."""
+        return name in self._operations and self._operations[name].what == ADDED
 
     # ---- operations
 
@@ -151,11 +136,11 @@ class Lifecycle:
         return operation
 
     async def _done(self, operation: Operation, work: Work) -> None:
-        began = time.monotonic()
+        began, what = time.monotonic(), operation.what
         try:
             await work(operation)
         except Refused as refused:
-            logger.warning("%s was not %s: %s", operation.instance, operation.what, refused.text)
+            logger.warning("%s was not %s: %s", operation.instance, what, refused.text)
             raise
         finally:
             del self._operations[operation.instance]
@@ -163,7 +148,7 @@ class Lifecycle:
         logger.info(
             "%s was %s in %.1f s, %d sessions recovered",
             operation.instance,
-            operation.what,
+            what,
             took_s,
             recovered,
         )
@@ -179,22 +164,23 @@ class Lifecycle:
         yield operation.now
 
     async def _drained(self, operation: Operation) -> None:
-        left = await self._emptied(operation)
+        left = await self._emptied(operation, END)
         await self._supervisor.retire(operation.instance)
         operation.says(Phase.ENDED, recovered=left)
 
+    def _flip(self, name: str, after: Spec, empties: bool) -> Operation:
+        return self._begin(name, "flipped", partial(self._flipped, after=after, empties=empties))
+
     async def _flipped(self, operation: Operation, after: Spec, empties: bool) -> None:
         name, record = operation.instance, self._record(operation)
-        left = await self._emptied(operation) if empties else 0
-        if left and self._record(operation) == replace(record, state=State.DRAINING):
+        left = await self._emptied(operation, after.pool) if empties else 0
+        if left and self._record(operation) == replace(record, state=State.DRAINING, fate=after.pool):
             self._supervisor.empty(name, False)
             text = f"{left} requests could not be moved within {self._config.drain_s:g} s (cluster.drain_s)"
             refuse(grpc.StatusCode.ABORTED, f"{text}; {name} stays in the {record.spec.pool} pool")
         self._supervisor.assign(after)
         self._supervisor.empty(name, False)
-        await self._until(
-            lambda: self._plays(name, after), self._config.drain_s, f"{name} does not change its role"
-        )
+        await self._plays(name, after)
         operation.says(Phase.SERVING, recovered=left)
 
     async def _restarted(self, operation: Operation) -> None:
@@ -205,29 +191,36 @@ class Lifecycle:
         await self._started(operation.instance, before.life)
         operation.says(Phase.SERVING, recovered=left)
 
-    def _grow(self, pool: str) -> Operation:
+    def _grow(self, pool: str, patient: bool = False) -> Operation:
         name = new_name(self._supervisor.registry, pool)
         self._supervisor.add(spec(self._config, name, pool))
-        operation = self._begin(name, "added", self._added)
+        operation = self._begin(name, ADDED, partial(self._added, patient=patient))
         operation.says(Phase.STARTING)
         return operation
 
-    async def _added(self, operation: Operation) -> None:
+    async def _added(self, operation: Operation, patient: bool) -> None:
+        name = operation.instance
         try:
-            await self._started(operation.instance, 0)
+            await self._started(name, 0, patient)
+        except asyncio.CancelledError:
+            await self._supervisor.retire(name)
+            refuse(grpc.StatusCode.ABORTED, f"{name} was drained before it served")
         except BaseException:
-            await self._supervisor.retire(operation.instance)
+            await self._supervisor.retire(name)
             raise
         operation.says(Phase.SERVING)
 
     # ---- their parts
 
-    async def _emptied(self, operation: Operation) -> int:
+    async def _emptied(self, operation: Operation, fate: str = "") -> int:
         """Have everything moved away, within `drain_s`; how many sessions were left.
 
         An instance that is lost meanwhile, or was before, has been emptied in its own way.
         """
-        name, who = operation.instance, self._record(operation).incarnation
+        name = operation.instance
+        if fate:
+            await self._supervisor.decide(name, fate)
+        who = self._record(operation).incarnation
         deadline, quiet, left = time.monotonic() + self._config.drain_s, 0, 0
         self._supervisor.empty(name)
         while quiet < QUIET_BEATS:
@@ -244,8 +237,11 @@ class Lifecycle:
             await asyncio.sleep(self._handover.heartbeat_s)
         return left
 
-    async def _started(self, name: str, before: int) -> None:
-        """Wait for a life after `before` that serves; its failure is told, and tried again by the supervisor."""
+    async def _started(self, name: str, before: int, patient: bool = False) -> None:
+        """Wait for a life after `before` that serves; its failure is told, and tried again by the supervisor.
+
+        Who is `patient` counts no time in which it waits for room.
+        """
 
         def serves() -> bool:
             record = self._supervisor.registry[name]
@@ -253,21 +249,28 @@ class Lifecycle:
                 refuse(grpc.StatusCode.ABORTED, f"{name} does not start: {record.reason}")
             return record.life > before and record.state == State.SERVING
 
-        limit_s = self._config.start_s
-        await self._until(serves, limit_s, f"{name} did not start within {limit_s:g} s (cluster.start_s)")
-
-    async def _until(self, true: Callable[[], bool], limit_s: float, else_text: str) -> None:
-        deadline = time.monotonic() + limit_s
-        while not true():
+        deadline = time.monotonic() + self._config.start_s
+        while not serves():
+            pending = self._supervisor.registry[name].state is State.PENDING
+            if patient and pending:
+                deadline = time.monotonic() + self._config.start_s
             if time.monotonic() > deadline:
-                refuse(grpc.StatusCode.ABORTED, else_text)
+                because = f": {self._supervisor.registry[name].reason}" if pending else ""
+                limit = f"{self._config.start_s:g} s (cluster.start_s)"
+                refuse(grpc.StatusCode.ABORTED, f"{name} did not start within {limit}{because}")
             await asyncio.sleep(self._handover.heartbeat_s)
 
-    def _plays(self, name: str, wanted: Spec) -> bool:
-        """The instance says itself that it has the role."""
-        load = self._supervisor.load(name)
-        role = load and (load.prefill_tokens, load.decode_slots, load.draining)
-        return role == (wanted.prefill_tokens, wanted.decode_slots, False)
+    async def _plays(self, name: str, wanted: Spec) -> None:
+        """Wait until the instance says itself that it has the role."""
+        deadline = time.monotonic() + self._config.drain_s
+        while True:
+            load = self._supervisor.load(name)
+            role = load and (load.prefill_tokens, load.decode_slots, load.draining)
+            if role == (wanted.prefill_tokens, wanted.decode_slots, False):
+                return
+            if time.monotonic() > deadline:
+                refuse(grpc.StatusCode.ABORTED, f"{name} does not change its role")
+            await asyncio.sleep(self._handover.heartbeat_s)
 
     # ---- what there is
 
@@ -313,11 +316,14 @@ class Lifecycle:
         return [record for record in self._supervisor.registry.records.values() if record.spec.pool == pool]
 
     def _idlest(self, pool: str) -> str:
-        def work(record: Record) -> tuple[bool, int]:
-            load = self._supervisor.load(record.spec.name)
-            return self._supervisor.serves(record), load.sessions if load else 0
+        def work(record: Record) -> tuple[bool, bool, int]:
+            load, state = self._supervisor.load(record.spec.name), record.state
+            return state != State.PENDING, self._supervisor.serves(record), load.sessions if load else 0
 
-        idle = [record for record in self._pool(pool) if record.spec.name not in self._operations]
+        def busy(name: str) -> bool:
+            return name in self._operations and not self._coming(name)
+
+        idle = [record for record in self._pool(pool) if not busy(record.spec.name)]
         if not idle:
             refuse(grpc.StatusCode.FAILED_PRECONDITION, f"every instance of the {pool} pool is busy changing")
         return min(reversed(idle), key=work).spec.name

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from ..handover.recall import to_wire
+from ..policy.journal import Decision
 from ..policy.state import LoadView
 from ..proto import control_pb2 as pb
 from ..proto import router_pb2
@@ -12,6 +14,7 @@ from .routers import AttachedRouter, Routers
 from .supervisor import Supervisor
 
 STATES = {
+    State.PENDING: pb.INSTANCE_STATE_PENDING,
     State.STARTING: pb.INSTANCE_STATE_STARTING,
     State.SERVING: pb.INSTANCE_STATE_SERVING,
     State.DRAINING: pb.INSTANCE_STATE_DRAINING,
@@ -20,7 +23,10 @@ STATES = {
 
 
 class Overview:
-    """Of the supervisor's registry and the routers' lists. `rss_bytes` tells the memory of an instance."""
+    """Of the supervisor's registry and the routers' lists.
+
+    `changes` are the latest of the pools by themselves, and `rss_bytes` tells the memory of an instance.
+    """
 
     def __init__(
         self,
@@ -28,12 +34,14 @@ class Overview:
         model: str,
         supervisor: Supervisor,
         routers: Routers,
+        changes: Iterable[Decision],
         rss_bytes: Callable[[Record], int],
     ):
         self._cluster = cluster
         self._model = model
         self._supervisor = supervisor
         self._routers = routers
+        self._changes = changes
         self._rss_bytes = rss_bytes
 
     def now(self, sessions: bool) -> pb.GetClusterResponse:
@@ -47,6 +55,7 @@ class Overview:
             sessions=[
                 _session(router, held) for router in attached for held in router.sessions.values() if sessions
             ],
+            changes=to_wire(self._changes),
         )
 
     def _instance(self, record: Record) -> pb.Instance:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from ray.util.placement_group import (
     PlacementGroup,
     get_placement_group,
     placement_group,
+    placement_group_table,
     remove_placement_group,
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -36,6 +38,11 @@ DEAD_S = 30.0
 """Within it Ray ends an actor on another node, though it be stopped."""
 PLACED_S = 30.0
 """Within it Ray has made an actor whose place is ready, wherever it may load its code from."""
+ROOM_S = 1.0
+"""Within it Ray finds the room that there is, and longer than that nobody waits without saying so."""
+ROOM_POLL_S = 0.1
+LACKS = {"INFEASIBLE": "no node has that at all", "NO_RESOURCES": "it is taken"}
+"""What Ray says of a group that is not placed."""
 FIND_S = 10.0
 """How long a new controller waits for the word of an instance that it finds: a busy machine is no reason to end it."""
 
@@ -77,6 +84,8 @@ class RayHost:
         self._node = ray.get_runtime_context().get_node_id()
         self._lives: dict[Incarnation, _Life] = {}
         self._making: dict[Incarnation, asyncio.Task[Any]] = {}
+        self._placing: dict[str, asyncio.Task[PlacementGroup]] = {}
+        """Groups that are asked for, by instance."""
 
     async def find(self) -> dict[Incarnation, Found]:
         names = await asked(named_actors, self._place.namespace, "instance/")
@@ -110,11 +119,35 @@ class RayHost:
             await asked(named_actor, name, self._place.namespace)
             return await described(handle, FIND_S, self._config.handover.heartbeat_s)
 
+    async def place(self, spec: Spec) -> str:
+        group = await self._group_of(spec)
+        deadline = time.monotonic() + ROOM_S
+        while True:
+            told = await asked(placement_group_table, group)
+            if told.get("state") == "CREATED":
+                return ""
+            if time.monotonic() > deadline:
+                needs = " and ".join(f"{count:g} {what}" for what, count in self._place.bundle(spec).items())
+                lacks = LACKS.get(told.get("stats", {}).get("scheduling_state", ""), "it is not placed yet")
+                return f"it needs {needs} of Ray, and {lacks}"
+            await asyncio.sleep(ROOM_POLL_S)
+
+    async def _group_of(self, spec: Spec) -> PlacementGroup:
+        """Its placement group, asked for where there is none; `leave` waits for what is being asked for."""
+        if spec.name not in self._placing:
+            self._placing[spec.name] = asyncio.create_task(asked(self._group, spec))
+        placing = self._placing[spec.name]
+        try:
+            return await asyncio.shield(placing)
+        finally:
+            if placing.done():
+                self._placing.pop(spec.name, None)
+
     async def start(self, spec: Spec, life: int) -> Running:
         who = Incarnation(spec.name, life)
         async with plain_errors():
             if who not in self._lives:
-                group = await bounded(asyncio.to_thread(self._group, spec), self._config.cluster.start_s)
+                group = await self._group_of(spec)
                 self._making[who] = asyncio.create_task(asyncio.to_thread(self._create, spec, life, group))
                 await self._made(who, self._config.cluster.start_s)
                 await self._placed(who, spec)
@@ -137,7 +170,7 @@ class RayHost:
         try:
             await described(self._lives[who].handle, PLACED_S, self._config.handover.heartbeat_s)
         except TimeoutError:
-            await self.leave(spec)
+            await self.leave(spec.name)
             raise TimeoutError(
                 f"Ray did not make its actor within {PLACED_S:g} s; it gets another place"
             ) from None
@@ -189,9 +222,17 @@ class RayHost:
             os.close(life.pidfd)
         del self._lives[who]
 
-    async def leave(self, spec: Spec) -> None:
+    async def places(self) -> list[str]:
+        groups = (await asked(placement_group_table)).values()
+        names = [group["name"] for group in groups if group["state"] != "REMOVED"]
+        ours = self._group_name("")
+        return [name.removeprefix(ours) for name in names if name.startswith(ours)]
+
+    async def leave(self, name: str) -> None:
+        if (placing := self._placing.pop(name, None)) is not None:
+            await asyncio.wait({placing})
         with suppress(ValueError):  # it never had one
-            await asked(remove_placement_group, await asked(get_placement_group, self._group_name(spec)))
+            await asked(remove_placement_group, await asked(get_placement_group, self._group_name(name)))
 
     async def recall(self) -> str:
         kept = await asked(partial(kv._internal_kv_get, KEPT, namespace=self._place.namespace))
@@ -221,19 +262,16 @@ class RayHost:
         )
 
     def _group(self, spec: Spec) -> PlacementGroup:
-        """The instance's placement group, ready; made by its first life."""
-        name = self._group_name(spec)
-        bundle = self._place.bundle(spec)
+        """The instance's placement group, made by its first life."""
+        name = self._group_name(spec.name)
         try:
-            group = get_placement_group(name)
+            return get_placement_group(name)
         except ValueError:
-            group = placement_group([bundle], strategy="STRICT_PACK", name=name, lifetime="detached")
-        if not group.wait(self._config.cluster.start_s):
-            raise TimeoutError(f"Ray has no room for {spec.name}, which needs {bundle}")
-        return group
+            bundle = self._place.bundle(spec)
+            return placement_group([bundle], strategy="STRICT_PACK", name=name, lifetime="detached")
 
-    def _group_name(self, spec: Spec) -> str:
-        return f"{self._place.namespace}/{spec.name}"
+    def _group_name(self, instance: str) -> str:
+        return f"{self._place.namespace}/{instance}"
 
     def _open(self, who: Incarnation, running: Running) -> None:
         if running.node == self._node:

@@ -15,7 +15,13 @@ RESTARTED = "it is restarted"
 """Why a life ends that an operator replaces by its next one."""
 
 
+END = "end"
+"""The fate of an instance that is to have no further life; another fate is the pool that it is to go over to."""
+
+
 class State(Enum):
+    PENDING = "pending"
+    """It is to start, and waits for room."""
     STARTING = "starting"
     SERVING = "serving"
     DRAINING = "draining"
@@ -61,7 +67,9 @@ class Record:
     running: Running | None = None
     restarts: int = 0
     reason: str = ""
-    """Why the last life was lost; empty once the next one serves."""
+    """Why the last life was lost, empty once the next one serves; or why there is no room for this one."""
+    fate: str = ""
+    """What is to become of it as soon as it is empty."""
 
     def __post_init__(self) -> None:
         assert (self.running is not None) == (self.state in (State.SERVING, State.DRAINING))
@@ -74,6 +82,11 @@ class Record:
     def usable(self) -> bool:
         """It may be spoken to, if only to drain."""
         return self.running is not None
+
+    @property
+    def becomes(self) -> str:
+        """The pool that it will be in, or its end."""
+        return self.fate or self.spec.pool
 
 
 @dataclass(frozen=True)
@@ -93,16 +106,21 @@ class Registry:
     def recalled(text: str) -> Registry:
         """What `remembered` told, before anybody knows what of it runs."""
         records = [
-            Record(Spec(**entry["spec"]), entry["life"], restarts=entry["restarts"])
+            Record(Spec(**entry["spec"]), entry["life"], restarts=entry["restarts"], fate=entry["fate"])
             for entry in json.loads(text)
         ]
         return Registry(MappingProxyType({record.spec.name: record for record in records}))
 
     def remembered(self) -> str:
-        """What instances there are to be, and which lives they have had."""
+        """What instances there are to be, which lives they have had, and what becomes of them."""
         return json.dumps(
             [
-                {"spec": asdict(record.spec), "life": record.life, "restarts": record.restarts}
+                {
+                    "spec": asdict(record.spec),
+                    "life": record.life,
+                    "restarts": record.restarts,
+                    "fate": record.fate,
+                }
                 for record in self.records.values()
             ]
         )
@@ -134,6 +152,15 @@ class Registry:
         state = State.STARTING if running is None else State.SERVING
         return self._with(replace(record, life=who.life, state=state, running=running, reason=""))
 
+    def waiting(self, who: Incarnation, why: str) -> Registry:
+        """There is no room yet for a life that is to start; or there is, where `why` is empty."""
+        before, after = State.STARTING, State.PENDING
+        if not why:
+            before, after = after, before
+        if not self.is_current(who) or self.records[who.instance].state != before:
+            return self
+        return self._with(replace(self.records[who.instance], state=after, reason=why))
+
     def serving(self, who: Incarnation, running: Running) -> Registry:
         if not self.is_current(who) or self.records[who.instance].state != State.STARTING:
             return self
@@ -149,6 +176,11 @@ class Registry:
         if not self.is_current(who) or self.records[who.instance].state != before:
             return self
         return self._with(replace(self.records[who.instance], state=after))
+
+    def fated(self, name: str, fate: str) -> Registry:
+        """That becomes of it as soon as it is empty; nothing, where `fate` is empty."""
+        record = self.records[name]
+        return self if record.fate == fate else self._with(replace(record, fate=fate))
 
     def meant(self, spec: Spec) -> Registry:
         """There is to be an instance like that: a new one, or the one of that name."""
@@ -192,7 +224,7 @@ def new_name(registry: Registry, pool: str) -> str:
 def why_busy(registry: Registry, name: str, serves: Callable[[Record], bool]) -> str:
     """Why nobody that `serves` could take what this instance has and do its work; empty where somebody can."""
     others = [record for record in registry.records.values() if record.spec.name != name]
-    serving = [record.spec for record in others if serves(record)]
+    serving = [record.spec for record in others if serves(record) and not record.fate]
     for does, able in (
         ("decodes", any(one.decodes for one in serving)),
         ("prefills", any(one.prefills for one in serving)),
@@ -212,14 +244,14 @@ def _remedy(registry: Registry, others: Collection[Record]) -> str:
 
 def least_size(registry: Registry, pool: str) -> int:
     """How many instances a pool has to keep: one, unless the others prefill and decode without it."""
-    others = {record.spec.pool for record in registry.records.values()} - {pool}
+    others = {record.becomes for record in registry.records.values()} - {pool}
     return int(any(not others & {needed, MIXED} for needed in (PREFILL, DECODE)))
 
 
 def why_needed(registry: Registry, name: str, then: str = "") -> str:
     """Why the instance may not go for good, or `then` be in another pool: prefill and decode must each be the task of
     one, if only of a mixed one."""
-    pools = {record.spec.pool for record in registry.records.values() if record.spec.name != name} | {then}
+    pools = {record.becomes for record in registry.records.values() if record.spec.name != name} | {then}
     for pool in (PREFILL, DECODE):
         if not pools & {pool, MIXED}:
             return f"{name} has to stay: it is the last of the {pool} pool"

@@ -50,6 +50,8 @@ class AttachedRouter:
     """To be sent next; a newer one replaces it."""
     attainment: pb.Attainment = field(default_factory=pb.Attainment)
     """How its requests fared since it began."""
+    waiting: pb.Waiting = field(default_factory=pb.Waiting)
+    """Its requests that wait for instances."""
     refused: dict[Incarnation, str] = field(default_factory=dict)
     """Instances that it does not use though they answer, and why."""
     asks: list[pb.AskMove] = field(default_factory=list)
@@ -254,6 +256,8 @@ class Routers(RouterServiceServicer):
                 self._on_lost(Incarnation(lost.name, lost.life), lost.condemned)
             case "attainment":
                 router.attainment = request.attainment
+            case "waiting":
+                router.waiting = request.waiting
             case "refused":
                 router.refused = {
                     Incarnation(one.name, one.life): one.reason for one in request.refused.instances

@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 """Pause before the next try, by how many failed in a row."""
+
+KEPT_S = 5.0
+"""How long a decision waits until Ray keeps it for a next controller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,13 @@ class Host(Protocol):
         """What an earlier controller started and is not dead."""
         ...
 
+    async def place(self, spec: Spec) -> str:
+        """Ask for the place of an instance, if it has none, and wait a little for it; why there is none yet, empty
+        where there is. `OSError` where it cannot be asked for now."""
+        ...
+
     async def start(self, spec: Spec, life: int) -> Running:
-        """Start a life, or go on with one that was found starting, and wait until it serves.
+        """Start a life in its place, or go on with one that was found starting, and wait until it serves.
 
         `ValueError`, `OSError` (`TimeoutError` too) say why it does not.
         """
@@ -54,7 +63,11 @@ class Host(Protocol):
         """End it at once; returns when it is dead for certain. `TimeoutError` where it is not yet: ask again."""
         ...
 
-    async def leave(self, spec: Spec) -> None:
+    async def places(self) -> list[str]:
+        """The instances that have a place, or wait for one."""
+        ...
+
+    async def leave(self, name: str) -> None:
         """Give the place of an instance back that is to have no further life."""
         ...
 
@@ -94,6 +107,10 @@ class Supervisor:
         self._tasks = asyncio.TaskGroup()
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self._kept, self._stored = "", asyncio.Event()
+        """What the next controller would know; the event is set whenever that changes."""
+        self.taken_over = asyncio.Event()
+        """What an earlier controller knew is known here."""
 
     async def run(self) -> None:
         """Take over what runs already, start the rest, and keep all of it running until cancelled."""
@@ -106,11 +123,17 @@ class Supervisor:
         self._set(registry)  # all at once: whom a router does not find in a list, it gives up
         async with self._tasks as tasks:
             tasks.create_task(self._remember())
-            for who in found:
-                if not registry.is_current(who):
-                    tasks.create_task(self._kill(who))
+            tasks.create_task(self._tidy([who for who in found if not registry.is_current(who)]))
             for record in registry.records.values():
                 self._begin(record.spec.name, found.get(record.incarnation))
+            self.taken_over.set()
+
+    async def _tidy(self, strangers: Collection[Incarnation]) -> None:
+        """End what an earlier controller was about to end, and give the places back."""
+        await asyncio.gather(*map(self._kill, strangers))
+        for name in await self._host.places():
+            if name not in self.registry:
+                await self._host.leave(name)
 
     # ---- what is asked of it
 
@@ -125,10 +148,21 @@ class Supervisor:
         self._set(self.registry.meant(spec))
         self._tell(spec.name)
 
+    async def decide(self, name: str, fate: str) -> None:
+        """What is to become of an instance as soon as it is empty. A next controller goes on with that, unless Ray's
+        head is away for longer than `KEPT_S`."""
+        self._set(self.registry.fated(name, fate))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(KEPT_S):
+                while self._kept != self.registry.remembered():
+                    self._stored.clear()
+                    await self._stored.wait()
+
     def empty(self, name: str, wanted: bool = True) -> None:
-        """Have an instance drained: all that it has is moved away; or have it serve on."""
+        """Have an instance drained: all that it has is moved away; or have it serve on, whatever was decided of it."""
         (self._emptied.add if wanted else self._emptied.discard)(name)
-        self._set(self.registry.draining(self.registry[name].incarnation, wanted))
+        registry = self.registry if wanted else self.registry.fated(name, "")
+        self._set(registry.draining(registry[name].incarnation, wanted))
         self._tell(name)
 
     async def retire(self, name: str) -> None:
@@ -140,7 +174,7 @@ class Supervisor:
         self._emptied.discard(name)
         self._set(self.registry.without(name))
         await self._kill(record.incarnation)
-        await self._host.leave(record.spec)
+        await self._host.leave(name)
 
     def load(self, name: str) -> LoadView | None:
         """The newest load view of an instance that runs."""
@@ -166,6 +200,7 @@ class Supervisor:
             seen_at=now - self.silent_s(spec.name),
             alive=record.usable and load is not None and not refused,
             draining=record.state == State.DRAINING,
+            placed=record.state != State.PENDING,
         )
 
     def silent_s(self, name: str) -> float:
@@ -216,10 +251,19 @@ class Supervisor:
         self._set(self.registry.starting(name, who.life))
         return await self._serves(who)
 
+    async def _placed(self, who: Incarnation) -> None:
+        """Wait for room, for as long as it takes: none is no failure."""
+        while why := await self._host.place(self.registry[who.instance].spec):
+            if self.registry[who.instance].state != State.PENDING:
+                logger.warning("%s waits for room: %s", who.instance, why)
+            self._set(self.registry.waiting(who, why))
+        self._set(self.registry.waiting(who, ""))
+
     async def _serves(self, who: Incarnation) -> bool:
         """Wait until this life serves; whether it came to that."""
-        began = time.monotonic()
         try:
+            await self._placed(who)
+            began = time.monotonic()
             running = await self._host.start(self.registry[who.instance].spec, who.life)
         except (ValueError, OSError) as error:
             await self._end(who, str(error) or type(error).__name__)
@@ -299,16 +343,16 @@ class Supervisor:
 
     async def _remember(self) -> None:
         """Keep what the next controller is to know, whenever it changes."""
-        kept = ""
         while True:
             self._changed.clear()
             text = self.registry.remembered()
-            if text == kept:
+            if text == self._kept:
                 await self._changed.wait()
                 continue
             try:
                 await self._host.keep(text)
-                kept = text
+                self._kept = text
+                self._stored.set()
             except OSError as error:
                 logger.error("what instances there are cannot be kept for a next controller: %s", error)
                 await asyncio.sleep(BACKOFF_S[-1])

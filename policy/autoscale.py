@@ -18,7 +18,7 @@ class PoolLimits:
     """Bounds of one pool, in instances."""
 
     least: int = 1
-    """It is never drained or flipped below."""
+    """It is never drained or flipped below, and grows to it."""
 
     most: int = 1
     """It never grows above."""
@@ -47,6 +47,9 @@ class AutoscaleConfig:
     busy_steps: float = 8.0
     """A pool is short where an instance has more steps of prompts before it, on the average."""
 
+    waiting: float = 1.0
+    """A pool is short where more requests wait for it at the routers, for each of its instances."""
+
     idle_steps: float = 1.0
     """A pool does not idle where it has more."""
 
@@ -57,7 +60,7 @@ class AutoscaleConfig:
     """How long a pool must idle before it is drained, in seconds."""
 
     cooldown_s: float = 30.0
-    """How long a pool is left alone after a change, in seconds."""
+    """How long a pool is left alone after a change has begun, or a new controller, in seconds."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.attainment <= 1:
@@ -65,22 +68,25 @@ class AutoscaleConfig:
         for low, high in (("low_steps", "high_steps"), ("idle_steps", "busy_steps")):
             if not getattr(self, low) <= getattr(self, high):
                 raise ValueError(f"{low} must not be above {high}")
-        for name in ("short_s", "idle_s", "cooldown_s"):
+        for name in ("waiting", "short_s", "idle_s", "cooldown_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or above, got {getattr(self, name):g}")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen at a time: all instances, and of each pool the share of its requests that met their SLO lately.
+    """What was seen at a time: all instances, and of each pool the share of its requests that met their SLO lately, and
+    how many wait for it at the routers.
 
     Prefill's SLO is the time to the first token, decode's the time per token. A pool without requests is not named.
-    An instance that is starting, or lost and to be started again, is one that is not alive.
+    An instance that is starting, or lost and to be started again, is one that is not alive; one that waits for room is
+    not placed either.
     """
 
     at: float
     views: tuple[InstanceView, ...]
     attainment: Mapping[str, float] = field(default_factory=dict)
+    waiting: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +101,20 @@ class _Pool:
     """How a pool does in one sample."""
 
     members: int
-    """Those that start or are lost too."""
+    """Those that drain, start or are lost too."""
     serving: tuple[InstanceView, ...]
+    coming: tuple[InstanceView, ...]
+    """Those that start, are lost or wait for room."""
     attainment: float | None
+    waiting: int
 
     @classmethod
     def of(cls, sample: Sample, name: str) -> _Pool:
-        members = [view for view in sample.views if view.pool == name and not view.draining]
-        serving = tuple(view for view in members if view.alive)
-        return cls(len(members), serving, sample.attainment.get(name))
+        members = [view for view in sample.views if view.pool == name]
+        staying = [view for view in members if not view.draining]
+        serving = tuple(view for view in staying if view.alive)
+        coming = tuple(view for view in staying if not view.alive)
+        return cls(len(members), serving, coming, sample.attainment.get(name), sample.waiting.get(name, 0))
 
     def freeness(self, but: int = 0) -> float:
         """Of each of its instances if all had the same, when `but` are gone and the others run what those ran."""
@@ -124,11 +135,27 @@ class _Pool:
         ]
         return sum(steps) / max(1, len(steps) - but)
 
+    def figures(self, name: str) -> dict[str, float]:
+        told = {
+            "serving": len(self.serving),
+            "coming": len(self.coming),
+            "free_steps": self.freeness(),
+            "queued_steps": self.queued_steps(),
+            "waiting": self.waiting,
+        }
+        if self.attainment is not None:
+            told["attainment"] = self.attainment
+        return {f"{name}_{figure}": value for figure, value in told.items()}
+
 
 def autoscale(
     history: Sequence[Sample], cfg: AutoscaleConfig, now: float, memory: Memory
 ) -> tuple[list[ScaleAction], Memory]:
-    """Changes to start now: at most one of each pool. `history` is oldest first, and must reach `idle_s` back."""
+    """Changes to start now: at most one of each pool. `history` is oldest first, and must reach `idle_s` back.
+
+    A pool does not grow while one of its own is coming, nor while another pool idles that will soon have done so for
+    long enough to give it one.
+    """
     changed_at = dict(memory.changed_at)
     actions: list[ScaleAction] = []
 
@@ -140,28 +167,41 @@ def autoscale(
         changed_at.update(dict.fromkeys(pools, now))
 
     for name in sorted(cfg.limits):
-        if rested(name) and (why := _throughout(history, name, now, cfg.short_s, cfg, _short)):
-            donor = _donor(history, name, now, cfg, [other for other in cfg.limits if rested(other)])
-            if _Pool.of(history[-1], name).members >= cfg.limits[name].most:
+        why = _few(history[-1], name, cfg) or _throughout(history, name, now, cfg.short_s, cfg, _short)
+        if rested(name) and why:
+            pool, spares = _Pool.of(history[-1], name), _spares(history[-1], name, cfg, rested)
+            if pool.members >= cfg.limits[name].most:
                 continue
+            figures = pool.figures(name)
+            idle = [view for view in spares if _throughout(history, view.pool, now, cfg.short_s, cfg, _idle)]
+            donor = max(idle, key=_freest_first, default=None)
             if donor is not None:
-                start(
-                    ScaleAction(Scale.FLIP, donor.pool, f"{name}: {why}", donor.key, name), name, donor.pool
-                )
-            else:
-                start(ScaleAction(Scale.GROW, name, why), name)
+                figures |= _Pool.of(history[-1], donor.pool).figures(donor.pool)
+                flip = ScaleAction(Scale.FLIP, donor.pool, f"{name}: {why}", donor.key, name, figures)
+                start(flip, name, donor.pool)
+            elif not spares and not pool.coming:
+                start(ScaleAction(Scale.GROW, name, why, figures=figures), name)
     for name in sorted(cfg.limits):
         if rested(name) and (why := _throughout(history, name, now, cfg.idle_s, cfg, _idle)):
-            spare = _spare(_Pool.of(history[-1], name), name, cfg)
+            pool = _Pool.of(history[-1], name)
+            spare = _superfluous(pool, name, cfg) or _spare(pool, name, cfg)
             if spare is not None:
-                start(ScaleAction(Scale.DRAIN, name, why, spare.key), name)
+                start(ScaleAction(Scale.DRAIN, name, why, spare.key, figures=pool.figures(name)), name)
     return actions, Memory(changed_at)
+
+
+def _few(sample: Sample, name: str, cfg: AutoscaleConfig) -> str:
+    """Why the pool is short whatever it does; empty where it is not."""
+    members, least = _Pool.of(sample, name).members, cfg.limits[name].least
+    return f"it has {members} instances, and {least} at least" if members < least else ""
 
 
 def _short(pool: _Pool, cfg: AutoscaleConfig) -> str:
     """Why the pool is short; empty where it is not. One of which nothing serves is being started already."""
     if not pool.serving:
         return ""
+    if pool.waiting > cfg.waiting * len(pool.serving):
+        return f"{pool.waiting} requests wait for it at the routers"
     if pool.attainment is not None and pool.attainment < cfg.attainment:
         return f"{pool.attainment:.0%} of its requests meet their SLO"
     if pool.queued_steps() > cfg.busy_steps:
@@ -175,7 +215,7 @@ def _idle(pool: _Pool, cfg: AutoscaleConfig, but: int = 0) -> str:
     """Why the pool idles, or would without `but` instances; empty where it does not."""
     if not pool.serving or _short(pool, cfg):
         return ""
-    if pool.freeness(but) < cfg.high_steps or pool.queued_steps(but) > cfg.idle_steps:
+    if pool.waiting or pool.freeness(but) < cfg.high_steps or pool.queued_steps(but) > cfg.idle_steps:
         return ""
     return f"it is free for {pool.freeness():.0f} steps"
 
@@ -196,15 +236,20 @@ def _throughout(
     return why[-1] if all(why) else ""
 
 
-def _donor(
-    history: Sequence[Sample], short: str, now: float, cfg: AutoscaleConfig, rested: Sequence[str]
-) -> InstanceView | None:
-    """The instance that another pool gives; None where none idles and can spare one."""
-    idle = [
-        name for name in rested if name != short and _throughout(history, name, now, cfg.short_s, cfg, _idle)
-    ]
-    spares = [_spare(_Pool.of(history[-1], name), name, cfg) for name in idle]
-    return max((view for view in spares if view is not None), key=_freest_first, default=None)
+def _spares(
+    sample: Sample, short: str, cfg: AutoscaleConfig, rested: Callable[[str], bool]
+) -> list[InstanceView]:
+    """The instance that each other pool can do without which idles now."""
+    others = [name for name in cfg.limits if name != short and rested(name)]
+    spares = [_spare(_Pool.of(sample, name), name, cfg) for name in others]
+    return [view for view in spares if view is not None]
+
+
+def _superfluous(pool: _Pool, name: str, cfg: AutoscaleConfig) -> InstanceView | None:
+    """The instance of an idle pool that does not serve yet, and need not: one without room before all others."""
+    if len(pool.serving) + len(pool.coming) <= cfg.limits[name].least:
+        return None
+    return min(pool.coming, key=lambda view: (view.placed, view.name), default=None)
 
 
 def _spare(pool: _Pool, name: str, cfg: AutoscaleConfig) -> InstanceView | None:

@@ -69,6 +69,8 @@ class NoInstance:
     ever: bool = True
     busy: bool = False
     """Those that could take it have enough before them."""
+    decoding: bool = False
+    """Enough that decodes, that is; else enough prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +209,9 @@ def _pick(
         if not fast:
             token_s = min(_token_s(asked, view, cost) for view in decodes)
             return NoInstance(
-                f"a token would take {token_s:.3f} s, and is promised within {cfg.tpot_s:g} s", busy=True
+                f"a token would take {token_s:.3f} s, and is promised within {cfg.tpot_s:g} s",
+                busy=True,
+                decoding=True,
             )
         decodes = fast
     alone = any(not view.may_decode for view in prefills)

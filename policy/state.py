@@ -124,6 +124,8 @@ class InstanceView:
     """When `load` arrived, on the observer's clock."""
     alive: bool = True
     draining: bool = False
+    placed: bool = True
+    """There is room for it somewhere, if it does not serve yet."""
     sequences: tuple[SequenceView, ...] = ()
     """Those that it runs, where the observer knows them one by one."""
 
@@ -197,7 +199,7 @@ class Scale(Enum):
     GROW = "grow"
     """One more instance."""
     DRAIN = "drain"
-    """One of its instances moves its requests away and ends."""
+    """One of its instances moves its requests away and ends; one that does not serve yet is taken back."""
     FLIP = "flip"
     """One of its instances goes over to another pool, weights and all."""
 
@@ -211,6 +213,8 @@ class ScaleAction:
     reason: str
     instance: Key | None = None
     to: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Of the pools at the time; names begin with the pool's, and end in their units."""
 
 
 def blocks_for(tokens: int, block_size: int) -> int:

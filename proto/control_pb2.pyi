@@ -16,6 +16,7 @@ class InstanceState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     INSTANCE_STATE_DRAINING: _ClassVar[InstanceState]
     INSTANCE_STATE_LOST: _ClassVar[InstanceState]
     INSTANCE_STATE_REFUSED: _ClassVar[InstanceState]
+    INSTANCE_STATE_PENDING: _ClassVar[InstanceState]
 
 class MoveMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -37,6 +38,7 @@ INSTANCE_STATE_SERVING: InstanceState
 INSTANCE_STATE_DRAINING: InstanceState
 INSTANCE_STATE_LOST: InstanceState
 INSTANCE_STATE_REFUSED: InstanceState
+INSTANCE_STATE_PENDING: InstanceState
 MOVE_MODE_UNSPECIFIED: MoveMode
 MOVE_MODE_LIVE: MoveMode
 MOVE_MODE_BLOCKING: MoveMode
@@ -54,18 +56,20 @@ class GetClusterRequest(_message.Message):
     def __init__(self, sessions: _Optional[bool] = ...) -> None: ...
 
 class GetClusterResponse(_message.Message):
-    __slots__ = ("cluster", "model", "instances", "routers", "sessions")
+    __slots__ = ("cluster", "model", "instances", "routers", "sessions", "changes")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
     ROUTERS_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     model: str
     instances: _containers.RepeatedCompositeFieldContainer[Instance]
     routers: _containers.RepeatedCompositeFieldContainer[Router]
     sessions: _containers.RepeatedCompositeFieldContainer[Session]
-    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[Router, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ...) -> None: ...
+    changes: _containers.RepeatedCompositeFieldContainer[Decision]
+    def __init__(self, cluster: _Optional[str] = ..., model: _Optional[str] = ..., instances: _Optional[_Iterable[_Union[Instance, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[Router, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., changes: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ...) -> None: ...
 
 class Instance(_message.Message):
     __slots__ = ("name", "life", "pool", "state", "address", "pid", "role", "blocks", "waiting", "running", "heartbeat_age_s", "restarts", "rss_bytes", "work", "reason")

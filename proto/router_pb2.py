@@ -25,45 +25,47 @@ _sym_db = _symbol_database.Default()
 from penstock.proto import control_pb2 as penstock_dot_proto_dot_control__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpenstock/proto/router.proto\x12\x12penstock.router.v1\x1a\x1cpenstock/proto/control.proto\"\x81\x03\n\rAttachRequest\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.penstock.router.v1.RouterHelloH\x00\x12\x34\n\x08sessions\x18\x02 \x01(\x0b\x32 .penstock.router.v1.SessionsHeldH\x00\x12*\n\x05moved\x18\x03 \x01(\x0b\x32\x19.penstock.router.v1.MovedH\x00\x12\x30\n\x04lost\x18\x04 \x01(\x0b\x32 .penstock.router.v1.LostInstanceH\x00\x12\x30\n\x08recalled\x18\x05 \x01(\x0b\x32\x1c.penstock.router.v1.RecalledH\x00\x12\x34\n\nattainment\x18\x06 \x01(\x0b\x32\x1e.penstock.router.v1.AttainmentH\x00\x12\x37\n\x07refused\x18\x07 \x01(\x0b\x32$.penstock.router.v1.RefusedInstancesH\x00\x42\t\n\x07message\"9\n\x0bRouterHello\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\"A\n\x0cSessionsHeld\x12\x31\n\x08sessions\x18\x01 \x03(\x0b\x32\x1f.penstock.router.v1.HeldSession\"\xe0\x01\n\x0bHeldSession\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06\x63hoice\x18\x03 \x01(\r\x12\r\n\x05owner\x18\x04 \x01(\t\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x16\n\x0e\x65mitted_tokens\x18\x06 \x01(\r\x12\x10\n\x08priority\x18\x07 \x01(\r\x12\x18\n\x10remaining_tokens\x18\x08 \x01(\r\x12\x0f\n\x07movable\x18\t \x01(\x08\x12\x12\n\nowner_life\x18\n \x01(\x04\x12\r\n\x05waits\x18\x0b \x01(\x08\"j\n\nAttainment\x12\x14\n\x0c\x66irst_tokens\x18\x01 \x01(\x04\x12\x1c\n\x14\x66irst_tokens_in_time\x18\x02 \x01(\x04\x12\x0f\n\x07outputs\x18\x03 \x01(\x04\x12\x17\n\x0foutputs_in_time\x18\x04 \x01(\x04\"S\n\x05Moved\x12\x0b\n\x03\x61sk\x18\x01 \x01(\x04\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x0e\n\x06source\x18\x05 \x01(\t\"=\n\x0cLostInstance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04life\x18\x02 \x01(\x04\x12\x11\n\tcondemned\x18\x03 \x01(\x08\"J\n\x10RefusedInstances\x12\x36\n\tinstances\x18\x01 \x03(\x0b\x32#.penstock.router.v1.RefusedInstance\"=\n\x0fRefusedInstance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04life\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xae\x01\n\x0e\x41ttachResponse\x12\x32\n\tinstances\x18\x01 \x01(\x0b\x32\x1d.penstock.router.v1.InstancesH\x00\x12/\n\x08\x61sk_move\x18\x02 \x01(\x0b\x32\x1b.penstock.router.v1.AskMoveH\x00\x12,\n\x06recall\x18\x03 \x01(\x0b\x32\x1a.penstock.router.v1.RecallH\x00\x42\t\n\x07message\"`\n\tInstances\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x33\n\tinstances\x18\x03 \x03(\x0b\x32 .penstock.router.v1.InstanceInfo\"\x89\x01\n\x0cInstanceInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04life\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12\x16\n\x0eprefill_tokens\x18\x05 \x01(\r\x12\x14\n\x0c\x64\x65\x63ode_slots\x18\x06 \x01(\r\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\"x\n\x07\x41skMove\x12\x0b\n\x03\x61sk\x18\x01 \x01(\x04\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12*\n\x04mode\x18\x05 \x01(\x0e\x32\x1c.penstock.router.v1.MoveMode\")\n\x06Recall\x12\x0b\n\x03\x61sk\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"I\n\x08Recalled\x12\x0b\n\x03\x61sk\x18\x01 \x01(\x04\x12\x30\n\tdecisions\x18\x02 \x03(\x0b\x32\x1d.penstock.control.v1.Decision*\x81\x01\n\x08MoveMode\x12\x19\n\x15MOVE_MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0eMOVE_MODE_LIVE\x10\x01\x12\x16\n\x12MOVE_MODE_BLOCKING\x10\x02\x12\x17\n\x13MOVE_MODE_RECOMPUTE\x10\x03\x12\x15\n\x11MOVE_MODE_UNBEGUN\x10\x04\x32\x64\n\rRouterService\x12S\n\x06\x41ttach\x12!.penstock.router.v1.AttachRequest\x1a\".penstock.router.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpenstock/proto/router.proto\x12\x12penstock.router.v1\x1a\x1cpenstock/proto/control.proto\"\xb1\x03\n\rAttachRequest\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.penstock.router.v1.RouterHelloH\x00\x12\x34\n\x08sessions\x18\x02 \x01(\x0b\x32 .penstock.router.v1.SessionsHeldH\x00\x12*\n\x05moved\x18\x03 \x01(\x0b\x32\x19.penstock.router.v1.MovedH\x00\x12\x30\n\x04lost\x18\x04 \x01(\x0b\x32 .penstock.router.v1.LostInstanceH\x00\x12\x30\n\x08recalled\x18\x05 \x01(\x0b\x32\x1c.penstock.router.v1.RecalledH\x00\x12\x34\n\nattainment\x18\x06 \x01(\x0b\x32\x1e.penstock.router.v1.AttainmentH\x00\x12\x37\n\x07refused\x18\x07 \x01(\x0b\x32$.penstock.router.v1.RefusedInstancesH\x00\x12.\n\x07waiting\x18\x08 \x01(\x0b\x32\x1b.penstock.router.v1.WaitingH\x00\x42\t\n\x07message\"9\n\x0bRouterHello\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\"A\n\x0cSessionsHeld\x12\x31\n\x08sessions\x18\x01 \x03(\x0b\x32\x1f.penstock.router.v1.HeldSession\"\xe0\x01\n\x0bHeldSession\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06\x63hoice\x18\x03 \x01(\r\x12\r\n\x05owner\x18\x04 \x01(\t\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x16\n\x0e\x65mitted_tokens\x18\x06 \x01(\r\x12\x10\n\x08priority\x18\x07 \x01(\r\x12\x18\n\x10remaining_tokens\x18\x08 \x01(\r\x12\x0f\n\x07movable\x18\t \x01(\x08\x12\x12\n\nowner_life\x18\n \x01(\x04\x12\r\n\x05waits\x18\x0b \x01(\x08\"j\n\nAttainment\x12\x14\n\x0c\x66irst_tokens\x18\x01 \x01(\x04\x12\x1c\n\x14\x66irst_tokens_in_time\x18\x02 \x01(\x04\x12\x0f\n\x07outputs\x18\x03 \x01(\x04\x12\x17\n\x0foutputs_in_time\x18\x04 \x01(\x04\"*\n\x07Waiting\x12\x0f\n\x07prefill\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65\x63ode\x18\x02 \x01(\r\"S\n\x05Moved\x12\x0b\n\x03\x61sk\x18\x01 \x01(\x04\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x0e\n\x06source\x18\x05 \x01(\t\"=\n\x0cLostInstance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04life\x18\x02 \x01(\x04\x12\x11\n\tcondemned\x18\x03 \x01(\x08\"J\n\x10RefusedInstances\x12\x36\n\tinstances\x18\x01 \x03(\x0b\x32#.penstock.router.v1.RefusedInstance\"=\n\x0fRefusedInstance\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04life\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xae\x01\n\x0e\x41ttachResponse\x12\x32\n\tinstances\x18\x01 \x01(\x0b\x32\x1d.penstock.router.v1.InstancesH\x00\x12/\n\x08\x61sk_move\x18\x02 \x01(\x0b\x32\x1b.penstock.router.v1.AskMoveH\x00\x12,\n\x06recall\x18\x03 \x01(\x0b\x32\x1a.penstock.router.v1.RecallH\x00\x42\t\n\x07message\"`\n\tInstances\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x33\n\tinstances\x18\x03 \x03(\x0b\x32 .penstock.router.v1.InstanceInfo\"\x89\x01\n\x0cInstanceInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04life\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12\x16\n\x0eprefill_tokens\x18\x05 \x01(\r\x12\x14\n\x0c\x64\x65\x63ode_slots\x18\x06 \x01(\r\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\"x\n\x07\x41skMove\x12\x0b\n\x03\x61sk\x18\x01 \x01(\x04\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12*\n\x04mode\x18\x05 \x01(\x0e\x32\x1c.penstock.router.v1.MoveMode\")\n\x06Recall\x12\x0b\n\x03\x61sk\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"I\n\x08Recalled\x12\x0b\n\x03\x61sk\x18\x01 \x01(\x04\x12\x30\n\tdecisions\x18\x02 \x03(\x0b\x32\x1d.penstock.control.v1.Decision*\x81\x01\n\x08MoveMode\x12\x19\n\x15MOVE_MODE_UNSPECIFIED\x10\x00\x12\x12\n\x0eMOVE_MODE_LIVE\x10\x01\x12\x16\n\x12MOVE_MODE_BLOCKING\x10\x02\x12\x17\n\x13MOVE_MODE_RECOMPUTE\x10\x03\x12\x15\n\x11MOVE_MODE_UNBEGUN\x10\x04\x32\x64\n\rRouterService\x12S\n\x06\x41ttach\x12!.penstock.router.v1.AttachRequest\x1a\".penstock.router.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.proto.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MOVEMODE']._serialized_start=1873
-  _globals['_MOVEMODE']._serialized_end=2002
+  _globals['_MOVEMODE']._serialized_start=1965
+  _globals['_MOVEMODE']._serialized_end=2094
   _globals['_ATTACHREQUEST']._serialized_start=82
-  _globals['_ATTACHREQUEST']._serialized_end=467
-  _globals['_ROUTERHELLO']._serialized_start=469
-  _globals['_ROUTERHELLO']._serialized_end=526
-  _globals['_SESSIONSHELD']._serialized_start=528
-  _globals['_SESSIONSHELD']._serialized_end=593
-  _globals['_HELDSESSION']._serialized_start=596
-  _globals['_HELDSESSION']._serialized_end=820
-  _globals['_ATTAINMENT']._serialized_start=822
-  _globals['_ATTAINMENT']._serialized_end=928
-  _globals['_MOVED']._serialized_start=930
-  _globals['_MOVED']._serialized_end=1013
-  _globals['_LOSTINSTANCE']._serialized_start=1015
-  _globals['_LOSTINSTANCE']._serialized_end=1076
-  _globals['_REFUSEDINSTANCES']._serialized_start=1078
-  _globals['_REFUSEDINSTANCES']._serialized_end=1152
-  _globals['_REFUSEDINSTANCE']._serialized_start=1154
-  _globals['_REFUSEDINSTANCE']._serialized_end=1215
-  _globals['_ATTACHRESPONSE']._serialized_start=1218
-  _globals['_ATTACHRESPONSE']._serialized_end=1392
-  _globals['_INSTANCES']._serialized_start=1394
-  _globals['_INSTANCES']._serialized_end=1490
-  _globals['_INSTANCEINFO']._serialized_start=1493
-  _globals['_INSTANCEINFO']._serialized_end=1630
-  _globals['_ASKMOVE']._serialized_start=1632
-  _globals['_ASKMOVE']._serialized_end=1752
-  _globals['_RECALL']._serialized_start=1754
-  _globals['_RECALL']._serialized_end=1795
-  _globals['_RECALLED']._serialized_start=1797
-  _globals['_RECALLED']._serialized_end=1870
-  _globals['_ROUTERSERVICE']._serialized_start=2004
-  _globals['_ROUTERSERVICE']._serialized_end=2104
+  _globals['_ATTACHREQUEST']._serialized_end=515
+  _globals['_ROUTERHELLO']._serialized_start=517
+  _globals['_ROUTERHELLO']._serialized_end=574
+  _globals['_SESSIONSHELD']._serialized_start=576
+  _globals['_SESSIONSHELD']._serialized_end=641
+  _globals['_HELDSESSION']._serialized_start=644
+  _globals['_HELDSESSION']._serialized_end=868
+  _globals['_ATTAINMENT']._serialized_start=870
+  _globals['_ATTAINMENT']._serialized_end=976
+  _globals['_WAITING']._serialized_start=978
+  _globals['_WAITING']._serialized_end=1020
+  _globals['_MOVED']._serialized_start=1022
+  _globals['_MOVED']._serialized_end=1105
+  _globals['_LOSTINSTANCE']._serialized_start=1107
+  _globals['_LOSTINSTANCE']._serialized_end=1168
+  _globals['_REFUSEDINSTANCES']._serialized_start=1170
+  _globals['_REFUSEDINSTANCES']._serialized_end=1244
+  _globals['_REFUSEDINSTANCE']._serialized_start=1246
+  _globals['_REFUSEDINSTANCE']._serialized_end=1307
+  _globals['_ATTACHRESPONSE']._serialized_start=1310
+  _globals['_ATTACHRESPONSE']._serialized_end=1484
+  _globals['_INSTANCES']._serialized_start=1486
+  _globals['_INSTANCES']._serialized_end=1582
+  _globals['_INSTANCEINFO']._serialized_start=1585
+  _globals['_INSTANCEINFO']._serialized_end=1722
+  _globals['_ASKMOVE']._serialized_start=1724
+  _globals['_ASKMOVE']._serialized_end=1844
+  _globals['_RECALL']._serialized_start=1846
+  _globals['_RECALL']._serialized_end=1887
+  _globals['_RECALLED']._serialized_start=1889
+  _globals['_RECALLED']._serialized_end=1962
+  _globals['_ROUTERSERVICE']._serialized_start=2096
+  _globals['_ROUTERSERVICE']._serialized_end=2196
 # @@protoc_insertion_point(module_scope)

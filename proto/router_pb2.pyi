@@ -22,7 +22,7 @@ MOVE_MODE_RECOMPUTE: MoveMode
 MOVE_MODE_UNBEGUN: MoveMode
 
 class AttachRequest(_message.Message):
-    __slots__ = ("hello", "sessions", "moved", "lost", "recalled", "attainment", "refused")
+    __slots__ = ("hello", "sessions", "moved", "lost", "recalled", "attainment", "refused", "waiting")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     MOVED_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class AttachRequest(_message.Message):
     RECALLED_FIELD_NUMBER: _ClassVar[int]
     ATTAINMENT_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     hello: RouterHello
     sessions: SessionsHeld
     moved: Moved
@@ -37,7 +38,8 @@ class AttachRequest(_message.Message):
     recalled: Recalled
     attainment: Attainment
     refused: RefusedInstances
-    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., sessions: _Optional[_Union[SessionsHeld, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., lost: _Optional[_Union[LostInstance, _Mapping]] = ..., recalled: _Optional[_Union[Recalled, _Mapping]] = ..., attainment: _Optional[_Union[Attainment, _Mapping]] = ..., refused: _Optional[_Union[RefusedInstances, _Mapping]] = ...) -> None: ...
+    waiting: Waiting
+    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., sessions: _Optional[_Union[SessionsHeld, _Mapping]] = ..., moved: _Optional[_Union[Moved, _Mapping]] = ..., lost: _Optional[_Union[LostInstance, _Mapping]] = ..., recalled: _Optional[_Union[Recalled, _Mapping]] = ..., attainment: _Optional[_Union[Attainment, _Mapping]] = ..., refused: _Optional[_Union[RefusedInstances, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ...) -> None: ...
 
 class RouterHello(_message.Message):
     __slots__ = ("name", "address", "pid")
@@ -92,6 +94,14 @@ class Attainment(_message.Message):
     outputs: int
     outputs_in_time: int
     def __init__(self, first_tokens: _Optional[int] = ..., first_tokens_in_time: _Optional[int] = ..., outputs: _Optional[int] = ..., outputs_in_time: _Optional[int] = ...) -> None: ...
+
+class Waiting(_message.Message):
+    __slots__ = ("prefill", "decode")
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    prefill: int
+    decode: int
+    def __init__(self, prefill: _Optional[int] = ..., decode: _Optional[int] = ...) -> None: ...
 
 class Moved(_message.Message):
     __slots__ = ("ask", "done", "reason", "seconds", "source")

@@ -109,6 +109,7 @@ async def _report(router: Router, call: Any) -> None:
         now = [
             pb.AttachRequest(sessions=_held(router)),
             pb.AttachRequest(attainment=_attainment(router)),
+            pb.AttachRequest(waiting=_waiting(router)),
             pb.AttachRequest(refused=_refused(router)),
         ]
         news = [request for request in now if request not in told]
@@ -147,6 +148,13 @@ def _held(router: Router) -> pb.SessionsHeld:
 
 def _attainment(router: Router) -> pb.Attainment:
     return pb.Attainment(**asdict(router.attainment))
+
+
+def _waiting(router: Router) -> pb.Waiting:
+    none, count = router.waiting()
+    if none is None or not none.busy:
+        return pb.Waiting()
+    return pb.Waiting(decode=count) if none.decoding else pb.Waiting(prefill=count)
 
 
 def _refused(router: Router) -> pb.RefusedInstances:

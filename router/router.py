@@ -148,6 +148,7 @@ class Router:
         foreseen = self._turns.foresee(call, replaced, pace, self.now())
         refusal = self._turns.refusal(call, choices, replaced, foreseen, self._late)
         if refusal is not None:
+            self.attainment = self.attainment.missed(self._waits_to_decode())
             raise overloaded(f"The cluster is busy: {refusal.reason}.", refusal.retry_s)
         return foreseen
 
@@ -205,11 +206,16 @@ class Router:
         none, limit_s = self._held_back, self.config.dispatch_wait_s
         for key in self._turns.overdue(self.now() - limit_s):
             if none is None or none.busy:
+                self.attainment = self.attainment.missed(self._waits_to_decode())
                 error = overloaded(f"The request has waited {limit_s:g} s for its turn.", limit_s)
             else:
                 error = unserved(f"The request cannot be served now: {none.reason}.")
             self.sessions[key].cancel(error)
             self._turns.gave_up(key)
+
+    def _waits_to_decode(self) -> bool:
+        none, _ = self.waiting()
+        return none is not None and none.decoding
 
     # ---- instances
 
@@ -232,6 +238,10 @@ class Router:
         else:
             self._guarded(session, lambda: session.heard(sender, message))
         self._have_turns_soon()
+
+    def waiting(self) -> tuple[NoInstance | None, int]:
+        """Why the first waits whose turn it is, and how many wait."""
+        return self._held_back if len(self._turns) else None, len(self._turns)
 
     def lost(self, instance: Incarnation, reason: str) -> None:
         logger.warning("%s is lost: %s", instance, reason)
@@ -290,7 +300,8 @@ class Router:
 
     def first_token(self, call: Call, ttft_s: float, foreseen_s: float) -> None:
         self._late = forecast.lag(self._late, foreseen_s, ttft_s, forecast.LATE_SHARE)
-        self.attainment = self.attainment.first_token(ttft_s, slo_of(self.config, call.priority))
+        slo = slo_of(self.config, call.priority)
+        self.attainment = self.attainment.first_token(ttft_s, slo, self._waits_to_decode())
 
     def prefilled(self, expected_s: float, took_s: float) -> None:
         lag = forecast.lag(self._dispatch.lag, expected_s, took_s)

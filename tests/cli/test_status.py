@@ -63,6 +63,23 @@ def test_an_instance_that_is_refused_is_told_with_its_reason():
     assert f"decode-0 is refused: {reason}\n" in console.file.getvalue()
 
 
+def test_an_instance_without_room_and_what_pools_did_by_themselves_are_told():
+    told = control_pb2.GetClusterResponse()
+    told.instances.add(
+        name="decode-1",
+        state=control_pb2.INSTANCE_STATE_PENDING,
+        reason="it needs 1 GPU of Ray, and it is taken",
+    )
+    change = told.changes.add(at=time.time(), where="controller", session="decode", what="grow")
+    change.figures.update({"decode_free_steps": 12.0, "reason": "it is free for 12 steps"})
+    console = Console(file=io.StringIO(), width=120, highlight=False)
+    console.print(status._picture(from_cluster(told), console))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "decode-1 is pending: it needs 1 GPU of Ray, and it is taken\n" in text
+    assert " decode grow decode_free_steps 12  reason it is free for 12 steps\n" in text
+
+
 def test_a_pipe_gets_each_change_at_once_as_plain_text(capsys):
     def changes():
         for name in ("prefill-0", "decode-0"):

@@ -200,6 +200,7 @@ def test_each_change_of_an_instance_is_told_in_one_line():
         d=("draining", 1),
         f=("starting", 1),
         g=("refused", 1, "its weights"),
+        h=("pending", 1, "it needs 1 GPU of Ray"),
     )
     lines = [
         "b is lost: it is silent",
@@ -207,6 +208,7 @@ def test_each_change_of_an_instance_is_told_in_one_line():
         "d drains",
         "f starts",
         "g is refused: its weights",
+        "h waits for room: it needs 1 GPU of Ray",
         "e has ended",
     ]
     assert list(changes(before, now)) == lines

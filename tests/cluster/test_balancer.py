@@ -9,7 +9,7 @@ import grpc
 
 from penstock.cluster.balancer import Balancer
 from penstock.cluster.config import ClusterConfig, Config
-from penstock.cluster.lifecycle import Phase, Progress
+from penstock.cluster.operation import Phase, Progress
 from penstock.cluster.refusal import Refused
 from penstock.cluster.routers import AttachedRouter, MoveResult
 from penstock.policy.autoscale import AutoscaleConfig, PoolLimits
@@ -22,6 +22,7 @@ FULL = LoadView(
     decode_slots=8, block_size=16, step_s=0.01,
 )  # fmt: skip
 EMPTY = LoadView(total_blocks=100, free_blocks=100, decode_slots=8, block_size=16)
+MIDDLE = replace(EMPTY, free_blocks=20, held_blocks=80)
 CROWDED = LoadView(total_blocks=100, free_blocks=100, prefill_tokens=64, queued_tokens=64_000, block_size=16)
 
 
@@ -120,25 +121,31 @@ def test_a_move_that_came_to_nothing_rests_before_it_is_asked_again():
 
 def pools(**config) -> Here:
     limits = {"prefill": PoolLimits(least=1, most=3), "decode": PoolLimits(least=1, most=4)}
-    autoscale = AutoscaleConfig(limits=limits, short_s=2.0, idle_s=100.0, **config)
+    autoscale = AutoscaleConfig(limits=limits, short_s=2.0, idle_s=100.0, cooldown_s=8.0, **config)
     busy = [
         view("prefill-0", CROWDED, "prefill"),
-        view("decode-0", replace(EMPTY, free_blocks=20, held_blocks=80)),
+        view("decode-0", MIDDLE),
     ]
     return Here(busy, [], autoscale=autoscale)
 
 
 def test_a_pool_that_is_short_for_long_enough_grows_once():
     here = pools()
-    here.ticks(*range(10))
+    here.ticks(*range(8))
+    assert here.changes == [], "an earlier controller may have grown it just now"
+    here.ticks(*range(8, 16))
     assert here.changes == [("grow", "prefill")]
+    asked, done = here.balancer.changes
+    assert (asked.session, asked.what, asked.figures["prefill_queued_steps"]) == ("prefill", "grow", 1000.0)
+    assert (done.what, done.figures["instance"]) == ("grow_done", "decode-9")
 
 
 def test_an_idle_pool_gives_an_instance_to_a_short_one_and_a_refusal_ends_nothing():
     here = pools()
     here.listed = [here.listed[0], *(view(f"decode-{number}", EMPTY) for number in range(3))]
-    here.ticks(*range(10))
+    here.ticks(*range(12))
     assert here.changes == [("flip", "decode-2", "prefill")]
+    assert [change.what for change in here.balancer.changes] == ["flip", "flip_failed"]
 
 
 def test_a_pool_whose_requests_miss_their_slo_grows_though_it_has_room():
@@ -147,10 +154,29 @@ def test_a_pool_whose_requests_miss_their_slo_grows_though_it_has_room():
         view("prefill-0", EMPTY, "prefill"),
         view("decode-0", replace(EMPTY, free_blocks=20, held_blocks=80)),
     ]
-    for second in range(10):
+    for second in range(12):
         counts = {"first_tokens": 10 * second, "first_tokens_in_time": 10 * second, "outputs": 10 * second}
         here.attached[0].attainment = pb.Attainment(**counts, outputs_in_time=4 * second)
         here.ticks(second)
+    assert here.changes == [("grow", "decode")]
+
+
+def test_of_mixed_instances_the_worse_of_both_attainments_counts():
+    limits = {"mixed": PoolLimits(most=3)}
+    mixed = AutoscaleConfig(limits=limits, short_s=2.0, cooldown_s=0.0)
+    here = Here([view("mixed-0", EMPTY, "mixed")], [], autoscale=mixed)
+    for second in range(4):
+        counts = {"first_tokens": 9 * second, "first_tokens_in_time": 9 * second, "outputs": 9 * second}
+        here.attached[0].attainment = pb.Attainment(**counts, outputs_in_time=0)
+        here.ticks(second)
+    assert here.changes[0] == ("grow", "mixed")
+
+
+def test_requests_that_wait_at_the_routers_grow_the_pool_that_they_wait_for():
+    here = pools()
+    here.listed = [replace(one, load=replace(MIDDLE, prefill_tokens=64)) for one in here.listed]
+    here.attached[0].waiting = pb.Waiting(decode=3)
+    here.ticks(*range(12))
     assert here.changes == [("grow", "decode")]
 
 

@@ -20,6 +20,7 @@ from penstock.cluster.routers import Routers
 from penstock.cluster.supervisor import Supervisor
 from penstock.handover.config import HandoverConfig
 from penstock.handover.values import Incarnation
+from penstock.policy.journal import Decision, Journal
 from penstock.policy.state import LoadView
 from penstock.proto import control_pb2 as control
 from penstock.proto import router_pb2 as pb
@@ -27,6 +28,7 @@ from penstock.proto.control_pb2_grpc import ControlServiceStub, add_ControlServi
 from penstock.proto.router_pb2_grpc import RouterServiceStub, add_RouterServiceServicer_to_server
 
 HANDOVER = HandoverConfig(heartbeat_s=0.02)
+GROWN = Decision(7.0, "controller", "decode", "grow", {"decode_free_steps": 9.0})
 MOVE_S = 2.0
 LOADS = {
     "prefill": LoadView(prefill_tokens=512, block_size=16, total_blocks=64, free_blocks=64),
@@ -121,9 +123,12 @@ def play(
     async def played() -> None:
         party = Party(answer)
         server = grpc.aio.server()
-        overview = Overview("c", "m", party.supervisor, party.routers, lambda record: 1 << 20)
+        overview = Overview("c", "m", party.supervisor, party.routers, [GROWN], lambda record: 1 << 20)
         lifecycle = Lifecycle(party.supervisor, ClusterConfig(), HANDOVER)
-        control_service = Control(overview, lifecycle, party.supervisor, party.routers, HANDOVER, MOVE_S)
+        journal = Journal("controller", lambda: 7.0)
+        control_service = Control(
+            overview, lifecycle, party.supervisor, party.routers, HANDOVER, MOVE_S, journal
+        )
         add_ControlServiceServicer_to_server(control_service, server)
         add_RouterServiceServicer_to_server(party.routers, server)
         port = server.add_insecure_port("127.0.0.1:0")

@@ -10,7 +10,8 @@ from test_supervisor import HANDOVER, NAMES, SPECS, FakeHost, cancelled, play, s
 from waiting import until
 
 from penstock.cluster.config import ClusterConfig
-from penstock.cluster.lifecycle import Lifecycle, Phase, Progress
+from penstock.cluster.lifecycle import Lifecycle
+from penstock.cluster.operation import Phase, Progress
 from penstock.cluster.refusal import Refused
 from penstock.cluster.registry import State
 from penstock.cluster.supervisor import Supervisor
@@ -170,6 +171,46 @@ def test_an_instance_that_cannot_be_added_is_given_up():
     played(scenario)
 
 
+def test_an_instance_without_room_is_waited_for_as_long_as_who_asks_has_patience():
+    async def scenario(host: FakeHost, supervisor: Supervisor, _) -> None:
+        host.full = True
+        lifecycle = Lifecycle(supervisor, replace(CONFIG, start_s=0.2), HANDOVER)
+        with pytest.raises(Refused, match=r"decode-2 did not start within 0.2 s .*: there is no room"):
+            await steps(lifecycle.scale("decode", 3))
+        assert list(supervisor.registry.records) == NAMES and host.left == ["decode-2"]
+        growing = asyncio.create_task(steps(lifecycle.grow("decode")))
+        await until(lambda: "decode-2" in supervisor.registry)
+        await asyncio.sleep(0.5)
+        assert supervisor.registry["decode-2"].state == State.PENDING
+        await steps(lifecycle.flip("decode-0", "mixed"))  # it is in nobody's way
+        host.full = False
+        assert (await growing)[-1] == Progress("decode-2", Phase.SERVING)
+
+    played(scenario)
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda cluster: cluster.drain("decode-2"), lambda cluster: cluster.scale("decode", 2)]
+)
+def test_a_pool_shrinks_by_the_one_without_room_and_who_asked_for_it_is_told(ask):
+    async def scenario(host: FakeHost, supervisor: Supervisor, lifecycle: Lifecycle) -> None:
+        host.full = True
+        growing = asyncio.create_task(steps(lifecycle.grow("decode")))
+        await until(lambda: "decode-2" in supervisor.registry)
+        await until(lambda: supervisor.registry["decode-2"].state == State.PENDING)
+        shrinking = asyncio.create_task(steps(ask(lifecycle)))
+        await asyncio.sleep(0)
+        with pytest.raises(Refused, match="decode-2 is being taken back just now"):
+            await steps(lifecycle.drain("decode-2"))
+        assert (await shrinking)[-1] == Progress("decode-2", Phase.ENDED)
+        with pytest.raises(Refused, match="decode-2 was drained before it served"):
+            await growing
+        assert list(supervisor.registry.records) == NAMES and host.left == ["decode-2"]
+        assert not lifecycle.busy("decode-2")
+
+    played(scenario)
+
+
 @pytest.mark.parametrize(
     "ask, code, text",
     [
@@ -278,6 +319,20 @@ def test_one_change_of_an_instance_at_a_time():
     played(scenario)
 
 
+def test_the_last_of_a_pool_is_told_by_what_the_others_become():
+    async def scenario(host: FakeHost, supervisor: Supervisor, lifecycle: Lifecycle) -> None:
+        await steps(lifecycle.scale("prefill", 2))
+        who = supervisor.registry["prefill-0"].incarnation
+        host.living[who].load = replace(host.living[who].load, sessions=1)
+        first = asyncio.create_task(steps(lifecycle.drain("prefill-0")))
+        await until(lambda: supervisor.registry["prefill-0"].fate)
+        with pytest.raises(Refused, match="prefill-1 has to stay: it is the last of the prefill pool"):
+            await steps(lifecycle.flip("prefill-1", "decode"))
+        await first
+
+    played(scenario)
+
+
 def test_an_instance_that_drains_by_itself_is_listed_so_and_comes_back():
     """As on SIGTERM."""
 
@@ -292,6 +347,35 @@ def test_an_instance_that_drains_by_itself_is_listed_so_and_comes_back():
         assert supervisor.registry["decode-0"].life > who.life
 
     played(scenario)
+
+
+@pytest.mark.parametrize("pool", ["", "prefill"])
+def test_the_next_controller_ends_a_drain_and_a_flip_that_the_last_one_began(pool):
+    async def scenario(host: FakeHost) -> None:
+        async with supervised(host) as first:
+            lifecycle = Lifecycle(first, CONFIG, HANDOVER)
+            who = first.registry["decode-0"].incarnation
+            host.living[who].load = replace(host.living[who].load, sessions=1)
+            asked = lifecycle.flip("decode-0", pool) if pool else lifecycle.drain("decode-0")
+            following = asyncio.create_task(steps(asked))
+            await until(lambda: first.registry["decode-0"].state == State.DRAINING)
+            lifecycle._operations["decode-0"].task.cancel()  # it dies
+            await asyncio.gather(following, return_exceptions=True)
+        second = Supervisor(host, SPECS, HANDOVER, "controller:test", lambda: None)
+        after, running = Lifecycle(second, CONFIG, HANDOVER), asyncio.create_task(second.run())
+        await after.resume()
+        await until(lambda: second.registry["decode-0"].state == State.DRAINING)
+        host.living[who].load = replace(host.living[who].load, sessions=0)
+        await until(lambda: not after.busy("decode-0"))
+        if pool:
+            record = second.registry["decode-0"]
+            assert (record.spec.pool, record.state, record.fate) == (pool, State.SERVING, "")
+        else:
+            assert "decode-0" not in second.registry and host.left == ["decode-0"]
+        await until(lambda: host.kept == second.registry.remembered())
+        await cancelled(running)
+
+    play(scenario)
 
 
 def test_the_next_controller_knows_what_there_is_to_be_and_how_often_it_was_restarted():

@@ -50,9 +50,20 @@ class FakeHost:
         self.kept = ""
         self.left: list[str] = []
         """Instances whose place was given back."""
+        self.full = False
+        """There is no room for more."""
+        self.placed: set[str] = set()
+        """Instances that have a place."""
 
     async def find(self) -> dict[Incarnation, Found]:
         return {who: Found(self.running[who]) for who in self.living} | self.found
+
+    async def place(self, spec: Spec) -> str:
+        if self.full and spec.name not in self.placed:
+            await asyncio.sleep(HANDOVER.heartbeat_s)
+            return "there is no room"
+        self.placed.add(spec.name)
+        return ""
 
     async def start(self, spec: Spec, life: int) -> Running:
         if Incarnation(spec.name, life) in self.living:
@@ -84,8 +95,12 @@ class FakeHost:
             raise TimeoutError
         await self.die(who)
 
-    async def leave(self, spec: Spec) -> None:
-        self.left.append(spec.name)
+    async def places(self) -> list[str]:
+        return list(self.placed)
+
+    async def leave(self, name: str) -> None:
+        self.left.append(name)
+        self.placed.discard(name)
 
     async def recall(self) -> str:
         return self.kept
@@ -267,6 +282,34 @@ def test_a_new_controller_tells_routers_of_all_that_it_found_at_once():
         async with succeeded(host) as (second, told):
             assert told == [NAMES] and host.killed == []
             assert all(not record.restarts for record in second.registry.records.values())
+
+    play(scenario)
+
+
+def test_a_new_controller_gives_places_back_that_no_instance_is_to_have():
+    async def scenario(host: FakeHost) -> None:
+        host.placed = {"decode-9"}
+        async with supervised(host):
+            await until(lambda: host.placed == set(NAMES))
+            assert host.left == ["decode-9"]
+
+    play(scenario)
+
+
+def test_an_instance_without_room_waits_and_says_why_and_those_with_room_serve():
+    async def scenario(host: FakeHost) -> None:
+        host.full, host.placed = True, {"prefill-0", "decode-0"}
+        supervisor = Supervisor(host, SPECS, HANDOVER, "controller:test", lambda: None)
+        task = asyncio.create_task(supervisor.run())
+        await until(lambda: serving(supervisor) == ["prefill-0", "decode-0"])
+        await until(lambda: supervisor.registry["decode-1"].state == State.PENDING)
+        assert supervisor.registry["decode-1"].reason == "there is no room"
+        assert [view.name for view in supervisor.views(0.0) if not view.placed] == ["decode-1"]
+        life, host.full = supervisor.registry["decode-1"].life, False
+        await until(lambda: serving(supervisor) == NAMES)
+        record = supervisor.registry["decode-1"]
+        assert (record.life, record.reason, record.restarts) == (life, "", 0)
+        await cancelled(task)
 
     play(scenario)
 

@@ -89,15 +89,20 @@ def test_pools_keep_their_bounds_and_their_rest_and_are_pulled_one_way(history):
             assert sample.at - changed.get(pool, -math.inf) >= CFG.cooldown_s
             changed[pool] = sample.at
         for action in actions:
-            there = [view for view in sample.views if view.pool == action.pool and not view.draining]
-            serving = [view for view in there if view.alive]
+            members = [view for view in sample.views if view.pool == action.pool]
+            there = [view for view in members if not view.draining]
+            serving = {view.key for view in there if view.alive}
+            coming = {view.key for view in there if not view.alive}
             growing = {Scale.GROW: action.pool, Scale.FLIP: action.to}.get(action.kind)
             if growing:
-                members = [view for view in sample.views if view.pool == growing and not view.draining]
-                assert len(members) < CFG.limits[growing].most
-            if action.kind is not Scale.GROW:
+                assert sum(view.pool == growing for view in sample.views) < CFG.limits[growing].most
+            if action.kind is Scale.GROW:
+                assert not coming
+            elif action.instance in serving:
                 assert len(serving) > CFG.limits[action.pool].least
-                assert action.instance in {view.key for view in serving}
+            else:
+                assert action.kind is Scale.DRAIN and action.instance in coming
+                assert len(there) > CFG.limits[action.pool].least
 
 
 def test_a_pool_that_is_short_for_long_enough_grows():
@@ -113,13 +118,28 @@ def test_a_moment_of_ease_begins_the_wait_anew():
     assert autoscale(history, CFG, 60.0, Memory())[0] == []
 
 
-@pytest.mark.parametrize("cause", ["attainment", "queue", "freeness"])
-def test_each_cause_of_shortage_is_seen_and_told(cause):
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        ("attainment", "50% of its requests meet their SLO"),
+        ("queue", "steps of prompts wait"),
+        ("freeness", "it is free for"),
+        ("routers", "2 requests wait for it at the routers"),
+    ],
+)
+def test_each_cause_of_shortage_is_seen_and_told(cause, words):
     views = pools([FLOODED if cause == "queue" else MIDDLE], [BUSY if cause == "freeness" else MIDDLE])
-    rates = {"prefill": 0.5} if cause == "attainment" else {}
-    (action,), _ = autoscale(steady(views, 9, rates), CFG, 9.0, Memory())
-    assert action.kind is Scale.GROW
-    assert {"attainment": "SLO", "queue": "wait", "freeness": "free"}[cause] in action.reason
+    rates = {"decode": 0.5} if cause == "attainment" else {}
+    waiting = {"decode": 2} if cause == "routers" else {}
+    history = [replace(sample, waiting=waiting) for sample in steady(views, 9, rates)]
+    (action,), _ = autoscale(history, CFG, 9.0, Memory())
+    assert action.kind is Scale.GROW and words in action.reason
+
+
+def test_a_pool_that_requests_wait_for_is_not_drained():
+    views = pools([MIDDLE], [IDLE, IDLE])
+    history = [replace(sample, waiting={"decode": 1}) for sample in steady(views, 60)]
+    assert autoscale(history, CFG, 60.0, Memory())[0] == []
 
 
 def test_a_pool_that_idles_for_longer_is_drained_of_its_emptiest():
@@ -153,6 +173,46 @@ def test_what_was_changed_rests_and_gives_nothing_meanwhile():
 def test_one_that_is_starting_counts_before_it_serves():
     views = (*pools([MIDDLE], [BUSY, BUSY]), member("decode", 9, IDLE, alive=False))
     assert decide(views) == []
+
+
+def test_a_pool_with_one_that_waits_for_room_has_others_flipped_to_it_and_does_not_grow():
+    waits = member("decode", 1, IDLE, alive=False, placed=False)
+    assert decide((*pools([MIDDLE], [BUSY]), waits)) == []
+    assert decide((*pools([IDLE, IDLE], [BUSY]), waits)) == [(Scale.FLIP, "prefill", "decode")]
+    assert decide((*pools([FLOODED], [BUSY]), waits)) == [(Scale.GROW, "prefill", "")]
+
+
+def test_an_idle_pool_takes_back_the_one_without_room_then_the_one_that_starts_then_its_emptiest():
+    coming = {number: member("decode", number, IDLE, alive=False, placed=number != 7) for number in (5, 6, 7)}
+    views = pools([MIDDLE], [IDLE, {**IDLE, "running": 1, "held_blocks": 4}])
+    for drained in (7, 5, 6, 0):
+        there = (*views, *coming.values())
+        (action,), _ = autoscale(steady(there, 20), CFG, 20.0, Memory())
+        assert (action.kind, action.instance) == (Scale.DRAIN, (f"decode-{drained}", 1))
+        coming.pop(drained, None)
+    cfg = replace(CFG, limits={"decode": PoolLimits(least=3, most=4)})
+    assert decide((*views, member("decode", 9, IDLE, alive=False, placed=False)), cfg=cfg) == []
+
+
+def test_a_pool_that_will_soon_have_idled_for_long_enough_is_waited_for():
+    history = steady(pools([MIDDLE, MIDDLE], [BUSY]), 9)
+    history[-1] = replace(history[-1], views=pools([IDLE, IDLE], [BUSY]))
+    assert autoscale(history, CFG, 9.0, Memory())[0] == []
+    assert [one.kind for one in autoscale(history[:-1], CFG, 8.0, Memory())[0]] == [Scale.GROW]
+
+
+def test_a_change_tells_the_figures_of_its_pools():
+    (action,), _ = autoscale(steady(pools([IDLE, IDLE], [BUSY]), 9, {"decode": 0.5}), CFG, 9.0, Memory())
+    assert action.figures["decode_attainment"] == 0.5 and action.figures["prefill_serving"] == 2
+    assert action.figures["decode_free_steps"] < action.figures["prefill_free_steps"]
+
+
+def test_a_pool_that_somebody_made_smaller_than_it_may_be_grows_at_once():
+    cfg = replace(CFG, limits={"decode": PoolLimits(least=2, most=3)})
+    (action,), _ = autoscale(steady(pools([MIDDLE], [MIDDLE]), 0), cfg, 0.0, Memory())
+    assert (action.kind, action.reason) == (Scale.GROW, "it has 1 instances, and 2 at least")
+    starting = (*pools([MIDDLE], [MIDDLE]), member("decode", 9, IDLE, alive=False))
+    assert decide(starting, cfg=cfg) == []
 
 
 def test_a_pool_that_nobody_named_is_left_alone():

@@ -1,7 +1,7 @@
 """Laws of a busy router: turns by class and tenant, bounds, early refusals, and nothing kept of who has gone."""
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import grpc
@@ -14,6 +14,8 @@ from penstock.handover.values import Epoch, Incarnation, News, SamplingParams, S
 from penstock.policy.cost import CostModel, Law, Piece, StepCost
 from penstock.policy.fairness import Slo
 from penstock.policy.state import InstanceView, LoadView, Priority
+from penstock.proto import router_pb2 as pb
+from penstock.router.attach import _waiting
 from penstock.router.config import RouterConfig
 from penstock.router.refusal import Refused
 from penstock.router.router import Router
@@ -242,6 +244,32 @@ def test_a_router_that_refuses_all_takes_again_as_soon_as_its_instances_are_idle
     scenario(work)
 
 
+def test_the_controller_hears_how_many_wait_and_for_which_work():
+    async def work():
+        async with router(priced(), normal=Slo(tpot_s=0.05), queue=4) as now:
+            assert _waiting(now) == pb.Waiting()
+            for load, told in (
+                ({"decoding": 8, "step_s": 0.06, **FREE}, pb.Waiting(decode=1)),
+                ({"decoding": 0, "step_s": 0.01, **BUSY}, pb.Waiting(prefill=2)),
+            ):
+                now.links.load(**load)
+                now.open([call(f"r{len(now.sessions)}")])
+                now._have_turns()
+                assert _waiting(now) == told
+            counts = now.attainment
+            for _ in range(now.config.queue + 1):
+                with suppress(Refused):
+                    now.open([call(f"r{len(now.sessions)}")])
+            assert now.attainment == replace(counts, first_tokens=counts.first_tokens + 3)
+            now.first_token(call("x"), 9.0, 0.0)
+            assert now.attainment.outputs == 0, "nothing is promised of first tokens"
+            now.links.load(**FREE)
+            now._have_turns()
+            assert _waiting(now) == pb.Waiting()
+
+    scenario(work)
+
+
 def test_tokens_that_would_be_slower_than_promised_are_waited_with():
     async def work():
         async with router(normal=Slo(tpot_s=0.05)) as now:
@@ -386,6 +414,20 @@ def test_what_was_promised_and_kept_is_counted_by_class():
             counts = now.attainment
             assert (counts.first_tokens, counts.first_tokens_in_time) == (3, 2)
             assert (counts.outputs, counts.outputs_in_time) == (3, 2)
+
+    scenario(work)
+
+
+def test_a_late_first_token_is_the_decode_pools_where_requests_wait_to_decode():
+    async def work():
+        async with router(priced(), normal=Slo(ttft_s=1.0, tpot_s=0.05)) as now:
+            now.links.load(decoding=8, step_s=0.06)
+            now.open([call("waits")])
+            now.first_token(call("x"), 9.0, 0.0)
+            now.first_token(call("x"), 0.5, 0.0)
+            counts = now.attainment
+            assert (counts.outputs, counts.outputs_in_time) == (1, 0)
+            assert (counts.first_tokens, counts.first_tokens_in_time) == (1, 1)
 
     scenario(work)
 
