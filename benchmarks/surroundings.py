@@ -11,6 +11,7 @@ import numpy as np
 
 from ..engine.config import EngineConfig
 from ..engine.flight import Flight
+from ..engine.model import Meanwhile
 from ..engine.runner import Runner
 from ..engine.step import StepItem
 from ..policy.batching import Budget
@@ -42,9 +43,11 @@ def measure(config: EngineConfig, runner: Runner) -> Surroundings:
     alone = Alone(config, Budget(max(BATCHES) * PROMPT, max(BATCHES)), runner)
     launch, spent = runner.launch, [0.0]
 
-    def timed(items: Sequence[StepItem], after: Flight | None = None) -> Flight:
+    def timed(
+        items: Sequence[StepItem], after: Flight | None = None, meanwhile: Meanwhile = lambda: None
+    ) -> Flight:
         began = time.thread_time()
-        flight = launch(items, after)
+        flight = launch(items, after, meanwhile)
         flight.result()
         spent[0] += time.thread_time() - began
         return flight
