@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
 """Limit of a connection to a Ray that is joined."""
-TRIES = 2
-"""Starts of a Ray of our own: now and then one of its processes hangs while it starts, and the next start is well."""
+TRIES = 3
+"""Starts of a Ray of our own: now and then one of its processes hangs while it starts, and the next start is well.
+Two in a row were seen on a machine whose load was 9."""
 LOCAL_RAY = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
