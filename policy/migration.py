@@ -187,8 +187,11 @@ class _Plan:
     def _saves(self, source: InstanceView, to: InstanceView, one: SequenceView) -> bool:
         """Whether memory that is wanted at the source is free there, for those who have it now and for a while; both
         are freer afterwards than the source was, and the sequence would have kept it for longer than the copy takes."""
-        kept, there = self._kept[to.key], joined(to, one)
-        if not _has_room(to, one, kept) or there.load.needed_blocks + kept > to.load.total_blocks:
+        kept = self._kept[to.key]
+        if not _has_room(to, one, kept):
+            return False
+        there = joined(to, one)
+        if there.load.needed_blocks + kept > to.load.total_blocks:
             return False
         if steps_left(there.load) < self._cfg.enough_steps:
             return False
@@ -257,11 +260,14 @@ class _Plan:
 
     def _helps(self, source: InstanceView, to: InstanceView, one: SequenceView) -> bool:
         """Whether both are freer afterwards than the source was, neither asks for relief for it, and the gain pays."""
-        after, there = left(source, one), joined(to, one)
-        was = freeness(source)
-        if not _fits(to, one) or freeness(after) <= was:
+        if not _has_room(to, one):
             return False
-        return freeness(there) > max(was, self._cfg.low_steps) and self._pays(source, there, one)
+        was, there = freeness(source), joined(to, one)
+        if usage_blocks(there.load) > there.load.total_blocks or freeness(there) <= max(
+            was, self._cfg.low_steps
+        ):
+            return False
+        return freeness(left(source, one)) > was and self._pays(source, there, one)
 
     def _pays(self, source: InstanceView, there: InstanceView, one: SequenceView) -> bool:
         """Whether the copy takes less time than it gains: the sequence's own steps that are shorter elsewhere, and
